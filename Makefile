@@ -1,0 +1,106 @@
+SHELL := bash
+.DEFAULT_GOAL := help
+
+# Variables, the same for every target that runs something.
+SCALE ?= mini#      mini: embedded data, minutes on a CPU; coco: COCO 2017, the paper's recipe
+SIZE ?=#            model size: vit-mini, vit-ti, vit-b, vit-l, vit-h; default: the study's
+SEEDS ?=#           number of seeds; default: the study's
+VARIANTS ?=#        some rows only, comma-separated
+OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
+JOBS ?=#            runs side by side; default: one per GPU or core
+DATASET ?=#         train on your own COCO-format set: annotations.json,images/
+VAL ?=#             evaluate on your own: annotations.json,images/
+CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
+WEIGHTS ?=#         of eval-coco: checkpoint of a whole detector
+PYTHON ?= python3#  3.11 to 3.13, makes .venv
+TORCH ?=#           another torch, e.g. "torch==2.11.0 torchvision==0.26.0"
+DETECTRON2 ?=#      another detectron2, e.g. git+https://github.com/facebookresearch/detectron2.git
+
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+# The community wheel of detectron2 with ViTDet in it is pure Python for our purposes, but tagged
+# for CPython 3.10; hence the way it is installed below. Its own needs are in requirements.txt.
+DETECTRON2_WHEEL := sal-detectron2==0.7.2
+
+option = $(if $(strip $(2)),--$(1) '$(strip $(2))')
+run_options = --scale $(SCALE) $(call option,size,$(SIZE)) $(call option,seeds,$(SEEDS)) \
+	$(call option,variants,$(VARIANTS)) $(call option,jobs,$(JOBS)) \
+	$(call option,dataset,$(DATASET)) $(call option,val,$(VAL))
+
+# Another TORCH or DETECTRON2 than the installed one means installing again.
+ifneq ($(strip $(TORCH)$(DETECTRON2)),)
+ifneq ($(strip $(TORCH)|$(DETECTRON2)),$(strip $(shell cat $(VENV)/.overrides 2>/dev/null)))
+.PHONY: $(INSTALLED)
+endif
+endif
+
+.PHONY: help
+help: ## List targets and variables
+	@grep -hE '^[a-z%-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 24
+	@echo; echo "Variables (make TARGET VARIABLE=value):"
+	@grep -hE '^[A-Z0-9]+ \?=' Makefile | sed -E 's/ \?= *([^#]*)# */\t\1\t/' | expand -t 14,22
+
+.PHONY: install
+install: $(INSTALLED) ## Make .venv with everything that runs need
+
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+		"Python %d.%d does not fit: 3.11 to 3.13 do, choose one with PYTHON=python3.12" % v)'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@test -x $(UV) || $(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@printf '%s\n' $(TORCH) > $(VENV)/.torch
+	$(UV) pip install --quiet --python $(PY) --overrides $(VENV)/.torch -r requirements.txt
+ifeq ($(strip $(DETECTRON2)),)
+	$(UV) pip install --quiet --no-deps --python-version 3.10 $(DETECTRON2_WHEEL) \
+		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
+else
+	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation '$(strip $(DETECTRON2))'
+endif
+	@echo '$(strip $(TORCH)|$(DETECTRON2))' > $(VENV)/.overrides
+	@touch $@
+
+$(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
+	$(UV) pip install --quiet --python $(PY) -r requirements-test.txt
+	@touch $@
+
+.PHONY: ablation-%
+ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make ablation-global-vs-conv
+	@$(PY) -W ignore -m experiments run $* $(run_options) -- $(OVERRIDES)
+	@$(PY) -W ignore -m analysis study runs/$(SCALE)/$*
+
+.PHONY: studies
+studies: $(INSTALLED) ## List the studies: question and rows
+	@$(PY) -W ignore -m experiments studies
+
+.PHONY: data
+data: $(INSTALLED) ## Make or find the data of SCALE, count it, and write a picture sheet
+	@$(PY) -W ignore -m experiments data $(SCALE) --show $(call option,dataset,$(DATASET)) $(call option,val,$(VAL))
+
+.PHONY: eval-coco
+eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or VAL): CONFIG= WEIGHTS=
+	@$(PY) -W ignore -m experiments evaluate '$(strip $(CONFIG))' '$(strip $(WEIGHTS))' $(call option,val,$(VAL)) -- $(OVERRIDES)
+
+.PHONY: test
+test: lint $(INSTALLED_TEST) ## Lint, then the tests
+	$(PY) -m pytest
+
+.PHONY: test-slow
+test-slow: $(INSTALLED_TEST) ## The tests that take long: real COCO images, if there are some
+	$(PY) -m pytest -m slow
+
+.PHONY: lint
+lint: $(INSTALLED_TEST) ## Check style and formatting with ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.PHONY: format
+format: $(INSTALLED_TEST) ## Reformat with ruff
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+.PHONY: clean
+clean: ## Remove .venv and caches; runs and data stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache

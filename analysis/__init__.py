@@ -1,0 +1,1 @@
+"""From records and models to numbers, tables and plots. Never trains."""

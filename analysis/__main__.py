@@ -1,0 +1,58 @@
+"""Tables and plots from records: `python -m analysis --help`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from experiments.errors import UserError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
+console = Console(soft_wrap=True)
+
+
+@app.callback()
+def _commands() -> None:
+    pass
+
+
+@app.command()
+def study(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of a study, e.g. runs/mini/global-vs-conv.")
+    ],
+) -> None:
+    """Write table.csv, table.md and the plot of a study that was run, and print the table."""
+    from . import plots, tables
+
+    manifest, table = tables.study_table(folder)
+    table.to_csv(folder / "table.csv", index=False)
+    text = tables.markdown(manifest, table, tables.provenance(folder))
+    (folder / "table.md").write_text(text)
+    written = [folder / "table.csv", folder / "table.md"]
+    written += plots.ap_vs_macs(manifest, table, folder / "ap_vs_macs")
+
+    readable = tables.readable(table)
+    shown = Table(*readable.columns, box=None, pad_edge=False)
+    for cells in readable.itertuples(index=False):
+        shown.add_row(*cells)
+    console.print(shown)
+    console.print("written: " + "  ".join(str(path) for path in written))
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        console.print(f"error: {error}", style="red", highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A study's table: mean and spread over seeds, differences to the base row, costs, the paper's."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.records import load_study
+
+from .paper import published
+
+FIGURES = ("ap", "ap50", "ap75", "aps", "apm", "apl")
+KINDS = ("box", "mask")
+PAPER_SIZES = ("vit-b", "vit-l")
+_COSTS = ("params", "macs", "activations", "encoder_params", "encoder_macs")
+_MEASURED = ("train_seconds", "images_per_second", "peak_memory_mib")
+
+
+def study_table(folder: str | Path) -> tuple[dict, pd.DataFrame]:
+    """One row per variant of the study that was run in `folder`; unfinished rows are empty.
+
+    AP is in 0..100, the mean over seeds; `_std` is the sample standard deviation over seeds (empty
+    for one seed). `ap_box_diff` is the mean over seeds of the difference to the base row at the
+    same seed, `ap_box_diff_std` its standard deviation; likewise for masks. `macs` are of the whole
+    detector and one image. `paper_*` are the paper's, for its sizes, at COCO scale.
+
+    Returns:
+        The study's manifest, and the table.
+    """
+    manifest, records = load_study(folder)
+    rows = [_row(manifest, variant, records) for variant in manifest["variants"]]
+    return manifest, pd.DataFrame(rows)
+
+
+def _row(manifest: dict, variant: dict, records: pd.DataFrame) -> dict:
+    row = dict(variant=variant["name"], scale=manifest["scale"], size=manifest["size"], seeds=0)
+    mine = _of(records, variant["name"])
+    row["seeds"] = len(mine)
+    for kind in KINDS:
+        for figure in FIGURES:
+            values = mine.get(f"{figure}_{kind}", pd.Series(dtype=float)).astype(float)
+            row[f"{figure}_{kind}"] = values.mean()
+            row[f"{figure}_{kind}_std"] = values.std()
+    base = _of(records, manifest["base"])
+    for kind in KINDS:
+        column = f"ap_{kind}"
+        difference = (mine[column] - base[column]).dropna() if len(mine) and len(base) else None
+        is_base = variant["name"] == manifest["base"]
+        known = difference is not None and not is_base
+        row[f"{column}_diff"] = difference.mean() if known else None
+        row[f"{column}_diff_std"] = difference.std() if known else None
+    for column in _COSTS:
+        row[column] = mine[column].iloc[0] if len(mine) else None
+    for column in _MEASURED:
+        row[column] = mine[column].mean() if len(mine) else None
+    for size in PAPER_SIZES:
+        for kind in KINDS:
+            where = variant["published"].get(size)
+            value = published().at[where, f"ap_{kind}"] if where else None
+            row[f"paper_ap_{kind}_{size.replace('-', '')}"] = value
+    return row
+
+
+def _of(records: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """A variant's records by seed."""
+    if records.empty:
+        return records
+    return records[records["variant"] == variant].set_index("seed").sort_index()
+
+
+def provenance(folder: str | Path) -> list[str]:
+    """What the table's numbers come from, one line each: command, device, versions, dates."""
+    manifest, records = load_study(folder)
+    lines = [f"command: `{manifest['command']}`"]
+    if records.empty:
+        return lines
+    versions = records["versions"].map(lambda v: ", ".join(f"{k} {n}" for k, n in v.items()))
+    for name, values in (
+        ("device", records["device"] + ", threads " + records["threads"].astype(str)),
+        ("precision", records["precision"]),
+        ("peak memory is", records["memory_kind"]),
+        ("MACs are for one image of", records["input_size"].map(lambda s: f"{s[0]} x {s[1]}")),
+        ("versions", versions),
+        ("commit", records["git_commit"]),
+        ("finished", records["finished"].str[:10]),
+    ):
+        lines.append(f"{name}: {'; '.join(sorted(set(values)))}")
+    return lines
+
+
+def _spread(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
+    """ "51.2 ± 0.4"; without the spread of a single seed; empty where there is nothing."""
+    if pd.isna(mean):
+        return ""
+    text = f"{mean:{sign}.{digits}f}"
+    return text if pd.isna(std) else f"{text} ± {std:.{digits}f}"
+
+
+def _amount(value: float, unit: float, digits: int) -> str:
+    return "" if value is None or pd.isna(value) else f"{value / unit:.{digits}f}"
+
+
+def readable(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text cells with units in the headers, for people."""
+    giga = 1 if table["macs"].max() > 1e10 else 2
+    cells: dict[str, list[str]] = {"variant": [], "seeds": []}
+    for _, r in table.iterrows():
+        shown = {"variant": r["variant"], "seeds": str(r["seeds"])}
+        for kind in KINDS:
+            shown[f"{kind} AP"] = _spread(r[f"ap_{kind}"], r[f"ap_{kind}_std"])
+            shown[f"diff {kind}"] = _spread(
+                r[f"ap_{kind}_diff"], r[f"ap_{kind}_diff_std"], sign="+"
+            )
+            for figure, name in zip(FIGURES[1:], ("50", "75", "S", "M", "L"), strict=True):
+                shown[f"{kind} {name}"] = _spread(r[f"{figure}_{kind}"], None)
+        shown["params M"] = _amount(r["params"], 1e6, 2)
+        shown["GMACs"] = _amount(r["macs"], 1e9, giga)
+        shown["train s"] = _amount(r["train_seconds"], 1, 0)
+        shown["peak MiB"] = _amount(r["peak_memory_mib"], 1, 0)
+        for size in PAPER_SIZES:
+            column = size.replace("-", "")
+            shown[f"paper {size} box / mask"] = " / ".join(
+                _amount(r[f"paper_ap_{kind}_{column}"], 1, 1) for kind in KINDS
+            ).strip(" /")
+        for name, cell in shown.items():
+            cells.setdefault(name, []).append(cell)
+    return pd.DataFrame(cells)
+
+
+def markdown(manifest: dict, table: pd.DataFrame, provenance: list[str]) -> str:
+    """The table as Markdown, with its question and where its numbers come from."""
+    text = readable(table)
+    lines = [
+        f"# {manifest['study']}, {manifest['scale']} scale, {manifest['size']}",
+        "",
+        manifest["question"],
+        "",
+        "| " + " | ".join(text.columns) + " |",
+        "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(text.columns))) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in text.itertuples(index=False)),
+        "",
+        f"Mean ± standard deviation over seeds; diff: to `{manifest['base']}` at the same seed."
+        " MACs are multiply-accumulates of the whole detector, attention counted.",
+        "Paper columns: arXiv:2203.16527v2, COCO val2017; never comparable with the mini set's AP.",
+        "",
+        *(f"- {line}" for line in provenance),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""Detection backbones: the ViTDet encoder, its variants, and their necks."""
+
+from . import conv_blocks as _conv_blocks  # noqa: F401  (registers its entries)
+from .build import SIZES, build_backbone, build_encoder
+from .norms import LayerNorm2d
+from .partition import Partition, ShiftedWindows, Windows
+from .propagation import PLACEMENTS, EncoderSpec, Propagation
+from .pyramids import SimpleFeaturePyramid
+from .registries import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS
+from .stems import ConvStem, PatchEmbed
+from .vit import ViT
+from .yacs import add_vit_config
+
+__all__ = [
+    "CONV_BLOCKS",
+    "PLACEMENTS",
+    "PROPAGATIONS",
+    "PYRAMIDS",
+    "SIZES",
+    "STEMS",
+    "ConvStem",
+    "EncoderSpec",
+    "LayerNorm2d",
+    "Partition",
+    "PatchEmbed",
+    "Propagation",
+    "ShiftedWindows",
+    "SimpleFeaturePyramid",
+    "ViT",
+    "Windows",
+    "add_vit_config",
+    "build_backbone",
+    "build_encoder",
+]

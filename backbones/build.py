@@ -1,0 +1,82 @@
+"""Named sizes, and the two builders that configs and notebooks use."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from torch import nn
+
+from .registries import PYRAMIDS, choose, lookup
+from .vit import ViT
+
+# B, L, H: arXiv:2203.16527; Ti, S: arXiv:2012.12877. "vit-mini" is this suite's own, for 128 px
+# images and minutes of training from scratch on a CPU: hence the conv stem (see docs/mini.md).
+SIZES: dict[str, dict[str, Any]] = {
+    "vit-mini": dict(
+        embed_dim=64,
+        depth=6,
+        num_heads=2,
+        patch_size=8,
+        window_size=4,
+        img_size=128,
+        pretrain_img_size=128,
+        pretrain_use_cls_token=False,
+        stem="conv",
+    ),
+    "vit-ti": dict(embed_dim=192, depth=12, num_heads=3),
+    "vit-s": dict(embed_dim=384, depth=12, num_heads=6),
+    "vit-b": dict(embed_dim=768, depth=12, num_heads=12),
+    "vit-l": dict(embed_dim=1024, depth=24, num_heads=16),
+    "vit-h": dict(embed_dim=1280, depth=32, num_heads=16),
+}
+
+
+def build_encoder(size: str = "vit-b", **words: Any) -> ViT:
+    """An encoder of a named size.
+
+    Args:
+        size: one of `SIZES`.
+        **words: `ViT`'s arguments, over those of the size: ``propagation="conv"``, ``count=4``,
+            ``placement="even"``, ``use_rel_pos=True``, ``img_size=1024``, ...
+
+    Raises:
+        ValueError: an unknown size, or a word that `ViT` refuses.
+    """
+    choose("size", size, SIZES)
+    defaults = dict(norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    return ViT(**{**defaults, **SIZES[size], **words})
+
+
+def build_backbone(
+    size: str = "vit-b",
+    pyramid: str = "simple",
+    out_channels: int = 256,
+    scale_factors: Sequence[float] = (4.0, 2.0, 1.0, 0.5),
+    norm: str = "LN",
+    square_pad: int = 0,
+    top_level: bool = True,
+    **words: Any,
+) -> Backbone:
+    """Encoder and neck: levels p2..p6 of an image, for any detectron2 detector.
+
+    Args:
+        size, **words: as of `build_encoder`.
+        pyramid: one of `PYRAMIDS`.
+        out_channels, scale_factors, norm, square_pad: as of `SimpleFeaturePyramid`.
+        top_level: add one more level by taking every second position of the last (p6 of p5).
+
+    Raises:
+        ValueError: as of `build_encoder`, or an unknown pyramid.
+    """
+    neck = lookup(PYRAMIDS, "pyramid", pyramid)
+    return neck(
+        net=build_encoder(size, **words),
+        in_feature="last_feat",
+        out_channels=out_channels,
+        scale_factors=scale_factors,
+        top_block=LastLevelMaxPool() if top_level else None,
+        norm=norm,
+        square_pad=square_pad,
+    )

@@ -1,0 +1,33 @@
+"""Norms on (B, C, H, W) maps."""
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import get_norm
+from torch import Tensor, nn
+
+
+class LayerNorm2d(nn.Module):
+    """LayerNorm over the channels of (B, C, H, W), at each position.
+
+    The same function and keys as detectron2's channel-first `LayerNorm`, by torch's kernel: it
+    keeps one tensor for the backward pass instead of five, and computes in float32 under autocast,
+    where detectron2's takes mean and variance in the low precision.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.eps = eps
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BHWC = x_BCHW.permute(0, 2, 3, 1)
+        x_BHWC = F.layer_norm(x_BHWC, self.weight.shape, self.weight, self.bias, self.eps)
+        return x_BHWC.permute(0, 3, 1, 2)
+
+
+def norm_layer(norm: str, channels: int) -> nn.Module | None:
+    """detectron2's `get_norm`, with "LN" as above; None for ""."""
+    return LayerNorm2d(channels) if norm == "LN" else get_norm(norm, channels)

@@ -1,0 +1,111 @@
+"""Cross-window propagation: how, and in which blocks, windows exchange information.
+
+Most blocks of the encoder attend inside windows. In its propagation blocks a strategy changes what
+tokens attend to, or adds a module behind the block. The strategies here are those of Table 2a / 8a
+of arXiv:2203.16527; a new one is one registered subclass of `Propagation`.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from .partition import Partition, ShiftedWindows, Windows
+from .registries import CONV_BLOCKS, PROPAGATIONS, choose, lookup
+
+PLACEMENTS = ("even", "first", "last")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What a strategy may know of the encoder it is used in."""
+
+    dim: int  # channels of a token
+    depth: int  # blocks
+    num_heads: int
+    window_size: int  # tokens along a window's side
+    conv_block: str  # word of CONV_BLOCKS
+
+
+class Propagation:
+    """One strategy. Override `partition`, `residual` or both.
+
+    Args:
+        encoder: the encoder this strategy is built for.
+    """
+
+    def __init__(self, encoder: EncoderSpec):
+        self.encoder = encoder
+
+    def default_count(self) -> int:
+        """Propagation blocks when the user names no number: four, the paper's default.
+
+        An encoder of fewer than eight blocks propagates in every second block.
+        """
+        return min(4, self.encoder.depth // 2)
+
+    def partition(self) -> Partition:
+        """What tokens attend to in a propagation block."""
+        return Windows(self.encoder.window_size)
+
+    def residual(self) -> nn.Module | None:
+        """A module on (B, C, H, W) behind a propagation block; its output replaces the map."""
+        return None
+
+
+@PROPAGATIONS.register("none")
+class NoPropagation(Propagation):
+    """Windows never exchange information."""
+
+    def default_count(self) -> int:
+        return 0
+
+
+@PROPAGATIONS.register("global")
+class GlobalPropagation(Propagation):
+    """Propagation blocks attend over all tokens."""
+
+    def partition(self) -> Partition:
+        return Partition()
+
+
+@PROPAGATIONS.register("conv")
+class ConvPropagation(Propagation):
+    """A residual conv block behind each propagation block."""
+
+    def residual(self) -> nn.Module:
+        return lookup(CONV_BLOCKS, "conv_block", self.encoder.conv_block)(self.encoder.dim)
+
+
+@PROPAGATIONS.register("shifted")
+class ShiftedPropagation(Propagation):
+    """The window grid moves by half a window in every second block, as in Swin."""
+
+    def default_count(self) -> int:
+        return self.encoder.depth // 2
+
+    def partition(self) -> Partition:
+        return ShiftedWindows(self.encoder.window_size)
+
+
+def propagation_blocks(depth: int, count: int, placement: str) -> tuple[int, ...]:
+    """Indexes of the blocks that propagate.
+
+    Args:
+        depth: blocks of the encoder.
+        count: how many of them propagate.
+        placement: "even": the last block of each of `count` subsets of equal length (as equal as
+            `depth` allows), the paper's default; "first" or "last": the first or last `count`.
+
+    Raises:
+        ValueError: `count` outside 0..depth, or an unknown placement.
+    """
+    choose("placement", placement, PLACEMENTS)
+    if not 0 <= count <= depth:
+        raise ValueError(
+            f"count={count} does not fit: an encoder of depth={depth} allows 0..{depth}"
+        )
+    if placement == "first":
+        return tuple(range(count))
+    if placement == "last":
+        return tuple(range(depth - count, depth))
+    return tuple((i + 1) * depth // count - 1 for i in range(count))

@@ -1,0 +1,66 @@
+"""From image to tokens."""
+
+import itertools
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .registries import STEMS
+
+
+class _Stem(nn.Module):
+    def __init__(self, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+
+    def pad(self, image_BCHW: Tensor) -> Tensor:
+        """Zeros below and to the right, up to whole patches: no pixel is dropped."""
+        H, W = image_BCHW.shape[-2:]
+        if H % self.patch_size == 0 and W % self.patch_size == 0:
+            return image_BCHW
+        return F.pad(image_BCHW, (0, -W % self.patch_size, 0, -H % self.patch_size))
+
+
+@STEMS.register("patchify")
+class PatchEmbed(_Stem):
+    """Each patch x patch square becomes a token by one linear map (ViT, arXiv:2010.11929)."""
+
+    def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768):
+        super().__init__(patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / patch), ceil(W / patch), embed_dim)."""
+        return self.proj(self.pad(image_BCHW)).permute(0, 2, 3, 1)
+
+
+@STEMS.register("conv")
+class ConvStem(_Stem):
+    """Early convolutions (arXiv:2106.14881): stride-2 3x3 convs, each with batch norm and ReLU,
+    then a 1x1 conv. Channels double from conv to conv and reach `embed_dim` in the last one.
+
+    Raises:
+        ValueError: if `patch_size` is not a power of two.
+    """
+
+    def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768):
+        super().__init__(patch_size)
+        steps = int(math.log2(patch_size))
+        if 2**steps != patch_size:
+            raise ValueError(
+                f"patch_size={patch_size} does not fit stem='conv': a power of two does"
+            )
+        widths = [in_chans, *(embed_dim // 2 ** (steps - 1 - i) for i in range(steps))]
+        layers: list[nn.Module] = []
+        for width_in, width_out in itertools.pairwise(widths):
+            layers += [
+                nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width_out),
+                nn.ReLU(inplace=True),
+            ]
+        self.proj = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / patch), ceil(W / patch), embed_dim)."""
+        return self.proj(self.pad(image_BCHW)).permute(0, 2, 3, 1)

@@ -1,0 +1,340 @@
+"""The plain ViT encoder of ViTDet (arXiv:2203.16527), with every propagation strategy.
+
+Constructor words and state-dict keys are those of detectron2's `ViT` where it has them, so its
+checkpoints load strictly. See partition.py for the shape letters.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.backbone import Backbone
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from .partition import Partition, Windows, pad_tokens
+from .positions import absolute_positions, relative_position_bias
+from .propagation import EncoderSpec, propagation_blocks
+from .registries import CONV_BLOCKS, PROPAGATIONS, STEMS, lookup
+
+
+def _dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k / sqrt(D) + bias) v; a bool `bias` is True where a token may see another."""
+    if q.device.type != "cpu" or q.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    # The CPU kernel is slower in bfloat16 than in float32: 13 times for windows of 16 tokens,
+    # 1.5 times for 256 tokens (forward and backward, torch 2.15, AVX512-bf16).
+    if bias is not None and bias.dtype != torch.bool:
+        bias = bias.float()
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias).to(q.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within groups of tokens.
+
+    Args:
+        dim: channels.
+        num_heads: heads; `dim` must be a multiple.
+        qkv_bias: whether q, k and v have a bias.
+        use_rel_pos: whether decomposed relative positions are added.
+        rel_pos_zero_init: start them at zero, else from a normal of std 0.02.
+        group_size: (h, w) of a group, the length of the relative-position tables.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        use_rel_pos: bool = False,
+        rel_pos_zero_init: bool = True,
+        group_size: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.use_rel_pos = use_rel_pos
+        if use_rel_pos:
+            for axis, length in zip("hw", group_size, strict=True):
+                table = nn.Parameter(torch.zeros(2 * length - 1, dim // num_heads))
+                if not rel_pos_zero_init:
+                    nn.init.trunc_normal_(table, std=0.02)
+                self.register_parameter(f"rel_pos_{axis}", table)
+
+    def forward(self, x_GhwC: Tensor, mask_GNN: Tensor | None = None) -> Tensor:
+        """(G, h, w, C) -> (G, h, w, C); `mask_GNN` is True where a token may see another."""
+        G, h, w, C = x_GhwC.shape
+        qkv = self.qkv(x_GhwC).reshape(G, h * w, 3, self.num_heads, -1)
+        q_GMND, k_GMND, v_GMND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = None if mask_GNN is None else mask_GNN[:, None]
+        if self.use_rel_pos:
+            rel_GMNN = relative_position_bias(q_GMND, self.rel_pos_h, self.rel_pos_w, (h, w))
+            bias = rel_GMNN if bias is None else rel_GMNN.masked_fill(~bias, float("-inf"))
+        x_GMND = _dot_product_attention(q_GMND, k_GMND, v_GMND, bias)
+        return self.proj(x_GMND.transpose(1, 2).reshape(G, h, w, C))
+
+
+class Mlp(nn.Sequential):
+    """Linear, activation, linear, on the last axis."""
+
+    def __init__(self, dim: int, hidden: int, act_layer: Callable[[], nn.Module]):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden, dim)
+
+
+class Block(nn.Module):
+    """One transformer block: attention within the groups of `partition`, MLP, and a residual
+    module behind them where a propagation strategy asks for one.
+
+    Args:
+        dim, num_heads, qkv_bias, use_rel_pos, rel_pos_zero_init: as of `Attention`.
+        partition: how tokens are grouped.
+        grid: (rows, columns) of the map at `img_size`, sizes the relative-position tables.
+        residual: module on (B, C, H, W), or None.
+        mlp_ratio: hidden channels of the MLP over `dim`.
+        drop_path: probability that a sample skips a branch in training.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        partition: Partition,
+        grid: tuple[int, int],
+        residual: nn.Module | None = None,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        use_rel_pos: bool = False,
+        rel_pos_zero_init: bool = True,
+    ):
+        super().__init__()
+        self.partition = partition
+        self.norm1 = norm_layer(dim)
+        self.attn = Attention(
+            dim, num_heads, qkv_bias, use_rel_pos, rel_pos_zero_init, partition.group_size(*grid)
+        )
+        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.norm2 = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer)
+        if residual is not None:
+            self.residual = residual
+
+    @property
+    def word(self) -> str:
+        """What this block does: "window", "global", "window + residual", ..."""
+        return self.partition.word + (" + residual" if hasattr(self, "residual") else "")
+
+    def attend(self, x_BHWC: Tensor) -> Tensor:
+        """Attention within groups; (B, H, W, C) in and out."""
+        B, H, W, _ = x_BHWC.shape
+        padded = self.partition.padded_size(H, W)
+        groups_GhwC = self.partition.split(pad_tokens(x_BHWC, padded))
+        mask_GNN = self.partition.mask(*padded, x_BHWC.device)
+        if mask_GNN is not None:
+            mask_GNN = mask_GNN.repeat(B, 1, 1)
+        return self.partition.join(self.attn(groups_GhwC, mask_GNN), *padded)[:, :H, :W]
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x_BHWC = x_BHWC + self.drop_path(self.attend(self.norm1(x_BHWC)))
+        x_BHWC = x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
+        if hasattr(self, "residual"):
+            x_BHWC = self.residual(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x_BHWC
+
+
+class ViT(Backbone):
+    """Plain ViT encoder: windowed blocks, some of which propagate across windows.
+
+    Args:
+        img_size: image side in pixels; sizes relative-position tables of global blocks.
+        patch_size: pixels along a patch.
+        in_chans: image channels.
+        embed_dim: channels of a token.
+        depth: blocks.
+        num_heads: heads of each block.
+        mlp_ratio: hidden channels of the MLPs over `embed_dim`.
+        qkv_bias: whether q, k and v have a bias.
+        drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
+        norm_layer: builds a norm from a number of channels.
+        act_layer: builds the MLPs' activation.
+        use_abs_pos: add absolute positions to the tokens.
+        use_rel_pos: add decomposed relative positions in every attention.
+        rel_pos_zero_init: start relative positions at zero.
+        window_size: tokens along a window.
+        window_block_indexes, residual_block_indexes: detectron2's way to say the plan, instead of
+            `propagation`, `count` and `placement`: blocks that use windows (all others are
+            global), blocks that are followed by a residual conv block.
+        use_act_checkpoint: recompute each block's activations in the backward pass.
+        pretrain_img_size: image side of the pre-training, sizes the absolute positions.
+        pretrain_use_cls_token: absolute positions start with one of a cls token.
+        out_feature: name of the output.
+        propagation: how windows exchange information, a word of `PROPAGATIONS`: "none", "global",
+            "conv", "shifted" or your own. None means "global", the paper's default.
+        count: how many blocks propagate. None: the strategy's own, see `default_count`.
+        placement: which ones, see `propagation_blocks`: "even", "first" or "last".
+        conv_block: for "conv", a word of `CONV_BLOCKS`: "naive", "basic" or "bottleneck".
+        stem: image to tokens, a word of `STEMS`: "patchify" or "conv".
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 1024,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        use_abs_pos: bool = True,
+        use_rel_pos: bool = False,
+        rel_pos_zero_init: bool = True,
+        window_size: int = 14,
+        window_block_indexes: Sequence[int] | None = None,
+        residual_block_indexes: Sequence[int] | None = None,
+        use_act_checkpoint: bool = False,
+        pretrain_img_size: int = 224,
+        pretrain_use_cls_token: bool = True,
+        out_feature: str = "last_feat",
+        *,
+        propagation: str | None = None,
+        count: int | None = None,
+        placement: str = "even",
+        conv_block: str = "bottleneck",
+        stem: str = "patchify",
+    ):
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} does not fit: it must divide embed_dim={embed_dim}"
+            )
+        if img_size % patch_size or img_size < patch_size:
+            raise ValueError(
+                f"img_size={img_size} does not fit: a multiple of patch_size={patch_size} does"
+            )
+        self.img_size = img_size
+        self.patch_embed = lookup(STEMS, "stem", stem)(patch_size, in_chans, embed_dim)
+        self.pretrain_use_cls_token = pretrain_use_cls_token
+        self.pos_embed = None
+        if use_abs_pos:
+            positions = (pretrain_img_size // patch_size) ** 2 + int(pretrain_use_cls_token)
+            self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+        spec = EncoderSpec(embed_dim, depth, num_heads, window_size, conv_block)
+        lookup(CONV_BLOCKS, "conv_block", conv_block)
+        if window_block_indexes is None and residual_block_indexes is None:
+            roles = _roles_of_words(spec, propagation or "global", count, placement)
+        elif propagation is None and count is None:
+            roles = _roles_of_indexes(spec, window_block_indexes, residual_block_indexes)
+        else:
+            raise ValueError(
+                f"propagation={propagation!r}, count={count} contradict window_block_indexes / "
+                "residual_block_indexes: give the words or the indexes"
+            )
+
+        grid = (img_size // patch_size, img_size // patch_size)
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                partition,
+                grid,
+                residual,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop_path=drop_path_rate * i / max(depth - 1, 1),
+                norm_layer=norm_layer,
+                act_layer=act_layer,
+                use_rel_pos=use_rel_pos,
+                rel_pos_zero_init=rel_pos_zero_init,
+            )
+            for i, (partition, residual) in enumerate(roles)
+        )
+        self.use_act_checkpoint = use_act_checkpoint
+        self._out_features = [out_feature]
+        self._out_feature_channels = {out_feature: embed_dim}
+        self._out_feature_strides = {out_feature: patch_size}
+        self.apply(_init_weights)
+
+    @property
+    def plan(self) -> tuple[str, ...]:
+        """What each block does, first to last, e.g. ("window", "global", ...)."""
+        return tuple(block.word for block in self.blocks)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}."""
+        x_BHWC = self.patch_embed(x)
+        if self.pos_embed is not None:
+            x_BHWC = x_BHWC + absolute_positions(
+                self.pos_embed, self.pretrain_use_cls_token, tuple(x_BHWC.shape[1:3])
+            )
+        for block in self.blocks:
+            if self.use_act_checkpoint and self.training:
+                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
+            else:
+                x_BHWC = block(x_BHWC)
+        return {self._out_features[0]: x_BHWC.permute(0, 3, 1, 2)}
+
+
+Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its residual module
+
+
+def _roles_of_words(
+    spec: EncoderSpec, propagation: str, count: int | None, placement: str
+) -> list[Role]:
+    strategy = lookup(PROPAGATIONS, "propagation", propagation)(spec)
+    if count is None:
+        count = strategy.default_count()
+    elif propagation == "none" and count:
+        raise ValueError(f"count={count} does not fit propagation='none': leave it out, or 0")
+    propagating = propagation_blocks(spec.depth, count, placement)
+    return [
+        (strategy.partition(), strategy.residual())
+        if i in propagating
+        else (Windows(spec.window_size), None)
+        for i in range(spec.depth)
+    ]
+
+
+def _roles_of_indexes(
+    spec: EncoderSpec, windowed: Sequence[int] | None, residual: Sequence[int] | None
+) -> list[Role]:
+    conv_block = lookup(CONV_BLOCKS, "conv_block", spec.conv_block)
+    windowed, residual = set(windowed or ()), set(residual or ())
+    for argument, indexes in (
+        ("window_block_indexes", windowed),
+        ("residual_block_indexes", residual),
+    ):
+        wrong = sorted(indexes - set(range(spec.depth)))
+        if wrong:
+            raise ValueError(f"{argument}={wrong} do not fit: allowed are 0..{spec.depth - 1}")
+    return [
+        (
+            Windows(spec.window_size) if i in windowed else Partition(),
+            conv_block(spec.dim) if i in residual else None,
+        )
+        for i in range(spec.depth)
+    ]
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

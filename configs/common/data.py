@@ -1,0 +1,40 @@
+"""COCO with large-scale jitter (scale 0.1 to 2.0, 1024 px crop) and a horizontal flip.
+
+`experiments.data` turns this into loaders: it adds the order of images, drawn from train.seed.
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetMapper
+
+dataloader = dict(
+    train=dict(
+        dataset="coco_2017_train",
+        total_batch_size=64,  # images of one optimizer step, on any number of devices
+        micro_batch_size=1,  # images of one forward pass; gradients accumulate to the above
+        num_workers=4,
+        mapper=L(DatasetMapper)(
+            is_train=True,
+            augmentations=[
+                L(T.RandomFlip)(horizontal=True),
+                L(T.ResizeScale)(
+                    min_scale=0.1, max_scale=2.0, target_height=1024, target_width=1024
+                ),
+                L(T.FixedSizeCrop)(crop_size=(1024, 1024), pad=False),
+            ],
+            image_format="RGB",
+            use_instance_mask=True,
+            recompute_boxes=True,
+        ),
+    ),
+    test=dict(
+        dataset="coco_2017_val",
+        batch_size=1,
+        num_workers=4,
+        mapper=L(DatasetMapper)(
+            is_train=False,
+            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=1024, max_size=1024)],
+            image_format="RGB",
+        ),
+    ),
+)

@@ -1,0 +1,165 @@
+"""What to run, and running it: `python -m experiments --help`."""
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .errors import UserError
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
+)
+console = Console(soft_wrap=True)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Config keys to set, as a.b=c.", show_default=False)
+]
+Dataset = Annotated[
+    str, typer.Option("--dataset", help="Train on your own: annotations.json,images/ (with --val).")
+]
+Val = Annotated[str, typer.Option("--val", help="Evaluate on your own: annotations.json,images/.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder that runs are kept in.")]
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
+    overrides: Overrides = None,
+    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
+    size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
+    seeds: Annotated[int, typer.Option(help="Number of seeds; 0: the study's.", min=0)] = 0,
+    variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
+    jobs: Annotated[
+        int, typer.Option(help="Runs side by side; 0: one per GPU or core.", min=0)
+    ] = 0,
+    dataset: Dataset = "",
+    val: Val = "",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Train and evaluate what is not done yet of a study."""
+    from . import config, launch, studies, view
+    from . import runs as planning
+    from .data import catalog
+
+    found = studies.find(study)
+    config.check_scale(scale)
+    size = size or found.sizes[scale]
+    words = dict(config.parse_override(text) for text in overrides or [])
+    folder = runs / scale / found.name
+    config.check_writable(folder)
+    data = catalog.prepare(scale, dataset or None, val or None)
+    chosen = [name.strip() for name in variants.split(",") if name.strip()]
+    planned = planning.plan(
+        found, study, scale, size, seeds or found.seeds[scale], words, data, runs, chosen
+    )
+    planning.check_init_weights(planned)
+    planning.write_manifest(found, planned, folder, _command())
+
+    todo = [r for r in planned if not r.done]
+    console.print(
+        f"{found.question}\n"
+        f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
+    )
+    if not todo:
+        return
+    launched = launch.launch(todo, jobs or launch.default_jobs(todo, len(os.sched_getaffinity(0))))
+    try:
+        view.follow(launched, console)
+    except KeyboardInterrupt:
+        launched.stop()
+        console.print("stopped: the same command goes on from the last checkpoints")
+        raise typer.Exit(130) from None
+    failed = [p for p in launched.runs if p.state == "failed"]
+    for progress in failed:
+        name = f"{progress.run.variant} seed {progress.run.seed}"
+        console.print(f"{name} failed: {progress.error}\n  log: {progress.log}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def studies() -> None:
+    """List the studies with their questions."""
+    from . import studies as package
+
+    for name in package.files():
+        study = package.find(name)
+        console.print(f"[bold]{name}[/bold]  {study.question}")
+        console.print("  rows: " + ", ".join(v.name for v in study.variants))
+
+
+@app.command()
+def data(
+    scale: Annotated[str, typer.Argument(help="mini or coco.")] = "mini",
+    show: Annotated[
+        bool, typer.Option("--show", help="Write a sheet of annotated images.")
+    ] = False,
+    dataset: Dataset = "",
+    val: Val = "",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Make or find the data of a scale, and say what it is."""
+    from . import config
+    from .data import catalog, sheet
+
+    config.check_scale(scale)
+    found = catalog.prepare(scale, dataset or None, val or None)
+    for name, split in (("train", found.train), ("val", found.val)):
+        console.print(f"{name}: {split.json_file}\n  images in {split.image_root}")
+        for line in sheet.summary(split):
+            console.print("  " + line)
+    if show:
+        path = runs / scale / "data.png"
+        config.check_writable(path.parent)
+        sheet.write(found.train, path)
+        console.print(f"picture sheet: {path}")
+
+
+@app.command()
+def evaluate(
+    config_file: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="configs/*.py or a run's config.yaml.")
+    ],
+    weights: Annotated[Path, typer.Argument(help="Checkpoint of the whole detector.")],
+    overrides: Overrides = None,
+    val: Val = "",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Evaluate a checkpoint: box and mask AP on COCO val2017, or on the split of --val."""
+    from . import evaluate_checkpoint
+
+    folder = runs / "evaluations" / f"{config_file.stem}-{weights.parent.name}-{weights.stem}"
+    evaluate_checkpoint.evaluate_checkpoint(
+        config_file, weights, overrides or [], val or None, folder, console
+    )
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "experiments", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in one line and exit code 2."""
+    # A background job of a shell starts with SIGINT ignored, and clusters end jobs with SIGTERM.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except UserError as error:
+        if debug:
+            raise
+        console.print(f"error: {str(error).splitlines()[0]}", style="red", highlight=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Which images a run reads: the embedded mini set, COCO 2017, or the user's COCO-format set."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from ..errors import UserError, unknown
+from . import mini
+
+ROOT = Path(__file__).resolve().parents[2]
+_COCO_LAYOUT = "annotations/instances_{train,val}2017.json, train2017/*.jpg, val2017/*.jpg"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A COCO-format annotation file and the folder of its images."""
+
+    json_file: str
+    image_root: str
+
+    @property
+    def name(self) -> str:
+        """What detectron2's catalog calls it: unique per file."""
+        return (
+            "split_"
+            + hashlib.sha256(f"{self.json_file}:{self.image_root}".encode()).hexdigest()[:12]
+        )
+
+    def register(self) -> str:
+        """Make it known to detectron2, in this process; returns its name."""
+        if self.name not in DatasetCatalog:
+            register_coco_instances(self.name, {}, self.json_file, self.image_root)
+        return self.name
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and evaluates on."""
+
+    train: Split
+    val: Split
+    categories: tuple[str, ...]
+    digest: str  # of both annotation files
+
+    @classmethod
+    def of(cls, train: Split, val: Split) -> "Data":
+        """Read and check both annotation files.
+
+        Raises:
+            UserError: a file or folder is missing, or the json is broken or no COCO set.
+        """
+        digest = hashlib.sha256()
+        categories = []
+        for split in (train, val):
+            content = _read(Path(split.json_file))
+            digest.update(content)
+            categories.append(_check(split, content))
+        if categories[0] != categories[1]:
+            raise UserError(
+                f"{train.json_file} and {val.json_file} have different categories: "
+                "training and validation need the same ids and names"
+            )
+        return cls(train, val, tuple(categories[0].values()), digest.hexdigest()[:16])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read annotations {path}: {error.strerror}") from error
+
+
+def _check(split: Split, content: bytes) -> dict[int, str]:
+    """The categories of an annotation file, id -> name, sorted by id."""
+    where = split.json_file
+    try:
+        coco = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{where} is no valid JSON: {error}") from error
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(coco, dict) or not isinstance(coco.get(part), list) or not coco[part]:
+            raise UserError(f"{where} is no COCO detection set: it has no list of {part}")
+    try:
+        ids = {image["id"] for image in coco["images"]}
+        categories = {c["id"]: c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])}
+        seen = set()
+        for annotation in coco["annotations"]:
+            number = annotation["id"]
+            if number in seen:
+                raise UserError(f"{where}: annotation id {number} occurs twice: ids must be unique")
+            seen.add(number)
+            if annotation["image_id"] not in ids:
+                raise UserError(f"{where}: annotation {number} is of an image that is not listed")
+            if annotation["category_id"] not in categories:
+                raise UserError(f"{where}: annotation {number} is of a category that is not listed")
+            if "segmentation" not in annotation:
+                raise UserError(f"{where}: annotation {number} has no segmentation, masks need one")
+        names = [coco["images"][0]["file_name"], coco["images"][-1]["file_name"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where} is no COCO detection set: an entry lacks {error}") from error
+    for name in names:
+        if not (Path(split.image_root) / name).is_file():
+            raise UserError(f"{where} lists {name}, which is not in {split.image_root}")
+    return categories
+
+
+def parse_split(text: str) -> Split:
+    """ "train.json,images/" as a split.
+
+    Raises:
+        UserError: not of that form.
+    """
+    json_file, comma, image_root = text.partition(",")
+    if not comma:
+        raise UserError(f"data set {text!r} is not of the form annotations.json,images/")
+    return Split(os.path.abspath(json_file), os.path.abspath(image_root))
+
+
+def prepare(scale: str, train: str | None = None, val: str | None = None) -> Data:
+    """The data of a scale, or the user's own.
+
+    Args:
+        scale: "mini" makes its set on first use; "coco" looks where detectron2 does, in
+            $DETECTRON2_DATASETS/coco, or ./datasets/coco.
+        train, val: both as "annotations.json,images/": a set of the user's instead.
+
+    Raises:
+        UserError: it is not there or broken, with where it was looked for.
+    """
+    if train or val:
+        if not (train and val):
+            raise UserError(
+                "--dataset and --val go together: give annotations.json,images/ for each"
+            )
+        return Data.of(parse_split(train), parse_split(val))
+    if scale == "mini":
+        try:
+            root = mini.ensure(ROOT / "datasets")
+        except OSError as error:
+            raise UserError(
+                f"cannot make the mini set in {ROOT / 'datasets'}: {error.strerror}; "
+                "it needs 80 MB and write permission"
+            ) from error
+        splits = {
+            s: Split(str(root / f"annotations/instances_{s}.json"), str(root / s))
+            for s in mini.IMAGES
+        }
+        return Data.of(splits["train"], splits["val"])
+    return Data.of(coco_split("train"), coco_split("val"))
+
+
+def test_split(dataset: str) -> Split:
+    """The split that a config names in `dataloader.test.dataset`: "mini_val" or "coco_2017_val".
+
+    Raises:
+        UserError: another name, or the data are not there.
+    """
+    if dataset == "mini_val":
+        return prepare("mini").val
+    if dataset == "coco_2017_val":
+        return coco_split("val")
+    raise unknown("data set", dataset, ["mini_val", "coco_2017_val"])
+
+
+def categories(split: Split) -> dict[int, str]:
+    """Category names of a split by id, after checking it as `Data.of` does."""
+    return _check(split, _read(Path(split.json_file)))
+
+
+def coco_split(split: str) -> Split:
+    """COCO 2017 "train" or "val" as detectron2 finds it.
+
+    Raises:
+        UserError: not there, with the path looked at and the layout it should have.
+    """
+    metadata = MetadataCatalog.get(f"coco_2017_{split}")
+    if not Path(metadata.json_file).is_file() or not Path(metadata.image_root).is_dir():
+        looked = Path(metadata.image_root).parent.absolute()
+        raise UserError(
+            f"no COCO 2017 at {looked}: set DETECTRON2_DATASETS to the folder that holds coco/ "
+            f"with {_COCO_LAYOUT}"
+        )
+    return Split(os.path.abspath(metadata.json_file), os.path.abspath(metadata.image_root))

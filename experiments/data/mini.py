@@ -1,0 +1,291 @@
+"""The mini set: a COCO-format detection set made by code, for minutes of training on a CPU.
+
+128 px images of grey outlines, closed ones (objects) among open ones (clutter), and one coloured
+band. An object's category is its shape together with the band's colour: a "warm disk" and a "cold
+disk" look the same. The band lies within one column or row of the mini encoder's 32 px windows, so
+three quarters of the map can know its colour only through cross-window propagation.
+docs/mini.md says what this can and cannot tell.
+
+Everything is integer arithmetic on numpy's frozen `RandomState` stream, and images are BMP, whose
+encoding has no freedom: the files have the same bytes on every machine.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+
+VERSION = 1  # raise it when a change below changes the files
+SIDE = 128  # pixels
+WINDOW = 32  # pixels: an attention window of vit-mini
+BAND = 24  # pixels
+IMAGES = {"train": 1200, "val": 300}
+BANDS = {"warm": (225, 120, 40), "cold": (40, 120, 225)}
+SHAPES = ("square", "disk")
+CATEGORIES = tuple(f"{band} {shape}" for band in BANDS for shape in SHAPES)
+
+# Outlines as corners around (0, 0), within -1000..1000.
+_SHAPES = {
+    "square": [(-880, -880), (880, -880), (880, 880), (-880, 880)],
+    "disk": [
+        *[(1000, 0), (924, 383), (707, 707), (383, 924)],
+        *[(0, 1000), (-383, 924), (-707, 707), (-924, 383)],
+        *[(-1000, 0), (-924, -383), (-707, -707), (-383, -924)],
+        *[(0, -1000), (383, -924), (707, -707), (924, -383)],
+    ],
+}
+# Rotations (cos, sin, denominator) from Pythagorean triples: exact, unlike libm's sine.
+_ROTATIONS = [
+    (1, 0, 1),
+    (12, 5, 13),
+    (12, -5, 13),
+    (4, 3, 5),
+    (4, -3, 5),
+    (24, 7, 25),
+    (24, -7, 25),
+]
+_Y, _X = np.mgrid[0:SIDE, 0:SIDE]
+
+
+def _corners(shape: str, radius: int, center: tuple[int, int], rotation: int) -> np.ndarray:
+    """Corners in half pixels, (n, 2) of (x, y)."""
+    cos, sin, den = _ROTATIONS[rotation]
+    points = np.array(_SHAPES[shape], dtype=np.int64)
+    turned = np.stack(
+        [points[:, 0] * cos - points[:, 1] * sin, points[:, 0] * sin + points[:, 1] * cos], axis=1
+    )
+    return 2 * np.array(center) + (turned * 2 * radius) // (1000 * den)
+
+
+def _inside(corners: np.ndarray) -> np.ndarray:
+    """Pixels whose centre lies inside the polygon (even-odd rule), bool (SIDE, SIDE)."""
+    x, y = 2 * _X + 1, 2 * _Y + 1  # pixel centres in half pixels
+    inside = np.zeros((SIDE, SIDE), dtype=bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        if y0 == y1:
+            continue
+        if y0 > y1:
+            x0, y0, x1, y1 = x1, y1, x0, y0
+        crosses = (y0 <= y) & (y < y1) & ((x - x0) * (y1 - y0) < (x1 - x0) * (y - y0))
+        inside ^= crosses
+    return inside
+
+
+def _outline(shape: str, radius: int, center: tuple[int, int], rotation: int) -> np.ndarray:
+    """The contour, 2 to 4 px wide."""
+    width = 2 + radius // 24
+    outer = _inside(_corners(shape, radius, center, rotation))
+    return outer & ~_inside(_corners(shape, radius - width, center, rotation))
+
+
+def _ink(rng: np.random.RandomState) -> int:
+    """A grey that stands out from the background."""
+    return int(rng.choice([rng.randint(0, 40), rng.randint(216, 256)]))
+
+
+def _background(rng: np.random.RandomState) -> np.ndarray:
+    """Uneven grey: no colour, so that the band's is the only one an image has throughout."""
+    coarse = rng.randint(-14, 15, (SIDE // 8, SIDE // 8, 1)).repeat(8, axis=0).repeat(8, axis=1)
+    fine = rng.randint(-10, 11, (SIDE, SIDE, 3))
+    return rng.randint(90, 166) + coarse + fine
+
+
+def _radius(rng: np.random.RandomState) -> int:
+    """Half the object's size in pixels: from smaller than a window to most of the image."""
+    tier = rng.choice(4, p=[0.45, 0.25, 0.15, 0.15])
+    low, high = [(7, 13), (14, 24), (25, 44), (45, 61)][tier]
+    return int(rng.randint(low, high + 1))
+
+
+def _place(rng: np.random.RandomState, reach: int, taken: list) -> tuple[int, int] | None:
+    """A centre (x, y) so that contours keep apart; a small shape may lie inside a large one.
+
+    Args:
+        reach: how far the shape extends from its centre, in pixels.
+        taken: (x, y, reach) of what is drawn already.
+
+    Returns:
+        None if there is no room.
+    """
+    if 2 * reach > SIDE:
+        return None
+    for _ in range(20):
+        x, y = (int(v) for v in rng.randint(reach, SIDE - reach + 1, 2))
+        if all(
+            max(abs(x - u), abs(y - v)) > reach + r + 1
+            or max(abs(x - u), abs(y - v)) < abs(reach - r) // 2 - 4
+            for u, v, r in taken
+        ):
+            return x, y
+    return None
+
+
+def _reach(shape: str, radius: int, rotation: int) -> int:
+    """Pixels that a shape extends from its centre along an axis, at most."""
+    return int(np.abs(_corners(shape, radius, (0, 0), rotation)).max() + 1) // 2
+
+
+def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
+    """One image and its annotations.
+
+    Args:
+        index: number of the image in its split.
+        split: "train" or "val".
+
+    Returns:
+        uint8 (128, 128, 3) RGB, and COCO annotations without ids.
+    """
+    rng = np.random.RandomState(1_000_003 * VERSION + 100_000 * (split == "val") + index)
+    image = _background(rng)
+    band = int(rng.randint(len(BANDS)))
+    _draw_band(rng, image, list(BANDS.values())[band])
+    annotations: list[dict] = []
+    taken: list[tuple[int, int, int]] = []
+
+    if rng.randint(10) == 0:
+        annotations.append(_draw_crowd(rng, image, band, taken))
+    # Large ones first, so that they find room.
+    for radius in sorted((_radius(rng) for _ in range(rng.randint(4, 9))), reverse=True):
+        shape, rotation = int(rng.randint(len(SHAPES))), int(rng.randint(len(_ROTATIONS)))
+        reach = _reach(SHAPES[shape], radius, rotation)
+        center = _place(rng, reach, taken)
+        if center is None:
+            continue
+        taken.append((*center, reach))
+        corners = _corners(SHAPES[shape], radius, center, rotation)
+        filled = radius < 14 and rng.randint(2) == 0
+        contour = _outline(SHAPES[shape], radius, center, rotation)
+        image[_inside(corners) if filled else contour] = _ink(rng)
+        annotations.append(_polygon_annotation(_category(band, shape), corners))
+    for _ in range(rng.randint(1, 4)):
+        _draw_open_outline(rng, image, taken)
+    image += rng.randint(-6, 7, image.shape)
+    return image.clip(0, 255).astype(np.uint8), annotations
+
+
+def _category(band: int, shape: int) -> int:
+    return band * len(SHAPES) + shape
+
+
+def _draw_band(rng: np.random.RandomState, image: np.ndarray, color: tuple[int, int, int]) -> None:
+    """The band across the image, upright or lying, in the middle of a column or row of windows."""
+    start = WINDOW * rng.randint(SIDE // WINDOW) + (WINDOW - BAND) // 2
+    across = image if rng.randint(2) else image.swapaxes(0, 1)
+    across[start : start + BAND] = np.array(color) + rng.randint(-30, 31, (BAND, SIDE, 3))
+
+
+def _draw_open_outline(rng: np.random.RandomState, image: np.ndarray, taken: list) -> None:
+    """Clutter: at most half of an object's outline, which by itself is no object."""
+    radius = int(rng.randint(10, 40))
+    shape, rotation = SHAPES[rng.randint(len(SHAPES))], int(rng.randint(len(_ROTATIONS)))
+    reach = _reach(shape, radius, rotation)
+    center = _place(rng, reach, taken)
+    if center is None:
+        return
+    taken.append((*center, reach))
+    contour = _outline(shape, radius, center, rotation)
+    u, v = rng.randint(-8, 9, 2)
+    half = (_X - center[0]) * (2 * u + 1) + (_Y - center[1]) * (2 * v + 1) > 0
+    image[contour & half] = _ink(rng)
+
+
+def _draw_crowd(rng: np.random.RandomState, image: np.ndarray, band: int, taken: list) -> dict:
+    """A heap of tiny shapes of one category, annotated as one crowd region."""
+    shape = int(rng.randint(len(SHAPES)))
+    x0, y0 = (int(v) for v in rng.randint(22, SIDE - 22, 2))
+    taken.append((x0, y0, 22))
+    region = np.zeros((SIDE, SIDE), dtype=bool)
+    for _ in range(rng.randint(8, 15)):
+        center = (x0 + int(rng.randint(-16, 17)), y0 + int(rng.randint(-16, 17)))
+        inside = _inside(_corners(SHAPES[shape], 4, center, int(rng.randint(7))))
+        image[inside] = _ink(rng)
+        region |= inside
+    counts = _uncompressed_rle(region)
+    rows, columns = np.nonzero(region.any(axis=1))[0], np.nonzero(region.any(axis=0))[0]
+    x, y = int(columns[0]), int(rows[0])
+    return dict(
+        category_id=_category(band, shape) + 1,
+        iscrowd=1,
+        segmentation=dict(counts=counts, size=[SIDE, SIDE]),
+        area=int(region.sum()),
+        bbox=[x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+    )
+
+
+def _uncompressed_rle(mask: np.ndarray) -> list[int]:
+    """COCO's run lengths, column by column, starting with zeros."""
+    flat = mask.flatten(order="F")
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]])))
+    edges = edges[edges < flat.size]
+    return np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+
+
+def _polygon_annotation(category: int, corners: np.ndarray) -> dict:
+    polygon = (corners / 2).flatten().tolist()
+    (x0, y0), (x1, y1) = corners.min(axis=0) / 2, corners.max(axis=0) / 2
+    rle = mask_util.merge(mask_util.frPyObjects([polygon], SIDE, SIDE))
+    return dict(
+        category_id=category + 1,
+        iscrowd=0,
+        segmentation=[polygon],
+        area=int(mask_util.area(rle)),
+        bbox=[float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+    )
+
+
+def write(root: Path) -> None:
+    """Write all images and the two annotation files under `root`."""
+    categories = [
+        dict(id=i, name=name, supercategory="shape") for i, name in enumerate(CATEGORIES, start=1)
+    ]
+    (root / "annotations").mkdir(parents=True)
+    for split, count in IMAGES.items():
+        (root / split).mkdir()
+        coco = dict(
+            info=dict(description="mini set of the ablation suite", version=str(VERSION)),
+            licenses=[],
+            categories=categories,
+            images=[],
+            annotations=[],
+        )
+        for index in range(count):
+            image, annotations = draw(index, split)
+            name = f"{index:06d}.bmp"
+            Image.fromarray(image).save(root / split / name)
+            coco["images"].append(dict(id=index + 1, file_name=name, height=SIDE, width=SIDE))
+            for annotation in annotations:
+                coco["annotations"].append(
+                    dict(id=len(coco["annotations"]) + 1, image_id=index + 1, **annotation)
+                )
+        path = root / "annotations" / f"instances_{split}.json"
+        path.write_text(json.dumps(coco, separators=(",", ":")))
+
+
+def ensure(datasets: Path) -> Path:
+    """The folder of the mini set, made now if it is not there.
+
+    Safe to call from several processes at once: the folder appears complete or not at all.
+
+    Raises:
+        OSError: no room or no permission; nothing half-made is left behind.
+    """
+    root = datasets / f"mini-v{VERSION}"
+    if root.is_dir():
+        return root
+    datasets.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".mini-", dir=datasets))
+    try:
+        write(scratch / "mini")
+        try:
+            os.rename(scratch / "mini", root)
+        except OSError:
+            if not root.is_dir():  # else another process was first, with the same bytes
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root

@@ -1,0 +1,85 @@
+"""Optimizer groups: layer-wise learning-rate decay and exceptions from weight decay.
+
+Both are read off the modules, not off parameter names, so that a wrapped model (DDP,
+`torch.compile`) keeps its groups.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import detectron2.layers
+from torch import nn
+
+from backbones import LayerNorm2d, ViT
+
+NO_DECAY_KINDS = ("norm", "pos_embed")
+_NORMS = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.modules.batchnorm._BatchNorm,
+    LayerNorm2d,
+    detectron2.layers.batch_norm.LayerNorm,
+)
+
+
+def lr_factors(encoder: ViT, layer_decay: float) -> dict[nn.Parameter, float]:
+    """Learning-rate factor of each encoder parameter (BEiT, arXiv:2106.08254).
+
+    Patch embedding and positions are layer 0, block i is layer i + 1; a factor of `layer_decay`
+    per layer below the head. Residual conv blocks are new, not pre-trained, and keep factor 1, as
+    in detectron2.
+    """
+    depth = len(encoder.blocks)
+    factors = dict.fromkeys(encoder.patch_embed.parameters(), layer_decay ** (depth + 1))
+    if encoder.pos_embed is not None:
+        factors[encoder.pos_embed] = layer_decay ** (depth + 1)
+    for i, block in enumerate(encoder.blocks):
+        factors |= dict.fromkeys(block.parameters(), layer_decay ** (depth - i))
+        if hasattr(block, "residual"):
+            factors |= dict.fromkeys(block.residual.parameters(), 1.0)
+    return factors
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    no_weight_decay: Sequence[str] = NO_DECAY_KINDS,
+) -> list[dict]:
+    """Groups of parameters with their own `lr` and `weight_decay`, for a torch optimizer.
+
+    Args:
+        model: detector with any number of encoders in it.
+        layer_decay: see `lr_factors`; parameters outside encoders keep `lr`.
+        no_weight_decay: kinds of parameter without weight decay, of "norm" and "pos_embed".
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    unknown = set(no_weight_decay) - set(NO_DECAY_KINDS)
+    if unknown:
+        raise ValueError(
+            f"no_weight_decay={sorted(unknown)} is unknown: allowed are {', '.join(NO_DECAY_KINDS)}"
+        )
+    factors: dict[nn.Parameter, float] = {}
+    without_decay: set[nn.Parameter] = set()
+    for module in model.modules():
+        if isinstance(module, ViT):
+            factors |= lr_factors(module, layer_decay)
+            if "pos_embed" in no_weight_decay and module.pos_embed is not None:
+                without_decay.add(module.pos_embed)
+        if isinstance(module, _NORMS) and "norm" in no_weight_decay:
+            without_decay |= set(module.parameters(recurse=False))
+
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in _trainable(model):
+        decay = 0.0 if parameter in without_decay else weight_decay
+        groups.setdefault((lr * factors.get(parameter, 1.0), decay), []).append(parameter)
+    return [
+        dict(params=params, lr=group_lr, weight_decay=decay)
+        for (group_lr, decay), params in groups.items()
+    ]
+
+
+def _trainable(model: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for p in model.parameters() if p.requires_grad)

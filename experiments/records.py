@@ -1,0 +1,156 @@
+"""Records: what a finished run leaves behind, one JSON file each; and the manifest of a study."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .errors import UserError
+
+VERSION = 1  # of both files; raise it when a field changes its meaning
+RECORD, MANIFEST = "record.json", "study.json"
+# COCO's twelve figures in pycocotools' order, here in 0..100.
+COCO_FIGURES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run.
+
+    `box` and `mask` map `COCO_FIGURES` to 0..100, None where the set has no such object.
+    `predictions` is COCO's result format, beside the record: what resampling needs per image.
+    """
+
+    study: str
+    variant: str
+    scale: str
+    size: str
+    seed: int
+    fingerprint: str
+    box: dict[str, float | None]
+    mask: dict[str, float | None]
+    predictions: str  # file, relative to the record's folder
+    params: int  # of the whole detector
+    macs: int  # of the whole detector, one image, see experiments.cost
+    activations: int  # elements that convs, linear layers and attention put out, same image
+    encoder_params: int
+    encoder_macs: int
+    input_size: tuple[int, int]  # height, width in pixels of the image that macs are for
+    train_seconds: float  # in the training loop, over all resumes
+    images_per_second: float  # in training
+    evaluate_seconds: float
+    peak_memory_mib: float  # training; memory_kind says of what
+    memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
+    precision: str  # "bfloat16 autocast" or "float32"
+    device: str
+    threads: int
+    versions: dict[str, str]
+    git_commit: str
+    started: str  # ISO 8601, UTC
+    finished: str
+    data: dict[str, Any]
+    config: dict[str, Any]
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file that is there whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(scratch, "w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def read_json(path: Path) -> dict:
+    """A record or manifest.
+
+    Raises:
+        UserError: broken, or of another version.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}. Move it away and run again") from error
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise UserError(
+            f"{path} is of version {version}, this suite reads {VERSION}: "
+            "use the suite that wrote it, or move it away and run again"
+        )
+    return content
+
+
+def write(folder: Path, record: Record) -> Path:
+    """Write the record of the run in `folder`."""
+    write_json(folder / RECORD, {"version": VERSION, **asdict(record)})
+    return folder / RECORD
+
+
+def read(path: Path) -> Record:
+    """The record in a file; errors as of `read_json`."""
+    content = read_json(path)
+    del content["version"]
+    try:
+        return Record(**content)
+    except TypeError as error:
+        raise UserError(
+            f"{path} is no whole record: {error}. Move it away and run again"
+        ) from error
+
+
+def row(record: Record, path: Path) -> dict[str, Any]:
+    """A record as one flat row: ap_box, ap50_box, ..., ap_mask, ..., macs, and its path."""
+    flat = asdict(record)
+    for kind in ("box", "mask"):
+        flat |= {f"{figure.lower()}_{kind}": value for figure, value in flat.pop(kind).items()}
+    return {**flat, "path": str(path)}
+
+
+def load(folder: str | Path) -> pd.DataFrame:
+    """All records under a folder, one row each (see `row`); empty if there are none.
+
+    Raises:
+        UserError: a record is broken or of another version.
+    """
+    paths = sorted(Path(folder).rglob(RECORD))
+    return pd.DataFrame([row(read(path), path) for path in paths])
+
+
+def load_study(folder: str | Path) -> tuple[dict, pd.DataFrame]:
+    """What was asked for in a study's folder, and the records that are there.
+
+    Returns:
+        The manifest (study, question, scale, size, base, variants, runs, command), and one row per
+        finished run of it, in the study's order of rows.
+
+    Raises:
+        UserError: nothing was run there, or a file is broken or of another version.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"no study was run in {folder}: {MANIFEST} is missing. Run it first")
+    manifest = read_json(folder / MANIFEST)
+    rows = []
+    for run in manifest["runs"]:
+        path = folder / run["folder"] / RECORD
+        if path.is_file():
+            # A run may be shared with another study, under another name.
+            rows.append({**row(read(path), path), "variant": run["variant"]})
+    return manifest, pd.DataFrame(rows)

@@ -1,0 +1,103 @@
+"""Studies: one question each, as rows of words. One file per study; its `study` is what counts."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, unknown
+
+Words = dict[str, Any]  # config key -> value, e.g. {"model.backbone.propagation": "conv"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: a tiny diff on the study's base.
+
+    Args:
+        name: how the row is called in commands, records and tables.
+        words: config keys it sets, over the study's.
+        words_of_size: more words for one model size, where the paper's row differs by size.
+        published: rows of the paper with the same setting: size -> "table:row" (analysis/paper/).
+    """
+
+    name: str
+    words: Words = field(default_factory=dict)
+    words_of_size: dict[str, Words] = field(default_factory=dict)
+    published: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question and its rows.
+
+    Args:
+        name: as in `make ablation-<name>`.
+        question: one line.
+        variants: rows; the first is the base that differences are taken to.
+        words: config keys that all rows set.
+        sizes: default model size of each scale.
+        seeds: default number of seeds of each scale.
+    """
+
+    name: str
+    question: str
+    variants: tuple[Variant, ...]
+    words: Words = field(default_factory=dict)
+    sizes: dict[str, str] = field(default_factory=lambda: {"mini": "vit-mini", "coco": "vit-b"})
+    seeds: dict[str, int] = field(default_factory=lambda: {"mini": 2, "coco": 1})
+
+    def variant(self, name: str) -> Variant:
+        """The row of that name.
+
+        Raises:
+            UserError: there is none.
+        """
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise unknown("variant", name, [v.name for v in self.variants], f" of study {self.name!r}")
+
+
+def files() -> dict[str, Path]:
+    """Study name -> file, for every study there is."""
+    folder = Path(__file__).parent
+    return {p.stem.replace("_", "-"): p for p in sorted(folder.glob("[!_]*.py"))}
+
+
+def find(name: str) -> Study:
+    """The study of that name, or in that file.
+
+    Args:
+        name: "global-vs-conv", or a path ending in .py to a study file of your own.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(
+                f"no study file at {path}: give the path of a file that defines `study`"
+            )
+    elif name in files():
+        path = files()[name]
+    else:
+        raise unknown("study", name, files())
+    module_name = f"{__name__}.{path.stem}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception:
+            del sys.modules[module_name]
+            raise
+    study = getattr(sys.modules[module_name], "study", None)
+    if not isinstance(study, Study):
+        raise UserError(
+            f"{path} defines no `study`: add `study = Study(...)`, see docs/your-own-variant.md"
+        )
+    return study

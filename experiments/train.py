@@ -1,0 +1,317 @@
+"""One run: train, evaluate, record. Called in a process of its own (see launch.py)."""
+
+import copy
+import datetime
+import json
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import get_detection_dataset_dicts
+from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.solver import LRMultiplier
+from detectron2.solver.lr_scheduler import WarmupParamScheduler
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, get_event_storage
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from backbones.weights import load_mae_encoder
+
+from . import records, studies
+from .config import ROOT, plain_config
+from .cost import detector_cost
+from .data.stream import training_loader
+from .evaluate import PREDICTIONS, evaluate
+from .optim import param_groups
+from .runs import Run
+
+METRICS = "metrics.json"  # one JSON line per log period, read by the progress view
+LAST_WEIGHTS = "model_final.pth"
+
+
+class Trainer(SimpleTrainer):
+    """detectron2's loop with gradient accumulation, autocast on any device, and clipping.
+
+    Args:
+        model, data_loader, optimizer: as of `SimpleTrainer`.
+        accumulate: batches of the loader per iteration; losses are averaged over them.
+        amp: whether to autocast to bfloat16.
+        clip_grad_norm: largest norm of all gradients together, or None.
+        log_period: iterations between reads of the losses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader,
+        optimizer: torch.optim.Optimizer,
+        accumulate: int,
+        amp: bool,
+        clip_grad_norm: float | None,
+        log_period: int,
+    ):
+        super().__init__(model, data_loader, optimizer, gather_metric_period=log_period)
+        self.accumulate = accumulate
+        self.amp = amp
+        self.clip_grad_norm = clip_grad_norm
+        self.device = next(model.parameters()).device.type
+
+    def run_step(self) -> None:
+        self.optimizer.zero_grad()
+        data_time = 0.0
+        sums: dict[str, torch.Tensor] = {}
+        for _ in range(self.accumulate):
+            start = time.perf_counter()
+            data = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
+                losses = self.model(data)
+            (sum(losses.values()) / self.accumulate).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.detach() / self.accumulate
+        self.after_backward()
+        if self.clip_grad_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+        self._write_metrics(sums, data_time)
+        self.optimizer.step()
+
+
+class _RandomState(HookBase):
+    """Keeps torch's random state in checkpoints, so that a resumed run goes on as it would have."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+
+
+class _Meter(HookBase):
+    """Seconds in the training loop, and peak memory, over all resumes."""
+
+    def __init__(self, images_per_iter: int):
+        self.images_per_iter = images_per_iter
+        self.seconds = 0.0
+        self.peak_mib = 0.0
+
+    def before_train(self) -> None:
+        self._since = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def after_step(self) -> None:
+        now = time.perf_counter()
+        step = now - self._since
+        self.seconds += step
+        self._since = now
+        get_event_storage().put_scalar("images_per_second", self.images_per_iter / step)
+        self.peak_mib = max(self.peak_mib, _peak_memory_mib())
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "peak_mib": self.peak_mib}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.seconds, self.peak_mib = state["seconds"], state["peak_mib"]
+
+
+def execute(run: Run) -> str:
+    """Train (or go on), evaluate, and write the record; returns the record's path.
+
+    Everything lies in `run.folder`: log.txt, metrics.json, checkpoints, config.yaml, predictions.
+    """
+    started = _now()
+    studies.find(run.study)  # registers what the study's file defines
+    folder = Path(run.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    setup_logger(str(folder / "log.txt"), name="detectron2")
+    setup_logger(str(folder / "log.txt"), name="fvcore")
+    cfg = copy.deepcopy(run.cfg)
+    cfg.model.roi_heads.num_classes = len(run.data.categories)
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    if cfg.train.threads:
+        torch.set_num_threads(cfg.train.threads)
+
+    model, meter = train(cfg, run)
+    result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
+
+    cost = detector_cost(cfg.model)
+    record = records.Record(
+        study=run.study,
+        variant=run.variant,
+        scale=run.scale,
+        size=run.size,
+        seed=cfg.train.seed,
+        fingerprint=run.fingerprint,
+        box=result.box,
+        mask=result.mask,
+        predictions=PREDICTIONS,
+        params=cost.detector.params,
+        macs=cost.detector.macs,
+        activations=cost.detector.activations,
+        encoder_params=cost.encoder.params,
+        encoder_macs=cost.encoder.macs,
+        input_size=cost.size,
+        train_seconds=meter.seconds,
+        images_per_second=cfg.train.max_iter * meter.images_per_iter / max(meter.seconds, 1e-9),
+        evaluate_seconds=result.seconds,
+        peak_memory_mib=meter.peak_mib,
+        memory_kind="allocated on device" if torch.cuda.is_available() else "process resident",
+        precision="bfloat16 autocast" if cfg.train.amp else "float32",
+        device=_device_name(),
+        threads=torch.get_num_threads(),
+        versions=_versions(),
+        git_commit=_git_commit(),
+        started=started,
+        finished=_now(),
+        data=dict(
+            train=run.data.train.json_file, val=run.data.val.json_file, digest=run.data.digest
+        ),
+        config=plain_config(cfg),
+    )
+    return str(records.write(folder, record))
+
+
+def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
+    """The trained detector, from the last checkpoint in the run's folder if there is one."""
+    folder = Path(run.folder)
+    torch.manual_seed(cfg.train.seed)
+    model = instantiate(cfg.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    optimizer = _optimizer(cfg, model)
+    batch = cfg.dataloader.train.total_batch_size
+    micro_batch = min(cfg.dataloader.train.micro_batch_size or batch, batch)
+    if batch % micro_batch:
+        raise ValueError(
+            f"micro_batch_size={micro_batch} does not fit: it must divide total_batch_size={batch}"
+        )
+
+    trainer = Trainer(
+        model,
+        None,
+        optimizer,
+        accumulate=batch // micro_batch,
+        amp=cfg.train.amp,
+        clip_grad_norm=cfg.train.clip_grad_norm,
+        log_period=cfg.train.log_period,
+    )
+    meter = _Meter(batch)
+    checkpointer = DetectionCheckpointer(model, str(folder), trainer=trainer)
+    trainer.register_hooks(
+        [
+            hooks.LRScheduler(scheduler=_schedule(cfg, optimizer)),
+            meter,
+            hooks.PeriodicWriter(
+                [CommonMetricPrinter(cfg.train.max_iter), JSONWriter(str(folder / METRICS))],
+                period=cfg.train.log_period,
+            ),
+            _RandomState(),
+            hooks.PeriodicCheckpointer(
+                checkpointer,
+                cfg.train.checkpoint_period,
+                max_iter=cfg.train.max_iter,
+                max_to_keep=2,
+            ),
+        ]
+    )
+    start_iter = 0
+    if checkpointer.has_checkpoint():
+        checkpointer.resume_or_load("", resume=True)
+        start_iter = trainer.iter + 1
+    elif cfg.train.init_weights:
+        load_mae_encoder(model.backbone.net, Path(cfg.train.init_weights))
+    name = run.data.train.register()
+    trainer.data_loader = training_loader(
+        get_detection_dataset_dicts(name),
+        instantiate(cfg.dataloader.train.mapper),
+        cfg.train.seed,
+        start=start_iter * batch,
+        batch_size=micro_batch,
+        num_workers=cfg.dataloader.train.num_workers,
+    )
+    if start_iter < cfg.train.max_iter:
+        trainer.train(start_iter, cfg.train.max_iter)
+    return model, meter
+
+
+def _optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    words = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    build = words.pop("_target_")
+    build = locate(build) if isinstance(build, str) else build
+    groups = param_groups(model, words["lr"], words["weight_decay"], **cfg.param_groups)
+    return build(groups, **words)
+
+
+def _schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    warmup = min(cfg.schedule.warmup_iters / cfg.train.max_iter, 1.0)
+    multiplier = WarmupParamScheduler(
+        instantiate(cfg.schedule.decay), cfg.schedule.warmup_factor, warmup
+    )
+    return LRMultiplier(optimizer, multiplier, cfg.train.max_iter)
+
+
+def _report_evaluation(folder: Path) -> Callable[[int, int], None]:
+    """Writes how far evaluation is where the progress view reads it."""
+
+    def report(done: int, total: int) -> None:
+        with open(folder / METRICS, "a") as file:
+            file.write(json.dumps({"evaluated": done, "batches": total}) + "\n")
+
+    return report
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _peak_memory_mib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "torchvision", "fvcore", "pycocotools", "numpy")
+    found = {package: metadata.version(package) for package in packages}
+    import detectron2
+
+    return {"python": platform.python_version(), "detectron2": detectron2.__version__, **found}
+
+
+def _git_commit() -> str:
+    """The commit of this checkout, with "-dirty" behind it if files differ; "" outside git."""
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "describe",
+        "--always",
+        "--abbrev=12",
+        "--dirty",
+        "--exclude=*",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

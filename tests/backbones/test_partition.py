@@ -1,0 +1,63 @@
+"""Windows and shifted windows against their definition and torchvision's Swin."""
+
+import pytest
+import torch
+from torchvision.models.swin_transformer import shifted_window_attention
+
+from backbones import Partition, ShiftedWindows, Windows
+from backbones.vit import Attention, Block
+
+
+@pytest.mark.parametrize(
+    "partition", [Partition(), Windows(5), ShiftedWindows(5), ShiftedWindows(4)]
+)
+@pytest.mark.parametrize("size", [(5, 5), (10, 15), (12, 7), (3, 20)])
+def test_join_undoes_split(partition, size):
+    padded = partition.padded_size(*size)
+    x = torch.randn(2, *padded, 3)
+    groups = partition.split(x)
+    assert groups.shape[1:3] == partition.group_size(*padded)
+    assert torch.equal(partition.join(groups, *padded), x)
+
+
+def test_windows_are_the_squares_of_the_map():
+    x = torch.arange(2 * 8 * 12).reshape(2, 8, 12, 1)
+    groups = Windows(4).split(x)
+    assert torch.equal(groups[0], x[0, :4, :4])
+    assert torch.equal(groups[2], x[0, :4, 8:])
+    assert torch.equal(groups[6], x[1, :4, :4])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (12, 20), (8, 4), (10, 13)])
+def test_shifted_windows_are_swins(size):
+    """Same attention as torchvision's, which shifts, pads and masks in its own way."""
+    torch.manual_seed(0)
+    dim, heads, window = 16, 2, 4
+    block = Block(dim, heads, ShiftedWindows(window), grid=(8, 8))
+    attention: Attention = block.attn
+    x = torch.randn(2, *size, dim)
+    theirs = shifted_window_attention(
+        x,
+        attention.qkv.weight,
+        attention.proj.weight,
+        torch.zeros(1, heads, window**2, window**2),
+        [window, window],
+        heads,
+        shift_size=[window // 2, window // 2],
+        qkv_bias=attention.qkv.bias,
+        proj_bias=attention.proj.bias,
+    )
+    torch.testing.assert_close(block.attend(x), theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_relative_positions_and_mask_together():
+    """A masked token has no influence, whatever its relative position says."""
+    torch.manual_seed(0)
+    block = Block(
+        8, 2, ShiftedWindows(4), (8, 8), use_rel_pos=True, rel_pos_zero_init=False
+    ).double()
+    x = torch.randn(1, 8, 8, 8, dtype=torch.double, requires_grad=True)
+    block.attend(x)[0, 0, 0].sum().backward()
+    seen = x.grad[0].abs().sum(-1) > 0
+    assert seen[:2, :2].all()
+    assert seen.sum() == 4

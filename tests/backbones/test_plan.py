@@ -1,0 +1,113 @@
+"""Which block does what, for every strategy, count and placement; and words that do not fit."""
+
+import pytest
+import torch
+
+from backbones import CONV_BLOCKS, SIZES, ViT, build_backbone, build_encoder
+
+
+def encoder(**words) -> ViT:
+    with torch.device("meta"):
+        return build_encoder(**words)
+
+
+def marked(plan) -> dict[str, list[int]]:
+    """Block indexes per word, without plain window blocks."""
+    return {word: [i for i, w in enumerate(plan) if w == word] for word in set(plan) - {"window"}}
+
+
+@pytest.mark.parametrize(
+    ("size", "even"),
+    [
+        # 0-based indexes of detectron2's released configs
+        ("vit-b", [2, 5, 8, 11]),
+        ("vit-l", [5, 11, 17, 23]),
+        ("vit-h", [7, 15, 23, 31]),
+        ("vit-mini", [1, 3, 5]),
+    ],
+)
+def test_default_propagation_blocks(size, even):
+    assert marked(encoder(size=size, propagation="global").plan) == {"global": even}
+    assert marked(encoder(size=size, propagation="conv").plan) == {"window + residual": even}
+    assert marked(encoder(size=size, propagation="none").plan) == {}
+    every_second = list(range(1, SIZES[size]["depth"], 2))
+    assert marked(encoder(size=size, propagation="shifted").plan) == {
+        "shifted window": every_second
+    }
+
+
+@pytest.mark.parametrize(
+    ("placement", "count", "blocks"),
+    [
+        ("first", 4, [0, 1, 2, 3]),
+        ("last", 4, [8, 9, 10, 11]),
+        ("even", 2, [5, 11]),
+        ("even", 12, list(range(12))),
+        ("even", 5, [1, 3, 6, 8, 11]),
+        ("last", 0, []),
+    ],
+)
+def test_count_and_placement(placement, count, blocks):
+    plan = encoder(size="vit-b", propagation="global", count=count, placement=placement).plan
+    assert [i for i, word in enumerate(plan) if word == "global"] == blocks
+
+
+@pytest.mark.parametrize(
+    ("word", "kernels"), [("naive", [3]), ("basic", [3, 3]), ("bottleneck", [1, 3, 1])]
+)
+def test_conv_blocks_are_the_papers_and_start_as_identity(word, kernels):
+    block = CONV_BLOCKS.get(word)(32)
+    convs = [m for m in block.children() if isinstance(m, torch.nn.Conv2d)]
+    assert [conv.kernel_size[0] for conv in convs] == kernels
+    x = torch.randn(2, 32, 9, 7)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+    torch.nn.init.ones_(block.get_submodule(f"norm{len(kernels)}").weight)
+    assert not torch.allclose(block(x), x)
+
+
+@pytest.mark.parametrize("propagation", ["none", "global", "conv", "shifted"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_and_strategy_gives_the_promised_map(size, propagation):
+    net = encoder(size=size, propagation=propagation)
+    stride = net.output_shape()["last_feat"].stride
+    image = torch.empty(1, 3, 12 * stride, 7 * stride, device="meta")
+    assert net(image)["last_feat"].shape == (1, net.output_shape()["last_feat"].channels, 12, 7)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (dict(size="vit-bb"), "size='vit-bb' is unknown: did you mean 'vit-b'?"),
+        (dict(propagation="globl"), "propagation='globl' is unknown: did you mean 'global'?"),
+        (dict(propagation="conv", conv_block="bottelneck"), "did you mean 'bottleneck'?"),
+        (dict(conv_block="dense"), "conv_block='dense' is unknown"),
+        (dict(placement="middle"), "placement='middle' is unknown"),
+        (dict(stem="convs"), "stem='convs' is unknown: did you mean 'conv'?"),
+        (dict(count=13), "count=13 does not fit: an encoder of depth=12 allows 0..12"),
+        (dict(count=-1), "count=-1 does not fit"),
+        (dict(propagation="none", count=2), "count=2 does not fit propagation='none'"),
+        (dict(num_heads=7), "num_heads=7 does not fit: it must divide embed_dim=768"),
+        (dict(window_size=0), "window_size=0 is too small"),
+        (dict(window_size=1, propagation="shifted"), "window_size=1 is too small for shifted"),
+        (dict(img_size=1000), "img_size=1000 does not fit: a multiple of patch_size=16"),
+        (dict(stem="conv", patch_size=12, img_size=1020), "patch_size=12 does not fit stem='conv'"),
+        (dict(window_block_indexes=(0,), propagation="conv"), "contradict window_block_indexes"),
+        (
+            dict(window_block_indexes=(0, 12)),
+            r"window_block_indexes=\[12\] do not fit: allowed are 0..11",
+        ),
+    ],
+)
+def test_words_that_do_not_fit(words, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        encoder(**words)
+
+
+def test_necks_that_do_not_fit():
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match=r"pyramid='fpnn' is unknown"):
+            build_backbone(pyramid="fpnn")
+        with pytest.raises(ValueError, match=r"scale_factors=\(4.0, 1.0\) do not fit"):
+            build_backbone(scale_factors=(4.0, 1.0))
+        with pytest.raises(ValueError, match=r"scale_factors: 8\.0 is unknown"):
+            build_backbone(scale_factors=(8.0, 4.0))

@@ -1,0 +1,57 @@
+"""The backbones in detectron2's yacs configs."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone, build_model
+
+from backbones import ViT, add_vit_config
+
+
+def config(**words):
+    cfg = get_cfg()
+    add_vit_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = "build_vit_backbone"
+    cfg.MODEL.VIT.SIZE = "vit-ti"
+    for key, value in words.items():
+        cfg.MODEL.VIT[key] = value
+    return cfg
+
+
+def test_backbone_by_name():
+    backbone = build_backbone(
+        config(PROPAGATION="conv", COUNT=2, CONV_BLOCK="naive", OUT_CHANNELS=32)
+    )
+    assert backbone.net.plan.count("window + residual") == 2
+    levels = backbone(torch.randn(1, 3, 64, 96))
+    assert levels["p2"].shape == (1, 32, 16, 24)
+    assert list(levels) == ["p2", "p3", "p4", "p5", "p6"]
+
+
+def test_encoder_by_name():
+    cfg = config()
+    cfg.MODEL.BACKBONE.NAME = "build_vit_encoder"
+    encoder = build_backbone(cfg)
+    assert isinstance(encoder, ViT)
+    assert encoder.output_shape()["last_feat"].channels == 192
+
+
+def test_a_whole_detector():
+    cfg = config(OUT_CHANNELS=64)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
+    cfg.MODEL.ROI_BOX_HEAD.NUM_FC = 1
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
+    model = build_model(cfg).eval()
+    (output,) = model([dict(image=torch.zeros(3, 100, 150), height=100, width=150)])
+    assert "instances" in output
+
+
+def test_an_unknown_word_is_an_error():
+    with pytest.raises(ValueError, match="propagation='windows' is unknown"):
+        build_backbone(config(PROPAGATION="windows"))

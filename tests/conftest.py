@@ -1,0 +1,57 @@
+"""Shared pieces of the tests."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments.data import mini
+
+# Two test processes share two cores.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_set(root: Path, split: str, count: int) -> Path:
+    """The first `count` images of the mini set as a COCO-format set; returns the json."""
+    folder = root / split
+    folder.mkdir(parents=True)
+    coco = dict(images=[], annotations=[], categories=[])
+    for i, name in enumerate(mini.CATEGORIES, start=1):
+        coco["categories"].append(dict(id=i, name=name))
+    for index in range(count):
+        image, annotations = mini.draw(index, split)
+        Image.fromarray(image).save(folder / f"{index}.bmp")
+        coco["images"].append(
+            dict(id=index + 1, file_name=f"{index}.bmp", height=mini.SIDE, width=mini.SIDE)
+        )
+        for annotation in annotations:
+            number = len(coco["annotations"]) + 1
+            coco["annotations"].append(dict(id=number, image_id=index + 1, **annotation))
+    path = root / f"{split}.json"
+    path.write_text(json.dumps(coco))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_set(tmp_path_factory) -> dict[str, str]:
+    """A COCO-format set of 24 + 10 images, as the commands take it."""
+    root = tmp_path_factory.mktemp("small-set")
+    return {
+        "dataset": f"{write_set(root, 'train', 24)},{root / 'train'}",
+        "val": f"{write_set(root, 'val', 10)},{root / 'val'}",
+    }
+
+
+@pytest.fixture(scope="session")
+def coco() -> Path:
+    """A folder with real COCO images in COCO's layout, as $DETECTRON2_DATASETS."""
+    for folder in (os.environ.get("DETECTRON2_DATASETS"), ROOT.parent / "shared" / "data"):
+        if folder and (Path(folder) / "coco/annotations/instances_val2017.json").is_file():
+            return Path(folder)
+    pytest.skip("no COCO images: set DETECTRON2_DATASETS to the folder that holds coco/")

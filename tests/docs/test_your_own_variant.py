@@ -1,0 +1,56 @@
+"""The code of docs/your-own-variant.md works as the page says."""
+
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+PAGE = ROOT / "docs" / "your-own-variant.md"
+
+
+@pytest.fixture(scope="module")
+def grid_file(tmp_path_factory):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    path = tmp_path_factory.mktemp("variant") / "grid.py"
+    path.write_text(code)
+    return path
+
+
+def python(*words):
+    command = [sys.executable, "-W", "ignore", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_class_reaches_the_whole_map_at_a_windows_price(grid_file):
+    from backbones import build_encoder
+    from experiments import studies
+
+    study = studies.find(str(grid_file))
+    assert [v.name for v in study.variants] == ["none", "global", "grid"]
+    encoder = build_encoder("vit-mini", propagation="grid", use_rel_pos=True, use_abs_pos=False)
+    assert encoder.plan == ("window", "grid") * 3
+    image = torch.randn(1, 3, 120, 136, requires_grad=True)
+    features = encoder.eval()(image)["last_feat"]
+    assert features.shape == (1, 64, 15, 17)
+    features[0, :, 0, 0].sum().backward()
+    assert (image.grad.abs().sum((0, 1))[-8:, -8:] > 0).any()  # the far corner
+
+
+def test_the_commands_make_the_table(grid_file, small_set, tmp_path):
+    run = python(
+        "-m", "experiments", "run", grid_file, "--seeds", 1, "--runs", tmp_path,
+        "--dataset", small_set["dataset"], "--val", small_set["val"],
+        "--", "train.max_iter=2", "train.log_period=1",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    table = python("-m", "analysis", "study", tmp_path / "mini" / "grid")
+    assert table.returncode == 0, table.stdout + table.stderr
+    rows = pd.read_csv(tmp_path / "mini" / "grid" / "table.csv").set_index("variant")
+    assert list(rows.index) == ["none", "global", "grid"]
+    # Same groups of 16 tokens as windows, so the same products; global attention has more.
+    assert rows.macs["grid"] == rows.macs["none"] < rows.macs["global"]

@@ -1,0 +1,142 @@
+"""From words to one config and its fingerprint."""
+
+import pytest
+
+from experiments import config, studies
+from experiments.errors import UserError
+
+STUDY = studies.find("global-vs-conv")
+
+
+def resolve(variant="none", scale="mini", size="vit-mini", seed=0, **overrides):
+    words = {key.replace("__", "."): value for key, value in overrides.items()}
+    return config.resolve(STUDY, STUDY.variant(variant), scale, size, seed, words)
+
+
+def test_rows_differ_by_their_words_only():
+    base, row = (config.plain_config(resolve(name)) for name in ("none", "global"))
+    assert base["model"]["backbone"].pop("propagation") == "none"
+    assert row["model"]["backbone"].pop("propagation") == "global"
+    assert base == row
+
+
+def test_the_papers_conv_block_of_each_size():
+    assert resolve("conv", "coco", "vit-b").model.backbone.conv_block == "bottleneck"
+    assert resolve("conv", "coco", "vit-l").model.backbone.conv_block == "basic"
+
+
+def test_overrides_win():
+    cfg = resolve("global", model__backbone__count=1, train__max_iter=7)
+    assert (cfg.model.backbone.count, cfg.train.max_iter) == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("train.max_iter=4", "train.max_iter", 4),
+        ("optimizer.lr=1e-4", "optimizer.lr", 1e-4),
+        ("train.amp=false", "train.amp", False),
+        ("model.backbone.count=null", "model.backbone.count", None),
+        ("model.backbone.conv_block=basic", "model.backbone.conv_block", "basic"),
+        ("train.init_weights=", "train.init_weights", ""),
+        ("x=[1, 2]", "x", [1, 2]),
+    ],
+)
+def test_parse_override(text, key, value):
+    assert config.parse_override(text) == (key, value)
+
+
+MISTAKES = {
+    "unknown study 'global-vs-cov': did you mean 'global-vs-conv'": lambda: studies.find(
+        "global-vs-cov"
+    ),
+    "no study file at none/such.py": lambda: studies.find("none/such.py"),
+    "unknown variant 'globl' of study 'global-vs-conv': did you mean 'global'": lambda: (
+        STUDY.variant("globl")
+    ),
+    "unknown scale 'cocoo': did you mean 'coco'": lambda: resolve(scale="cocoo"),
+    "unknown size 'vit-minni': did you mean 'vit-mini'": lambda: resolve(size="vit-minni"),
+    "size 'vit-b' has no recipe at scale 'mini'": lambda: resolve(size="vit-b"),
+    "unknown config key 'train.max_itr' in OVERRIDES: did you mean 'train.max_iter'": lambda: (
+        resolve(train__max_itr=4)
+    ),
+    "unknown config key 'model.backbone.propagation.x'": lambda: resolve(
+        model__backbone__propagation__x=4
+    ),
+    "variant 'none': count=9 does not fit": lambda: resolve(model__backbone__count=9),
+    "conv_block='basik' is unknown: did you mean 'basic'": lambda: resolve(
+        "conv", model__backbone__conv_block="basik"
+    ),
+    "is not of the form a.b=c": lambda: config.parse_override("train.max_iter"),
+    "no config at nowhere.py": lambda: config.load("nowhere.py"),
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_are_told_in_one_line(message):
+    with pytest.raises(UserError) as caught:
+        MISTAKES[message]()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_config_file(tmp_path):
+    broken = tmp_path / "broken.py"
+    broken.write_text("model = (")
+    with pytest.raises(UserError, match="cannot read the config"):
+        config.load(broken)
+    broken.write_text("model = dict()")
+    with pytest.raises(UserError, match="lacks dataloader, optimizer"):
+        config.load(broken)
+
+
+class TestFingerprint:
+    def mark(self, data="data", **words):
+        return config.fingerprint(resolve(**words), data)
+
+    def test_same_for_the_same_run(self):
+        assert self.mark() == self.mark()
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            dict(variant="conv"),
+            dict(seed=1),
+            dict(train__max_iter=5),
+            dict(model__backbone__count=0),
+            dict(optimizer__lr=1e-3),
+            dict(data="other"),
+        ],
+    )
+    def test_another_run_has_another(self, words):
+        assert self.mark(**words) != self.mark()
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            dict(train__log_period=1),
+            dict(train__checkpoint_period=7),
+            dict(dataloader__train__num_workers=2),
+        ],
+    )
+    def test_what_changes_no_result_changes_no_fingerprint(self, words):
+        assert self.mark(**words) == self.mark()
+
+    def test_editing_ones_own_class_makes_a_new_run(self, tmp_path):
+        marks = []
+        for i, default in enumerate((1, 2)):
+            path = tmp_path / f"own_{i}.py"
+            path.write_text(
+                "from backbones import PROPAGATIONS, Propagation\n"
+                "from experiments.studies import Study, Variant\n"
+                "PROPAGATIONS._obj_map.pop('own', None)\n"
+                "@PROPAGATIONS.register('own')\n"
+                "class Own(Propagation):\n"
+                f"    def default_count(self):\n        return {default}\n"
+                "words = {'model.backbone.propagation': 'own'}\n"
+                "study = Study('own', '?', (Variant('own', words),))\n"
+            )
+            own = studies.find(str(path))
+            cfg = config.resolve(own, own.variants[0], "mini", "vit-mini", 0, {})
+            marks.append(config.fingerprint(cfg, "data"))
+        assert marks[0] != marks[1]

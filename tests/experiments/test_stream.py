@@ -1,0 +1,48 @@
+"""The training stream is a function of seed and position."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from experiments.data.stream import training_loader
+
+
+def mapper(entry):
+    return (entry["id"], int(np.random.randint(1_000_000)))
+
+
+DICTS = [{"id": i} for i in range(10)]
+
+
+def take(count, **words):
+    words = {"seed": 0, "start": 0, "batch_size": 4, **words}
+    return list(itertools.islice(training_loader(DICTS, mapper, **words), count))
+
+
+def flat(batches):
+    return [item for batch in batches for item in batch]
+
+
+def test_every_epoch_is_a_permutation():
+    ids = [i for i, _ in flat(take(10))]
+    for epoch in range(4):
+        assert sorted(ids[epoch * 10 : epoch * 10 + 10]) == list(range(10))
+    assert ids[:10] != ids[10:20]
+
+
+@pytest.mark.parametrize("start", [1, 7, 23])
+def test_a_resumed_stream_goes_on_where_it_was(start):
+    assert flat(take(3, start=start)) == flat(take(12))[start : start + 12]
+
+
+def test_workers_change_nothing():
+    assert take(5, num_workers=2) == take(5)
+
+
+def test_batch_size_changes_no_image():
+    assert flat(take(6, batch_size=2)) == flat(take(3, batch_size=4))
+
+
+def test_seeds_differ():
+    assert take(3, seed=1) != take(3)

@@ -1,0 +1,165 @@
+"""One tiny study through the commands: run, called again, killed and resumed, tabulated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from experiments import records
+from tests.conftest import ROOT
+
+TINY = ["train.max_iter=8", "train.log_period=1", "train.checkpoint_period=3", "train.amp=false"]
+
+
+def command(*words) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-m", *map(str, words)]
+
+
+def call(*words, **env) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*words), cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | env
+    )
+
+
+def study_command(small_set, runs, *, variants="none,shifted", overrides=()) -> list:
+    return [
+        "experiments", "run", "global-vs-conv", "--seeds", 1, "--variants", variants,
+        "--runs", runs, "--dataset", small_set["dataset"], "--val", small_set["val"],
+        "--", *TINY, *overrides,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(small_set, tmp_path_factory) -> Path:
+    """A study of two rows, run to its end."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = call(*study_command(small_set, runs))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return runs / "mini" / "global-vs-conv"
+
+
+def folder_of(study: Path, variant: str) -> Path:
+    (folder,) = study.glob(f"{variant}-*")
+    return folder
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "model_final.pth", weights_only=True)["model"]
+
+
+def test_every_run_leaves_a_record(finished):
+    frame = records.load(finished)
+    assert sorted(frame.variant) == ["none", "shifted"]
+    for record in frame.itertuples():
+        assert 0 <= record.ap_box <= 100
+        assert 0 <= record.ar100_mask <= 100
+        assert record.macs > record.encoder_macs > 1e6
+        assert record.train_seconds > 0
+        assert record.peak_memory_mib > 50
+        assert record.config["train"]["max_iter"] == 8
+        folder = Path(record.path).parent
+        predictions = json.loads((folder / record.predictions).read_text())
+        assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= predictions[0].keys()
+        assert (folder / "log.txt").stat().st_size > 0
+
+
+def test_a_second_call_trains_nothing(finished, small_set):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("record.json")}
+    again = call(*study_command(small_set, finished.parents[1]))
+    assert again.returncode == 0
+    assert "2 runs, 2 of them done" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("record.json")} == before
+
+
+def test_same_seed_same_weights_and_figures(finished, small_set, tmp_path):
+    assert call(*study_command(small_set, tmp_path, variants="shifted")).returncode == 0
+    again = folder_of(tmp_path / "mini" / "global-vs-conv", "shifted")
+    first = folder_of(finished, "shifted")
+    assert again.name == first.name
+    torch.testing.assert_close(weights(again), weights(first), rtol=0, atol=0)
+    one, other = (records.read(folder / "record.json") for folder in (first, again))
+    assert (one.box, one.mask) == (other.box, other.mask)
+
+
+def test_killed_and_resumed_is_as_if_undisturbed(finished, small_set, tmp_path):
+    """SIGKILL to all its processes after the first checkpoint; then the same command."""
+    words = study_command(small_set, tmp_path, variants="none")
+    process = subprocess.Popen(
+        command(*words), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    study = tmp_path / "mini" / "global-vs-conv"
+    deadline = time.monotonic() + 120
+    while not list(study.glob("none-*/last_checkpoint")):
+        assert process.poll() is None, "ended before the first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run = folder_of(study, "none")
+    assert not (run / "record.json").exists()
+    resumed = call(*words)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "Starting training from iteration 0" in (run / "log.txt").read_text()
+    assert "Starting training from iteration 3" in (run / "log.txt").read_text()
+    torch.testing.assert_close(weights(run), weights(folder_of(finished, "none")), rtol=0, atol=0)
+
+
+def test_ctrl_c_stops_within_seconds(small_set, tmp_path):
+    words = study_command(small_set, tmp_path, variants="none", overrides=["train.max_iter=100000"])
+    process = subprocess.Popen(
+        command(*words), cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    study = tmp_path / "mini" / "global-vs-conv"
+    deadline = time.monotonic() + 120
+    while not list(study.glob("none-*/last_checkpoint")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - started < 15
+    assert process.returncode == 130
+    assert "goes on from the last checkpoints" in output
+    left = ["pgrep", "-g", str(process.pid)]
+    assert subprocess.run(left, capture_output=True, check=False).stdout == b""
+
+
+def test_table_and_plot(finished):
+    done = call("analysis", "study", finished)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("table.csv", "table.md", "ap_vs_macs.png", "ap_vs_macs.svg"):
+        assert (finished / name).stat().st_size > 0
+    table = pd.read_csv(finished / "table.csv").set_index("variant")
+    frame = records.load(finished).set_index("variant")
+    assert table.ap_box.to_dict() == pytest.approx(frame.ap_box.to_dict())
+
+
+def test_evaluating_its_checkpoint_gives_its_figures(finished, small_set, tmp_path):
+    run = folder_of(finished, "none")
+    done = call(
+        "experiments", "evaluate", run / "config.yaml", run / "model_final.pth",
+        "--val", small_set["val"], "--runs", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = tmp_path.rglob("result.json")
+    record = records.read(run / "record.json")
+    assert json.loads(result.read_text())["box"] == pytest.approx(record.box)
+    assert json.loads(result.read_text())["mask"] == pytest.approx(record.mask)
+
+
+def test_a_run_that_fails_names_its_error_and_spares_the_others(small_set, tmp_path):
+    overrides = ["optimizer.lr=1e30", "train.clip_grad_norm=null"]
+    done = call(*study_command(small_set, tmp_path, overrides=overrides))
+    assert done.returncode == 1
+    assert "none seed 0 failed: " in done.stdout
+    assert "shifted seed 0 failed: " in done.stdout
+    assert "Loss became infinite or NaN" in done.stdout
+    assert "log: " in done.stdout
