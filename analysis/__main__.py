@@ -37,11 +37,12 @@ def study(
     written = [folder / "table.csv", folder / "table.md"]
     written += plots.ap_vs_macs(manifest, table, folder / "ap_vs_macs")
 
-    readable = tables.readable(table)
-    shown = Table(*readable.columns, box=None, pad_edge=False)
-    for cells in readable.itertuples(index=False):
-        shown.add_row(*cells)
-    console.print(shown)
+    for text in (tables.summary(table), tables.details(table)):
+        shown = Table(*text.columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for cells in text.itertuples(index=False):
+            shown.add_row(*cells)
+        console.print(shown, no_wrap=True, overflow="ignore", crop=False)
+        console.print()
     console.print("written: " + "  ".join(str(path) for path in written))
 
 

@@ -99,48 +99,63 @@ def _amount(value: float, unit: float, digits: int) -> str:
     return "" if value is None or pd.isna(value) else f"{value / unit:.{digits}f}"
 
 
-def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as text cells with units in the headers, for people."""
-    giga = 1 if table["macs"].max() > 1e10 else 2
-    cells: dict[str, list[str]] = {"variant": [], "seeds": []}
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """AP, differences, costs and the paper's AP as text cells, units in the headers."""
+    digits = 1 if table["macs"].max() > 1e10 else 3
+    rows = []
     for _, r in table.iterrows():
-        shown = {"variant": r["variant"], "seeds": str(r["seeds"])}
+        cells = {"variant": r["variant"], "seeds": str(r["seeds"])}
         for kind in KINDS:
-            shown[f"{kind} AP"] = _spread(r[f"ap_{kind}"], r[f"ap_{kind}_std"])
-            shown[f"diff {kind}"] = _spread(
+            cells[f"{kind} AP"] = _spread(r[f"ap_{kind}"], r[f"ap_{kind}_std"])
+            cells[f"diff {kind}"] = _spread(
                 r[f"ap_{kind}_diff"], r[f"ap_{kind}_diff_std"], sign="+"
             )
-            for figure, name in zip(FIGURES[1:], ("50", "75", "S", "M", "L"), strict=True):
-                shown[f"{kind} {name}"] = _spread(r[f"{figure}_{kind}"], None)
-        shown["params M"] = _amount(r["params"], 1e6, 2)
-        shown["GMACs"] = _amount(r["macs"], 1e9, giga)
-        shown["train s"] = _amount(r["train_seconds"], 1, 0)
-        shown["peak MiB"] = _amount(r["peak_memory_mib"], 1, 0)
+        cells["params M"] = _amount(r["params"], 1e6, 2)
+        cells["GMACs"] = _amount(r["macs"], 1e9, digits)
+        cells["train s"] = _amount(r["train_seconds"], 1, 0)
+        cells["peak MiB"] = _amount(r["peak_memory_mib"], 1, 0)
         for size in PAPER_SIZES:
             column = size.replace("-", "")
-            shown[f"paper {size} box / mask"] = " / ".join(
-                _amount(r[f"paper_ap_{kind}_{column}"], 1, 1) for kind in KINDS
-            ).strip(" /")
-        for name, cell in shown.items():
-            cells.setdefault(name, []).append(cell)
-    return pd.DataFrame(cells)
+            aps = [_amount(r[f"paper_ap_{kind}_{column}"], 1, 1) for kind in KINDS]
+            cells[f"paper {size}"] = " / ".join(aps) if any(aps) else ""
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def details(table: pd.DataFrame) -> pd.DataFrame:
+    """AP at single IoUs and by COCO's object sizes, mean over seeds, as text cells."""
+    rows = []
+    for _, r in table.iterrows():
+        cells = {"variant": r["variant"]}
+        for kind in KINDS:
+            for figure, name in zip(FIGURES[1:], ("50", "75", "S", "M", "L"), strict=True):
+                cells[f"{kind} AP{name}"] = _amount(r[f"{figure}_{kind}"], 1, 1)
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def _markdown_table(text: pd.DataFrame) -> list[str]:
+    return [
+        "| " + " | ".join(text.columns) + " |",
+        "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(text.columns))) + "|",
+        *("| " + " | ".join(cells) + " |" for cells in text.itertuples(index=False)),
+    ]
 
 
 def markdown(manifest: dict, table: pd.DataFrame, provenance: list[str]) -> str:
     """The table as Markdown, with its question and where its numbers come from."""
-    text = readable(table)
     lines = [
         f"# {manifest['study']}, {manifest['scale']} scale, {manifest['size']}",
         "",
         manifest["question"],
         "",
-        "| " + " | ".join(text.columns) + " |",
-        "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(text.columns))) + "|",
-        *("| " + " | ".join(cells) + " |" for cells in text.itertuples(index=False)),
+        *_markdown_table(summary(table)),
         "",
         f"Mean ± standard deviation over seeds; diff: to `{manifest['base']}` at the same seed."
-        " MACs are multiply-accumulates of the whole detector, attention counted.",
-        "Paper columns: arXiv:2203.16527v2, COCO val2017; never comparable with the mini set's AP.",
+        " MACs are multiply-accumulates of the whole detector, attention counted. Paper: box / mask"
+        " AP of arXiv:2203.16527v2 on COCO val2017, never comparable with the mini set's.",
+        "",
+        *_markdown_table(details(table)),
         "",
         *(f"- {line}" for line in provenance),
         "",

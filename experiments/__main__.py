@@ -43,11 +43,14 @@ def run(
     runs: Runs = Path("runs"),
 ) -> None:
     """Train and evaluate what is not done yet of a study."""
-    from . import config, launch, studies, view
+    from . import studies
+
+    found = studies.find(study)  # before the imports that take seconds
+
+    from . import config, launch, view
     from . import runs as planning
     from .data import catalog
 
-    found = studies.find(study)
     config.check_scale(scale)
     size = size or found.sizes[scale]
     words = dict(config.parse_override(text) for text in overrides or [])

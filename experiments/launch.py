@@ -4,8 +4,11 @@ submitit starts each run in a process and keeps its output; a thread pool holds 
 have no core or GPU yet.
 """
 
+import contextlib
+import os
 import queue
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +59,23 @@ class Launch:
                 progress.state = "stopped"
 
 
+_stderr_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Processes started meanwhile inherit `path` as stderr: submitit's own helper prints a
+    traceback there when it is told to stop."""
+    with _stderr_lock, open(path, "a") as file:
+        terminal = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
 def _last_line(error: submitit.core.utils.FailedJobError) -> str:
     """The exception in the traceback that submitit wraps between lines of its own."""
     trace = str(error).split("You can check full logs")[0]
@@ -90,7 +110,8 @@ def launch(runs: list[Run], jobs: int, execute: Callable[[Run], str] = execute) 
                 visible_gpus=gpu,
                 stderr_to_stdout=True,
             )
-            job = executor.submit(execute, progress.run)
+            with _stderr_to(folder / "submitit.log"):
+                job = executor.submit(execute, progress.run)
             launched.jobs.append(job)
             progress.log = Path(job.paths.stdout)
             progress.state = "running"

@@ -212,6 +212,7 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
     checkpointer = DetectionCheckpointer(model, str(folder), trainer=trainer)
     trainer.register_hooks(
         [
+            hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=_schedule(cfg, optimizer)),
             meter,
             hooks.PeriodicWriter(

@@ -34,7 +34,11 @@ def follow(launch: Launch, console: Console) -> None:
         for i, progress in enumerate(launch.runs):
             if progress.state != states[i] or (due and progress.state == "running"):
                 states[i] = progress.state
-                console.print("  ".join(_cells(progress)), highlight=False, soft_wrap=True)
+                variant, seed, state, iteration, loss, speed, left = _cells(progress)
+                parts = [variant, seed, state, iteration]
+                parts += [loss and f"loss {loss}", speed and f"{speed} images/s"]
+                parts += [left and f"{left} left"]
+                console.print("  ".join(filter(None, parts)), highlight=False, soft_wrap=True)
 
 
 def _table(launch: Launch) -> Table:

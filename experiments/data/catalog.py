@@ -98,6 +98,8 @@ def _check(split: Split, content: bytes) -> dict[int, str]:
                 raise UserError(f"{where}: annotation {number} is of an image that is not listed")
             if annotation["category_id"] not in categories:
                 raise UserError(f"{where}: annotation {number} is of a category that is not listed")
+            for part in ("bbox", "area", "iscrowd"):
+                annotation[part]
             if "segmentation" not in annotation:
                 raise UserError(f"{where}: annotation {number} has no segmentation, masks need one")
         names = [coco["images"][0]["file_name"], coco["images"][-1]["file_name"]]

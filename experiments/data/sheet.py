@@ -2,13 +2,14 @@
 
 import contextlib
 import io
+import textwrap
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
-from detectron2.data.detection_utils import read_image
-from detectron2.utils.visualizer import ColorMode, Visualizer
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -42,22 +43,23 @@ def summary(split: Split) -> list[str]:
     ]
 
 
-def write(split: Split, path: Path, columns: int = 6, rows: int = 4, tile: int = 320) -> None:
-    """A sheet of the first images with their boxes, masks and categories.
-
-    Args:
-        tile: side of one image on the sheet, in pixels.
-    """
-    name = split.register()
+def write(split: Split, path: Path, columns: int = 6, rows: int = 4) -> None:
+    """A sheet of the first images with their boxes, masks and categories."""
     with contextlib.redirect_stdout(io.StringIO()):
-        dicts = get_detection_dataset_dicts(name, filter_empty=False)[: columns * rows]
-    page = Image.new("RGB", (columns * tile, rows * tile), "white")
-    for i, entry in enumerate(dicts):
-        image = read_image(entry["file_name"], "RGB")
-        scale = (tile - 4) / max(image.shape[:2])
-        visualizer = Visualizer(image, MetadataCatalog.get(name), scale, ColorMode.IMAGE)
-        drawn = Image.fromarray(
-            np.ascontiguousarray(visualizer.draw_dataset_dict(entry).get_image())
-        )
-        page.paste(drawn, (i % columns * tile, i // columns * tile))
-    page.save(path)
+        coco = COCO(split.json_file)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * 2.4, rows * 2.5))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image in zip(axes.flat, coco.imgs.values(), strict=False):
+        with Image.open(Path(split.image_root) / image["file_name"]) as pixels:
+            axis.imshow(pixels.convert("RGB"))
+        annotations = coco.imgToAnns[image["id"]]
+        plt.sca(axis)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.showAnns(annotations, draw_bbox=True)
+        names = Counter(coco.cats[a["category_id"]]["name"] for a in annotations)
+        title = ", ".join(f"{n} {name}" if n > 1 else name for name, n in names.items())
+        axis.set_title(textwrap.shorten(title, 44, placeholder=" ..."), fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -96,8 +96,10 @@ def test_markdown(study):
     assert "+2.5 ± 0.7" in text
     assert "48.9 / 43.9" in text
     assert "- device: a CPU, threads 1" in text
-    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-    assert len(widths) == 1
+    tables_found = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
+    assert [len(lines) for lines in tables_found] == [5, 5]
+    for lines in tables_found:
+        assert len({line.count("|") for line in lines}) == 1
 
 
 def test_plot_shows_every_row_with_its_spread(study):

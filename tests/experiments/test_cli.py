@@ -1,0 +1,149 @@
+"""A user's mistake: one line that says what, where and what to do; exit code 2; nothing lost."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def experiments(*words, **env):
+    command = [sys.executable, "-W", "ignore", "-m", "experiments", *map(str, words)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=env or None
+    )
+
+
+def assert_told(done, *parts):
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = done.stdout.splitlines()
+    for part in ("error: ", *parts):
+        assert part in line
+
+
+def own(small_set, **changes):
+    options = small_set | changes
+    return ["--dataset", options["dataset"], "--val", options["val"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["global-vs-con"], ["unknown study 'global-vs-con'", "did you mean 'global-vs-conv'"]),
+        (["global-vs-conv", "--scale", "tiny"], ["unknown scale 'tiny'", "known are coco, mini"]),
+        (["global-vs-conv", "--size", "vit-xl"], ["unknown size 'vit-xl'"]),
+        (["global-vs-conv", "--variants", "none,glob"], ["unknown variant 'glob'"]),
+        (["global-vs-conv", "train.lr=1"], ["unknown config key 'train.lr' in OVERRIDES"]),
+        (["global-vs-conv", "--dataset", "a.json,b"], ["--dataset and --val go together"]),
+    ],
+)
+def test_wrong_words(words, parts, small_set, tmp_path):
+    data = [] if "--dataset" in words else own(small_set)
+    assert_told(experiments("run", *words, "--runs", tmp_path, *data), *parts)
+
+
+def test_no_coco(tmp_path):
+    done = experiments(
+        "run", "global-vs-conv", "--scale", "coco", "--runs", tmp_path,
+        DETECTRON2_DATASETS=str(tmp_path / "nowhere"),
+    )  # fmt: skip
+    assert_told(done, f"no COCO 2017 at {tmp_path}/nowhere/coco", "DETECTRON2_DATASETS", "val2017/")
+
+
+def test_no_pretrained_weights(small_set, tmp_path):
+    done = experiments(
+        "run", "global-vs-conv", "--scale", "coco", "--runs", tmp_path, *own(small_set)
+    )
+    assert_told(done, "mae_pretrain_vit_base.pth", "train.init_weights=")
+
+
+BROKEN = {
+    "is no valid JSON": "{",
+    "it has no list of images": "{}",
+    "annotation 1 is of an image that is not listed": lambda c: c["annotations"][0].update(
+        image_id=99
+    ),
+    "annotation 1 is of a category that is not listed": lambda c: c["annotations"][0].update(
+        category_id=99
+    ),
+    "annotation id 1 occurs twice": lambda c: c["annotations"][1].update(id=1),
+    "annotation 1 has no segmentation": lambda c: c["annotations"][0].pop("segmentation"),
+    "an entry lacks 'bbox'": lambda c: c["annotations"][0].pop("bbox"),
+    "which is not in": lambda c: c["images"][0].update(file_name="gone.bmp"),
+    "have different categories": lambda c: c["categories"][0].update(name="another"),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_a_broken_data_set(message, small_set, tmp_path):
+    source, images = small_set["val"].split(",")
+    broken = tmp_path / "broken.json"
+    change = BROKEN[message]
+    if isinstance(change, str):
+        broken.write_text(change)
+    else:
+        coco = json.loads(Path(source).read_text())
+        change(coco)
+        broken.write_text(json.dumps(coco))
+    from experiments.data import catalog
+    from experiments.errors import UserError
+
+    with pytest.raises(UserError, match=message) as caught:
+        catalog.prepare("mini", small_set["dataset"], f"{broken},{images}")
+    assert str(broken) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nowhere_to_write(small_set, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = experiments("run", "global-vs-conv", "--runs", tmp_path / "file", *own(small_set))
+    assert_told(done, f"cannot write to {tmp_path}/file/mini/global-vs-conv")
+
+
+def test_an_old_record_stops_before_anything_trains(small_set, tmp_path):
+    old = tmp_path / "mini" / "global-vs-conv"
+    words = ["run", "global-vs-conv", "--seeds", 1, "--variants", "none", "--runs", tmp_path]
+    from experiments import config, studies
+    from experiments.data import catalog
+
+    study = studies.find("global-vs-conv")
+    data = catalog.prepare("mini", small_set["dataset"], small_set["val"])
+    cfg = config.resolve(study, study.variant("none"), "mini", "vit-mini", 0, {})
+    folder = old / f"none-vit-mini-seed0-{config.fingerprint(cfg, data.digest)}"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text('{"version": 0}')
+    assert_told(experiments(*words, *own(small_set)), "is of version 0, this suite reads 1")
+    assert (folder / "record.json").read_text() == '{"version": 0}'
+
+
+def test_evaluating_what_does_not_fit(small_set, tmp_path):
+    import torch
+
+    config_file = "configs/mini/mask_rcnn_vit_mini.py"
+    weights = tmp_path / "weights.pth"
+    words = ["evaluate", config_file, weights, "--val", small_set["val"], "--runs", tmp_path]
+    assert_told(experiments(*words), f"no checkpoint at {weights}")
+    weights.write_text("<html>")
+    assert_told(experiments(*words), f"cannot read {weights} as a checkpoint")
+    torch.save({"model": {"a": torch.zeros(1)}}, weights)
+    assert_told(experiments(*words), f"{weights} does not fit the config: it lacks backbone.")
+
+
+def test_studies_are_listed_with_their_questions():
+    done = experiments("studies")
+    assert done.returncode == 0
+    assert "global-vs-conv  How should windows exchange information" in done.stdout
+    assert "rows: none, global, conv, shifted" in done.stdout
+
+
+def test_picture_sheet(small_set, tmp_path):
+    done = experiments("data", "mini", "--show", "--runs", tmp_path, *own(small_set))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train: " in done.stdout
+    assert "24 images" in done.stdout
+    assert "by size: small" in done.stdout
+    assert (tmp_path / "mini" / "data.png").stat().st_size > 50_000
