@@ -18,6 +18,7 @@ DETECTRON2 ?=#      another detectron2, e.g. git+https://github.com/facebookrese
 
 VENV := .venv
 PY := $(VENV)/bin/python
+RUN := $(PY) -W ignore -m
 UV := $(VENV)/bin/uv
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
@@ -25,14 +26,18 @@ INSTALLED_TEST := $(VENV)/.installed-test
 # for CPython 3.10; hence the way it is installed below. Its own needs are in requirements.txt.
 DETECTRON2_WHEEL := sal-detectron2==0.7.2
 
-option = $(if $(strip $(2)),--$(1) '$(strip $(2))')
-run_options = --scale $(SCALE) $(call option,size,$(SIZE)) $(call option,seeds,$(SEEDS)) \
-	$(call option,variants,$(VARIANTS)) $(call option,jobs,$(JOBS)) \
-	$(call option,dataset,$(DATASET)) $(call option,val,$(VAL))
+# Recipes read what users write from the environment, so that any character may be in it.
+export SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS DATASET VAL CONFIG WEIGHTS PYTHON TORCH DETECTRON2
+data_options := --dataset "$$DATASET" --val "$$VAL"
 
-# Another TORCH or DETECTRON2 than the installed one means installing again.
-ifneq ($(strip $(TORCH)$(DETECTRON2)),)
-ifneq ($(strip $(TORCH)|$(DETECTRON2)),$(strip $(shell cat $(VENV)/.overrides 2>/dev/null)))
+ifneq ($(GPUS)$(LAUNCHER),)
+$(error GPUS and LAUNCHER are not built yet: one run uses one device, runs go side by side with JOBS)
+endif
+
+# Another PYTHON, TORCH or DETECTRON2 than the installed one means installing again.
+CHOSEN := $(if $(filter file,$(origin PYTHON)),,$(PYTHON))|$(TORCH)|$(DETECTRON2)
+ifneq ($(CHOSEN),||)
+ifneq ($(CHOSEN),$(shell cat $(VENV)/.chosen 2>/dev/null))
 .PHONY: $(INSTALLED)
 endif
 endif
@@ -47,41 +52,41 @@ help: ## List targets and variables
 install: $(INSTALLED) ## Make .venv with everything that runs need
 
 $(INSTALLED): requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	@"$$PYTHON" -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 		"Python %d.%d does not fit: 3.11 to 3.13 do, choose one with PYTHON=python3.12" % v)'
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 && [ "$$($(PY) --version)" = "$$("$$PYTHON" --version)" ] \
+		|| "$$PYTHON" -m venv --clear $(VENV)
 	@test -x $(UV) || $(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	@printf '%s\n' $(TORCH) > $(VENV)/.torch
+	@tr ' ' '\n' <<< "$$TORCH" > $(VENV)/.torch
 	$(UV) pip install --quiet --python $(PY) --overrides $(VENV)/.torch -r requirements.txt
-ifeq ($(strip $(DETECTRON2)),)
-	$(UV) pip install --quiet --no-deps --python-version 3.10 $(DETECTRON2_WHEEL) \
-		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"
-else
-	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation '$(strip $(DETECTRON2))'
-endif
-	@echo '$(strip $(TORCH)|$(DETECTRON2))' > $(VENV)/.overrides
+	@if [ -z "$$DETECTRON2" ]; then $(UV) pip install --quiet --no-deps --python-version 3.10 $(DETECTRON2_WHEEL) \
+		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"; \
+	else $(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation "$$DETECTRON2"; fi
+	@echo '$(CHOSEN)' > $(VENV)/.chosen
 	@touch $@
 
 $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
 	$(UV) pip install --quiet --python $(PY) -r requirements-test.txt
 	@touch $@
 
+# Rows that are finished get their table also if another row failed.
 .PHONY: ablation-%
 ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make ablation-global-vs-conv
-	@$(PY) -W ignore -m experiments run $* $(run_options) -- $(OVERRIDES)
-	@$(PY) -W ignore -m analysis study runs/$(SCALE)/$*
+	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
+		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --overrides "$$OVERRIDES" $(data_options); \
+	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" || exit; exit $$code
 
 .PHONY: studies
 studies: $(INSTALLED) ## List the studies: question and rows
-	@$(PY) -W ignore -m experiments studies
+	@$(RUN) experiments studies
 
 .PHONY: data
 data: $(INSTALLED) ## Make or find the data of SCALE, count it, and write a picture sheet
-	@$(PY) -W ignore -m experiments data $(SCALE) --show $(call option,dataset,$(DATASET)) $(call option,val,$(VAL))
+	@$(RUN) experiments data "$$SCALE" --show $(data_options)
 
 .PHONY: eval-coco
 eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or VAL): CONFIG= WEIGHTS=
-	@$(PY) -W ignore -m experiments evaluate '$(strip $(CONFIG))' '$(strip $(WEIGHTS))' $(call option,val,$(VAL)) -- $(OVERRIDES)
+	@$(RUN) experiments evaluate "$$CONFIG" "$$WEIGHTS" --val "$$VAL" --overrides "$$OVERRIDES"
 
 .PHONY: test
 test: lint $(INSTALLED_TEST) ## Lint, then the tests

@@ -8,12 +8,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import UserError
+from experiments import commands
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
 )
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, markup=False)
 
 
 @app.callback()
@@ -46,14 +46,5 @@ def study(
     console.print("written: " + "  ".join(str(path) for path in written))
 
 
-def main() -> None:
-    """Run a command; a user's mistake ends in one line and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        console.print(f"error: {error}", style="red", highlight=False)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.run(app, console))

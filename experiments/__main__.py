@@ -10,16 +10,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .errors import UserError
+from . import commands
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
 )
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, markup=False)
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Config keys to set, as a.b=c.", show_default=False)
-]
+Overrides = Annotated[str, typer.Option(help='Config keys to set: "a.b=c d.e=f".')]
 Dataset = Annotated[
     str, typer.Option("--dataset", help="Train on your own: annotations.json,images/ (with --val).")
 ]
@@ -30,7 +28,6 @@ Runs = Annotated[Path, typer.Option("--runs", help="Folder that runs are kept in
 @app.command()
 def run(
     study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
-    overrides: Overrides = None,
     scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
     size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds; 0: the study's.", min=0)] = 0,
@@ -38,6 +35,7 @@ def run(
     jobs: Annotated[
         int, typer.Option(help="Runs side by side; 0: one per GPU or core.", min=0)
     ] = 0,
+    overrides: Overrides = "",
     dataset: Dataset = "",
     val: Val = "",
     runs: Runs = Path("runs"),
@@ -52,14 +50,14 @@ def run(
     from .data import catalog
 
     config.check_scale(scale)
-    size = size or found.sizes[scale]
-    words = dict(config.parse_override(text) for text in overrides or [])
+    size = size or found.sizes.get(scale, "")
+    words = config.parse_overrides(overrides)
     folder = runs / scale / found.name
     config.check_writable(folder)
     data = catalog.prepare(scale, dataset or None, val or None)
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     planned = planning.plan(
-        found, study, scale, size, seeds or found.seeds[scale], words, data, runs, chosen
+        found, study, scale, size, seeds or found.seeds.get(scale, 1), words, data, runs, chosen
     )
     planning.check_init_weights(planned)
     planning.write_manifest(found, planned, folder, _command())
@@ -78,7 +76,7 @@ def run(
         launched.stop()
         console.print("stopped: the same command goes on from the last checkpoints")
         raise typer.Exit(130) from None
-    failed = [p for p in launched.runs if p.state == "failed"]
+    failed = [p for p in launched.runs if p.state != "done"]
     for progress in failed:
         name = f"{progress.run.variant} seed {progress.run.seed}"
         console.print(f"{name} failed: {progress.error}\n  log: {progress.log}", highlight=False)
@@ -93,7 +91,7 @@ def studies() -> None:
 
     for name in package.files():
         study = package.find(name)
-        console.print(f"[bold]{name}[/bold]  {study.question}")
+        console.print(f"{name}  {study.question}")
         console.print("  rows: " + ", ".join(v.name for v in study.variants))
 
 
@@ -130,7 +128,7 @@ def evaluate(
         Path, typer.Argument(metavar="CONFIG", help="configs/*.py or a run's config.yaml.")
     ],
     weights: Annotated[Path, typer.Argument(help="Checkpoint of the whole detector.")],
-    overrides: Overrides = None,
+    overrides: Overrides = "",
     val: Val = "",
     runs: Runs = Path("runs"),
 ) -> None:
@@ -139,7 +137,7 @@ def evaluate(
 
     folder = runs / "evaluations" / f"{config_file.stem}-{weights.parent.name}-{weights.stem}"
     evaluate_checkpoint.evaluate_checkpoint(
-        config_file, weights, overrides or [], val or None, folder, console
+        config_file, weights, overrides, val or None, folder, console
     )
 
 
@@ -152,16 +150,7 @@ def main() -> None:
     # A background job of a shell starts with SIGINT ignored, and clusters end jobs with SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")
-    try:
-        app()
-    except UserError as error:
-        if debug:
-            raise
-        console.print(f"error: {str(error).splitlines()[0]}", style="red", highlight=False)
-        sys.exit(2)
+    sys.exit(commands.run(app, console))
 
 
 if __name__ == "__main__":

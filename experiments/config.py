@@ -1,10 +1,12 @@
 """From a study row to one resolved config, and to the fingerprint that identifies a run."""
 
 import ast
+import functools
 import hashlib
 import inspect
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,23 @@ _NOT_IDENTITY = (
     "dataloader.test.num_workers",
     "dataloader.test.batch_size",
 )
+_NOT_BY_OVERRIDE = {
+    "train.seed": "choose with SEEDS=",
+    "dataloader.train.dataset": "choose with DATASET= and VAL=",
+    "dataloader.test.dataset": "choose with DATASET= and VAL=",
+    "model.roi_heads.num_classes": "it is the data set's number of categories",
+}
+_AT_LEAST = {
+    "train.max_iter": 1,
+    "train.log_period": 1,
+    "train.checkpoint_period": 1,
+    "train.threads": 0,
+    "dataloader.train.total_batch_size": 1,
+    "dataloader.train.micro_batch_size": 1,
+    "dataloader.train.num_workers": 0,
+    "dataloader.test.batch_size": 1,
+    "dataloader.test.num_workers": 0,
+}
 _REQUIRED = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train")
 
 
@@ -95,7 +114,39 @@ def set_words(cfg: DictConfig, words: Words, where: str) -> None:
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if not OmegaConf.is_dict(node) or leaf not in node:
             raise unknown("config key", key, _keys(cfg), f" in {where}")
-        OmegaConf.update(cfg, key, value, merge=False, force_add=False)
+        old = OmegaConf.select(cfg, key)
+        if not _same_kind(old, value):
+            raise UserError(f"config key {key!r} in {where} is {value!r}: it takes {_kind(old)}")
+        OmegaConf.update(cfg, key, value, merge=False)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, float):
+        return "a number"
+    if isinstance(value, DictConfig):
+        return "keys of its own"
+    return "a word" if isinstance(value, str) else "a list"
+
+
+def _same_kind(old: Any, new: Any) -> bool:
+    """Whether a value may stand where another stood; None, "not set", may where a number is."""
+    if old is None:
+        return True
+    if isinstance(old, DictConfig):
+        return isinstance(new, dict)
+    if new is None:
+        return isinstance(old, float)
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    if isinstance(old, float):
+        return isinstance(new, (int, float))
+    if OmegaConf.is_list(old):
+        return isinstance(new, (list, tuple))
+    return isinstance(new, type(old))
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -116,6 +167,18 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def parse_overrides(text: str) -> Words:
+    """Overrides between spaces, quoted as in a shell where a value has spaces.
+
+    Raises:
+        UserError: as of `parse_override`, or a quote that does not end.
+    """
+    try:
+        return dict(parse_override(part) for part in shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"overrides {text!r} cannot be split: {error}") from error
+
+
 def resolve(
     study: Study, variant: Variant, scale: str, size: str, seed: int, overrides: Words
 ) -> DictConfig:
@@ -128,20 +191,37 @@ def resolve(
     set_words(cfg, study.words, f"study {study.name!r}")
     row = {**variant.words, **variant.words_of_size.get(size, {})}
     set_words(cfg, row, f"variant {variant.name!r}")
+    for key in overrides.keys() & _NOT_BY_OVERRIDE.keys():
+        raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
     set_words(cfg, overrides, "OVERRIDES")
     cfg.train.seed = seed
     cfg.train.amp = bool(cfg.train.amp) and computes_bfloat16()
-    _check_backbone(cfg, variant)
+    check(cfg, f"variant {variant.name!r}")
     return cfg
 
 
-def _check_backbone(cfg: DictConfig, variant: Variant) -> None:
-    """Build it without memory: a word that does not fit is found before anything trains."""
+def check(cfg: DictConfig, where: str) -> None:
+    """Find what does not fit before anything runs: ranges, and a model built without memory.
+
+    Raises:
+        UserError: naming `where`, the key and what is allowed.
+    """
+    for key, least in _AT_LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if value < least:
+            raise UserError(f"{where}: {key}={value} is too small: at least {least}")
+    batch, micro = (cfg.dataloader.train[f"{k}_batch_size"] for k in ("total", "micro"))
+    if batch % min(micro, batch):
+        raise UserError(
+            f"{where}: dataloader.train.micro_batch_size={micro} does not divide "
+            f"total_batch_size={batch}"
+        )
     try:
         with torch.device("meta"):
-            instantiate(cfg.model.backbone)
-    except ValueError as error:
-        raise UserError(f"variant {variant.name!r}: {error}") from error
+            instantiate(cfg.model)
+    except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{where}: {message}") from error
 
 
 def computes_bfloat16() -> bool:
@@ -152,8 +232,8 @@ def computes_bfloat16() -> bool:
 
 
 def fingerprint(cfg: DictConfig, data_digest: str) -> str:
-    """Sixteen hex digits that identify a run: its config, its data, and the source of variants
-    that are not part of this suite (editing your own class makes a new run)."""
+    """Sixteen hex digits that identify a run: its config, its data, its initial weights, and the
+    source file of variants that are not part of this suite (editing it makes a new run)."""
     plain = plain_config(cfg)
     for key in _NOT_IDENTITY:
         *parents, leaf = key.split(".")
@@ -163,13 +243,22 @@ def fingerprint(cfg: DictConfig, data_digest: str) -> str:
         node.pop(leaf, None)
     words = {str(v) for v in plain["model"].get("backbone", {}).values()}
     foreign = {
-        word: inspect.getsource(entry)
+        word: inspect.getsource(inspect.getmodule(entry))
         for registry in (PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, STEMS)
         for word, entry in registry
         if word in words and not entry.__module__.startswith("backbones.")
     }
-    identity = json.dumps([plain, data_digest, foreign], sort_keys=True)
+    parts = [plain, data_digest, _file_digest(cfg.train.init_weights), foreign]
+    identity = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _file_digest(path: str) -> str:
+    if not path or not Path(path).is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def plain_config(cfg: DictConfig) -> dict:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
@@ -39,12 +38,22 @@ class _Evaluator(COCOEvaluator):
         self.figures: dict[str, dict[str, float | None]] = {}
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
-        if coco_eval is None:  # no detection at all: nothing was found, so all figures are 0
-            self.figures[iou_type] = dict.fromkeys(COCO_FIGURES, 0.0)
+        if coco_eval is None:  # no detection at all: of all that there is, nothing was found
+            self.figures[iou_type] = {
+                figure: 0.0 if self._some_object(figure) else None for figure in COCO_FIGURES
+            }
         else:
             values = [float(v) * 100 if v > -1 else None for v in coco_eval.stats]
             self.figures[iou_type] = dict(zip(COCO_FIGURES, values, strict=True))
         return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+    def _some_object(self, figure: str) -> bool:
+        """Whether the set has an object that the figure is about, by COCO's ranges of area."""
+        low, high = {"s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}.get(
+            figure[-1], (0, 1e10)
+        )
+        objects = (a for a in self._coco_api.anns.values() if not a["iscrowd"])
+        return any(low <= a["area"] <= high for a in objects)
 
 
 class _Images(Dataset):
@@ -69,7 +78,7 @@ def evaluate(
 
     Args:
         model: detector; left in the mode it was in.
-        cfg: config, for `dataloader.test` and `train.amp`.
+        cfg: config, for `dataloader.test`.
         progress: called with batches done and in all.
     """
     start = time.perf_counter()
@@ -85,14 +94,13 @@ def evaluate(
     )
     evaluator = _Evaluator(name, ("bbox", "segm"), False, str(folder), use_fast_impl=False)
     done = iter(range(1, len(loader) + 1))
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16, enabled=cfg.train.amp):
-        inference_on_dataset(
-            model,
-            loader,
-            evaluator,
-            callbacks=dict(after_inference=lambda: progress(next(done), len(loader))),
-        )
+    # In float32, as detectron2 does: bfloat16 scores have ties, whose order decides AP.
+    inference_on_dataset(
+        model,
+        loader,
+        evaluator,
+        callbacks=dict(after_inference=lambda: progress(next(done), len(loader))),
+    )
     os.remove(folder / "instances_predictions.pth")  # the same as PREDICTIONS, another format
     return Result(
         box=evaluator.figures["bbox"],

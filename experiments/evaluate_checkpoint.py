@@ -1,5 +1,6 @@
 """Evaluate a checkpoint that lies somewhere, outside of any study."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .records import COCO_FIGURES, write_json
 def evaluate_checkpoint(
     config_file: Path,
     weights: Path,
-    overrides: list[str],
+    overrides: str,
     val: str | None,
     folder: Path,
     console: Console,
@@ -30,16 +31,20 @@ def evaluate_checkpoint(
         config_file: training config; names the data set where `val` is None.
         weights: detectron2 checkpoint of the whole detector.
         val: "annotations.json,images/" or None.
-        folder: receives the predictions and result.json.
+        folder: receives the predictions and result.json, with a mark of data and overrides behind
+            its name.
 
     Raises:
         UserError: config, weights or data are missing or do not fit each other.
     """
     cfg = config.load(config_file)
-    config.set_words(cfg, dict(config.parse_override(text) for text in overrides), "OVERRIDES")
-    cfg.train.amp = bool(cfg.train.amp) and config.computes_bfloat16()
+    config.set_words(cfg, config.parse_overrides(overrides), "OVERRIDES")
     split = catalog.parse_split(val) if val else catalog.test_split(cfg.dataloader.test.dataset)
-    cfg.model.roi_heads.num_classes = len(catalog.categories(split))
+    cfg.model.roi_heads.num_classes = len(catalog.read_split(split).categories)
+    config.check(cfg, str(config_file))
+    # One folder per data set and overrides.
+    mark = hashlib.sha256(f"{split} {overrides}".encode()).hexdigest()[:8]
+    folder = folder.with_name(f"{folder.name}-{mark}")
     config.check_writable(folder)
     model = instantiate(cfg.model).to("cuda" if torch.cuda.is_available() else "cpu")
     load_detector(model, weights)
@@ -63,6 +68,7 @@ def evaluate_checkpoint(
         dict(
             config=str(config_file),
             weights=str(weights),
+            overrides=overrides,
             data=split.json_file,
             box=result.box,
             mask=result.mask,

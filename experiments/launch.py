@@ -41,6 +41,7 @@ class Launch:
     futures: list[Future] = field(default_factory=list)
     jobs: list[submitit.Job] = field(default_factory=list)
     pool: ThreadPoolExecutor | None = None
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
     def finished(self) -> bool:
@@ -49,6 +50,7 @@ class Launch:
 
     def stop(self) -> None:
         """End running processes and start no more; checkpoints stay."""
+        self.stopping.set()
         for future in self.futures:
             future.cancel()
         for job in self.jobs:
@@ -80,7 +82,15 @@ def _last_line(error: submitit.core.utils.FailedJobError) -> str:
     """The exception in the traceback that submitit wraps between lines of its own."""
     trace = str(error).split("You can check full logs")[0]
     lines = [line.strip() for line in trace.splitlines() if line.strip(" -")]
-    return lines[-1]
+    return lines[-1] if lines else "failed without a message"
+
+
+def _gpus() -> list[int]:
+    """Numbers of the GPUs this process may use, as in CUDA_VISIBLE_DEVICES."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    numbers = [int(n) for n in visible.split(",") if n.strip().isdigit()]
+    return numbers[:count] if numbers else list(range(count))
 
 
 def default_jobs(runs: list[Run], cores: int) -> int:
@@ -94,6 +104,7 @@ def default_jobs(runs: list[Run], cores: int) -> int:
 def launch(runs: list[Run], jobs: int, execute: Callable[[Run], str] = execute) -> Launch:
     """Start the runs, `jobs` at a time, in order."""
     launched = Launch([Progress(run) for run in runs])
+    gpus = _gpus()
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(jobs):
         slots.put(slot)
@@ -103,7 +114,7 @@ def launch(runs: list[Run], jobs: int, execute: Callable[[Run], str] = execute) 
         try:
             folder = Path(progress.run.folder) / _JOB_FOLDER
             executor = submitit.LocalExecutor(folder)
-            gpu = (slot % torch.cuda.device_count(),) if torch.cuda.is_available() else ()
+            gpu = (gpus[slot % len(gpus)],) if gpus else ()
             executor.update_parameters(
                 timeout_min=_MINUTES,
                 gpus_per_node=len(gpu),
@@ -112,7 +123,10 @@ def launch(runs: list[Run], jobs: int, execute: Callable[[Run], str] = execute) 
             )
             with _stderr_to(folder / "submitit.log"):
                 job = executor.submit(execute, progress.run)
+            job._results_timeout_s = 1  # submitit waits 15 s for the result of a stopped process
             launched.jobs.append(job)
+            if launched.stopping.is_set():
+                job.cancel()
             progress.log = Path(job.paths.stdout)
             progress.state = "running"
             job.result()
@@ -121,6 +135,8 @@ def launch(runs: list[Run], jobs: int, execute: Callable[[Run], str] = execute) 
             progress.state, progress.error = "failed", _last_line(error)
         except submitit.core.utils.UncompletedJobError:
             progress.state, progress.error = "failed", "its process was killed (memory?)"
+        except Exception as error:  # of submitit's own files: no space, no permission
+            progress.state, progress.error = "failed", f"{type(error).__name__}: {error}"
         finally:
             slots.put(slot)
 

@@ -6,18 +6,17 @@ Both are read off the modules, not off parameter names, so that a wrapped model 
 
 from collections.abc import Iterator, Sequence
 
-import detectron2.layers
 from torch import nn
 
-from backbones import LayerNorm2d, ViT
+from backbones import ViT
 
 NO_DECAY_KINDS = ("norm", "pos_embed")
+# As in detectron2's optimizer, and so in the released recipe: torch's norms. Channel-first
+# LayerNorms, of neck and heads, are decayed.
 _NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.modules.batchnorm._BatchNorm,
-    LayerNorm2d,
-    detectron2.layers.batch_norm.LayerNorm,
 )
 
 

@@ -17,7 +17,8 @@ from .studies import Study, Words
 class Run:
     """One variant at one scale, model size and seed."""
 
-    study: str  # name, or path of the study's file
+    study: str
+    source: str  # what `studies.find` takes: the study's name, or the path of its file
     variant: str
     scale: str
     size: str
@@ -40,7 +41,7 @@ class Run:
 
 def plan(
     study: Study,
-    study_name: str,
+    source: str,
     scale: str,
     size: str,
     seeds: int,
@@ -56,7 +57,9 @@ def plan(
     Raises:
         UserError: unknown scale, size, variant or config key.
     """
-    names = variants or [v.name for v in study.variants]
+    for name in variants or []:
+        study.variant(name)  # that there is one
+    names = [v.name for v in study.variants if not variants or v.name in variants]
     runs = []
     for seed in range(seeds):
         for name in names:
@@ -66,7 +69,18 @@ def plan(
             there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
             folder = here if here in there or not there else there[0]
             runs.append(
-                Run(study_name, name, scale, size, seed, mark, str(folder.absolute()), cfg, data)
+                Run(
+                    study.name,
+                    source,
+                    name,
+                    scale,
+                    size,
+                    seed,
+                    mark,
+                    str(folder.absolute()),
+                    cfg,
+                    data,
+                )
             )
     return runs
 
@@ -84,7 +98,14 @@ def write_manifest(study: Study, runs: list[Run], folder: Path, command: str) ->
             scale=runs[0].scale,
             size=runs[0].size,
             base=names[0],
-            variants=[dict(name=v.name, words=v.words, published=v.published) for v in rows],
+            variants=[
+                dict(
+                    name=v.name,
+                    words={**v.words, **v.words_of_size.get(runs[0].size, {})},
+                    published=v.published,
+                )
+                for v in rows
+            ],
             runs=[
                 dict(
                     variant=run.variant,
@@ -107,7 +128,6 @@ def check_init_weights(runs: list[Run]) -> None:
     for path in sorted({run.cfg.train.init_weights for run in runs if not run.done} - {""}):
         if not Path(path).is_file():
             raise UserError(
-                f"no encoder weights at {Path(path).absolute()}: put {Path(path).name} of "
-                "github.com/facebookresearch/mae there, or start at random with "
-                "OVERRIDES='train.init_weights='"
+                f"no encoder weights at {Path(path).absolute()}: put {Path(path).name} there (the "
+                "config names its source), or start at random with OVERRIDES='train.init_weights='"
             )

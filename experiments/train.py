@@ -2,7 +2,9 @@
 
 import copy
 import datetime
+import fcntl
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -27,10 +29,11 @@ from torch import nn
 
 from backbones.weights import load_mae_encoder
 
-from . import records, studies
+from . import config, records, studies
 from .config import ROOT, plain_config
 from .cost import detector_cost
 from .data.stream import training_loader
+from .errors import UserError
 from .evaluate import PREDICTIONS, evaluate
 from .optim import param_groups
 from .runs import Run
@@ -86,6 +89,16 @@ class Trainer(SimpleTrainer):
         self.optimizer.step()
 
 
+class _Checkpointer(DetectionCheckpointer):
+    """detectron2's, whose note of the last checkpoint is there whole or not at all."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        note = Path(self.save_dir) / "last_checkpoint"
+        scratch = note.with_name(".last_checkpoint")
+        scratch.write_text(last_filename_basename)
+        os.replace(scratch, note)
+
+
 class _RandomState(HookBase):
     """Keeps torch's random state in checkpoints, so that a resumed run goes on as it would have."""
 
@@ -134,22 +147,37 @@ def execute(run: Run) -> str:
 
     Everything lies in `run.folder`: log.txt, metrics.json, checkpoints, config.yaml, predictions.
     """
-    started = _now()
-    studies.find(run.study)  # registers what the study's file defines
     folder = Path(run.folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another process that works on this run
+        if not run.done:
+            _execute(run)
+    return str(folder / records.RECORD)
+
+
+def _execute(run: Run) -> None:
+    started = _now()
+    folder = Path(run.folder)
+    studies.find(run.source)  # registers what the study's file defines
+    if config.fingerprint(run.cfg, run.data.digest) != run.fingerprint:
+        raise UserError(f"{run.source} changed since this run was planned: run the study again")
     setup_logger(str(folder / "log.txt"), name="detectron2")
     setup_logger(str(folder / "log.txt"), name="fvcore")
     cfg = copy.deepcopy(run.cfg)
     cfg.model.roi_heads.num_classes = len(run.data.categories)
+    cfg.dataloader.test.dataset = f"{run.data.val.json_file},{run.data.val.image_root}"
     LazyConfig.save(cfg, str(folder / "config.yaml"))
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
 
+    # What could fail is done before training: costs, versions.
+    cost = detector_cost(cfg.model)
+    versions, git_commit = _versions(), _git_commit()
+
     model, meter = train(cfg, run)
     result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
 
-    cost = detector_cost(cfg.model)
     record = records.Record(
         study=run.study,
         variant=run.variant,
@@ -174,8 +202,8 @@ def execute(run: Run) -> str:
         precision="bfloat16 autocast" if cfg.train.amp else "float32",
         device=_device_name(),
         threads=torch.get_num_threads(),
-        versions=_versions(),
-        git_commit=_git_commit(),
+        versions=versions,
+        git_commit=git_commit,
         started=started,
         finished=_now(),
         data=dict(
@@ -183,7 +211,7 @@ def execute(run: Run) -> str:
         ),
         config=plain_config(cfg),
     )
-    return str(records.write(folder, record))
+    records.write(folder, record)
 
 
 def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
@@ -193,11 +221,7 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
     model = instantiate(cfg.model).to("cuda" if torch.cuda.is_available() else "cpu")
     optimizer = _optimizer(cfg, model)
     batch = cfg.dataloader.train.total_batch_size
-    micro_batch = min(cfg.dataloader.train.micro_batch_size or batch, batch)
-    if batch % micro_batch:
-        raise ValueError(
-            f"micro_batch_size={micro_batch} does not fit: it must divide total_batch_size={batch}"
-        )
+    micro_batch = min(cfg.dataloader.train.micro_batch_size, batch)
 
     trainer = Trainer(
         model,
@@ -209,7 +233,7 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
         log_period=cfg.train.log_period,
     )
     meter = _Meter(batch)
-    checkpointer = DetectionCheckpointer(model, str(folder), trainer=trainer)
+    checkpointer = _Checkpointer(model, str(folder), trainer=trainer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
@@ -235,6 +259,8 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
     elif cfg.train.init_weights:
         load_mae_encoder(model.backbone.net, Path(cfg.train.init_weights))
     name = run.data.train.register()
+    if run.data.has_rle:
+        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
     trainer.data_loader = training_loader(
         get_detection_dataset_dicts(name),
         instantiate(cfg.dataloader.train.mapper),
@@ -314,5 +340,8 @@ def _git_commit() -> str:
         "--dirty",
         "--exclude=*",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git on this machine
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""

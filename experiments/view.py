@@ -27,8 +27,10 @@ def follow(launch: Launch, console: Console) -> None:
         return
     states = ["waiting"] * len(launch.runs)
     last = time.monotonic()
-    while not all(state in ("done", "failed") for state in states):
+    finished = False
+    while not finished:
         time.sleep(0.2)
+        finished = launch.finished  # asked first, so that the last states are printed
         due = time.monotonic() - last > _LINE_EVERY
         last = time.monotonic() if due else last
         for i, progress in enumerate(launch.runs):

@@ -10,4 +10,5 @@ from ..common.optim import optimizer, param_groups
 from ..common.schedule import step as schedule
 from ..common.train import train
 
+# github.com/facebookresearch/mae, "pre-trained checkpoint" of its FINETUNE.md
 train.init_weights = "weights/mae_pretrain_vit_base.pth"

@@ -26,6 +26,7 @@ model = L(GeneralizedRCNN)(
         placement="even",
         conv_block="bottleneck",
         window_size=14,
+        stem="patchify",
         use_rel_pos=True,
         drop_path_rate=0.1,
         use_act_checkpoint=False,

@@ -18,6 +18,7 @@ model.backbone.update(
     size="vit-mini",
     img_size=_side,
     window_size=4,
+    stem="conv",
     use_rel_pos=False,
     drop_path_rate=0.0,
     out_channels=64,

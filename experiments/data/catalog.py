@@ -45,7 +45,8 @@ class Data:
     train: Split
     val: Split
     categories: tuple[str, ...]
-    digest: str  # of both annotation files
+    has_rle: bool  # whether objects to train on have masks as run lengths, not polygons
+    digest: str  # of both annotation files (images are known by their names in them)
 
     @classmethod
     def of(cls, train: Split, val: Split) -> "Data":
@@ -54,30 +55,39 @@ class Data:
         Raises:
             UserError: a file or folder is missing, or the json is broken or no COCO set.
         """
-        digest = hashlib.sha256()
-        categories = []
-        for split in (train, val):
-            content = _read(Path(split.json_file))
-            digest.update(content)
-            categories.append(_check(split, content))
-        if categories[0] != categories[1]:
+        checked = [read_split(split) for split in (train, val)]
+        if checked[0].categories != checked[1].categories:
             raise UserError(
                 f"{train.json_file} and {val.json_file} have different categories: "
                 "training and validation need the same ids and names"
             )
-        return cls(train, val, tuple(categories[0].values()), digest.hexdigest()[:16])
+        digest = hashlib.sha256("".join(c.digest for c in checked).encode()).hexdigest()
+        return cls(
+            train, val, tuple(checked[0].categories.values()), checked[0].has_rle, digest[:16]
+        )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read annotations {path}: {error.strerror}") from error
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a split after reading its annotation file."""
+
+    categories: dict[int, str]  # id -> name, sorted by id
+    has_rle: bool
+    digest: str
 
 
-def _check(split: Split, content: bytes) -> dict[int, str]:
-    """The categories of an annotation file, id -> name, sorted by id."""
+def read_split(split: Split) -> Checked:
+    """Read and check an annotation file: its structure, and that every image is there.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
     where = split.json_file
+    try:
+        content = Path(where).read_bytes()
+        files = set(os.listdir(split.image_root))
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     try:
         coco = json.loads(content)
     except ValueError as error:
@@ -86,29 +96,46 @@ def _check(split: Split, content: bytes) -> dict[int, str]:
         if not isinstance(coco, dict) or not isinstance(coco.get(part), list) or not coco[part]:
             raise UserError(f"{where} is no COCO detection set: it has no list of {part}")
     try:
-        ids = {image["id"] for image in coco["images"]}
         categories = {c["id"]: c["name"] for c in sorted(coco["categories"], key=lambda c: c["id"])}
-        seen = set()
-        for annotation in coco["annotations"]:
-            number = annotation["id"]
-            if number in seen:
-                raise UserError(f"{where}: annotation id {number} occurs twice: ids must be unique")
-            seen.add(number)
-            if annotation["image_id"] not in ids:
-                raise UserError(f"{where}: annotation {number} is of an image that is not listed")
-            if annotation["category_id"] not in categories:
-                raise UserError(f"{where}: annotation {number} is of a category that is not listed")
-            for part in ("bbox", "area", "iscrowd"):
-                annotation[part]
-            if "segmentation" not in annotation:
-                raise UserError(f"{where}: annotation {number} has no segmentation, masks need one")
-        names = [coco["images"][0]["file_name"], coco["images"][-1]["file_name"]]
+        _check_images(split, coco["images"], files)
+        ids = {image["id"] for image in coco["images"]}
+        has_rle = _check_annotations(where, coco["annotations"], ids, categories)
     except (KeyError, TypeError) as error:
         raise UserError(f"{where} is no COCO detection set: an entry lacks {error}") from error
-    for name in names:
-        if not (Path(split.image_root) / name).is_file():
-            raise UserError(f"{where} lists {name}, which is not in {split.image_root}")
-    return categories
+    return Checked(categories, has_rle, hashlib.sha256(content).hexdigest())
+
+
+def _check_images(split: Split, images: list[dict], files: set[str]) -> None:
+    seen = set()
+    for image in images:
+        name, number, _, _ = (image[key] for key in ("file_name", "id", "height", "width"))
+        if number in seen:
+            raise UserError(
+                f"{split.json_file}: image id {number} occurs twice: ids must be unique"
+            )
+        seen.add(number)
+        if name not in files and not (Path(split.image_root) / name).is_file():
+            raise UserError(f"{split.json_file} lists {name}, which is not in {split.image_root}")
+
+
+def _check_annotations(where: str, annotations: list[dict], images: set, categories: dict) -> bool:
+    """Whether an object, not a crowd, has its mask as run lengths."""
+    seen, has_rle = set(), False
+    for annotation in annotations:
+        number, image, category, _, _, crowd = (
+            annotation[key] for key in ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+        )
+        if number in seen:
+            raise UserError(f"{where}: annotation id {number} occurs twice: ids must be unique")
+        seen.add(number)
+        if image not in images:
+            raise UserError(f"{where}: annotation {number} is of an image that is not listed")
+        if category not in categories:
+            raise UserError(f"{where}: annotation {number} is of a category that is not listed")
+        if not annotation.get("segmentation"):
+            raise UserError(f"{where}: annotation {number} has no segmentation, masks need one")
+        has_rle |= not crowd and isinstance(annotation["segmentation"], dict)
+    return has_rle
 
 
 def parse_split(text: str) -> Split:
@@ -157,21 +184,22 @@ def prepare(scale: str, train: str | None = None, val: str | None = None) -> Dat
 
 
 def test_split(dataset: str) -> Split:
-    """The split that a config names in `dataloader.test.dataset`: "mini_val" or "coco_2017_val".
+    """The split that a config names in `dataloader.test.dataset`.
+
+    Args:
+        dataset: "mini_val", "coco_2017_val", or "annotations.json,images/" as runs write it into
+            their config.yaml.
 
     Raises:
         UserError: another name, or the data are not there.
     """
+    if "," in dataset:
+        return parse_split(dataset)
     if dataset == "mini_val":
         return prepare("mini").val
     if dataset == "coco_2017_val":
         return coco_split("val")
     raise unknown("data set", dataset, ["mini_val", "coco_2017_val"])
-
-
-def categories(split: Split) -> dict[int, str]:
-    """Category names of a split by id, after checking it as `Data.of` does."""
-    return _check(split, _read(Path(split.json_file)))
 
 
 def coco_split(split: str) -> Split:

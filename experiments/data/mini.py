@@ -2,8 +2,8 @@
 
 128 px images of grey outlines, closed ones (objects) among open ones (clutter), and one coloured
 band. An object's category is its shape together with the band's colour: a "warm disk" and a "cold
-disk" look the same. The band lies along an edge and objects lie beside it, so most windows of the
-mini encoder (32 px) can know its colour only through cross-window propagation.
+disk" look the same. The band lies within one column or row of the mini encoder's 32 px windows, so
+three quarters of the map can know its colour only through cross-window propagation.
 docs/mini.md says what this can and cannot tell.
 
 Everything is integer arithmetic on numpy's frozen `RandomState` stream, and images are BMP, whose
@@ -22,13 +22,12 @@ from PIL import Image
 
 VERSION = 1  # raise it when a change below changes the files
 SIDE = 128  # pixels
+WINDOW = 32  # pixels: an attention window of vit-mini
 BAND = 24  # pixels
 IMAGES = {"train": 1200, "val": 300}
 BANDS = {"warm": (225, 120, 40), "cold": (40, 120, 225)}
 SHAPES = ("square", "disk")
 CATEGORIES = tuple(f"{band} {shape}" for band in BANDS for shape in SHAPES)
-
-Room = tuple[tuple[int, int], tuple[int, int]]  # (low, high) of x and of y, in pixels
 
 # Outlines as corners around (0, 0), within -1000..1000.
 _SHAPES = {
@@ -98,26 +97,25 @@ def _background(rng: np.random.RandomState) -> np.ndarray:
 
 def _radius(rng: np.random.RandomState) -> int:
     """Half the object's size in pixels: from smaller than a window to most of the image."""
-    tier = rng.choice(4, p=[0.45, 0.25, 0.15, 0.15])
-    low, high = [(7, 13), (14, 24), (25, 40), (41, 59)][tier]
+    tier = rng.choice(4, p=[0.6, 0.25, 0.1, 0.05])
+    low, high = [(7, 13), (14, 24), (25, 44), (45, 61)][tier]
     return int(rng.randint(low, high + 1))
 
 
-def _place(rng: np.random.RandomState, reach: int, room: Room, taken: list[tuple]):
+def _place(rng: np.random.RandomState, reach: int, taken: list) -> tuple[int, int] | None:
     """A centre (x, y) so that contours keep apart; a small shape may lie inside a large one.
 
     Args:
         reach: how far the shape extends from its centre, in pixels.
-        room: where shapes must lie.
         taken: (x, y, reach) of what is drawn already.
 
     Returns:
         None if there is no room.
     """
-    if any(high - low < 2 * reach for low, high in room):
+    if 2 * reach > SIDE:
         return None
     for _ in range(20):
-        x, y = (int(rng.randint(low + reach, high - reach + 1)) for low, high in room)
+        x, y = (int(v) for v in rng.randint(reach, SIDE - reach + 1, 2))
         if all(
             max(abs(x - u), abs(y - v)) > reach + r + 1
             or max(abs(x - u), abs(y - v)) < abs(reach - r) // 2 - 4
@@ -145,19 +143,17 @@ def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
     rng = np.random.RandomState(1_000_003 * VERSION + 100_000 * (split == "val") + index)
     image = _background(rng)
     band = int(rng.randint(len(BANDS)))
-    room = _draw_band(rng, image, list(BANDS.values())[band])
+    _draw_band(rng, image, list(BANDS.values())[band])
     annotations: list[dict] = []
-    taken: list[tuple] = []
+    taken: list[tuple[int, int, int]] = []
 
     if rng.randint(10) == 0:
-        annotations.append(_draw_crowd(rng, image, band, room, taken))
+        annotations.append(_draw_crowd(rng, image, band, taken))
     # Large ones first, so that they find room.
     for radius in sorted((_radius(rng) for _ in range(rng.randint(4, 9))), reverse=True):
         shape, rotation = int(rng.randint(len(SHAPES))), int(rng.randint(len(_ROTATIONS)))
-        if radius > 50:  # the largest only fit as an upright square
-            shape, rotation = SHAPES.index("square"), 0
         reach = _reach(SHAPES[shape], radius, rotation)
-        center = _place(rng, reach, room, taken)
+        center = _place(rng, reach, taken)
         if center is None:
             continue
         taken.append((*center, reach))
@@ -167,7 +163,7 @@ def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
         image[_inside(corners) if filled else contour] = _ink(rng)
         annotations.append(_polygon_annotation(_category(band, shape), corners))
     for _ in range(rng.randint(1, 4)):
-        _draw_open_outline(rng, image, room, taken)
+        _draw_open_outline(rng, image, taken)
     image += rng.randint(-6, 7, image.shape)
     return image.clip(0, 255).astype(np.uint8), annotations
 
@@ -176,24 +172,19 @@ def _category(band: int, shape: int) -> int:
     return band * len(SHAPES) + shape
 
 
-def _draw_band(rng: np.random.RandomState, image: np.ndarray, color: tuple) -> Room:
-    """The band along one of the four edges; returns the room beside it."""
-    start = int(rng.choice([0, SIDE - BAND]))
-    upright = bool(rng.randint(2))
-    across = image.swapaxes(0, 1) if upright else image
+def _draw_band(rng: np.random.RandomState, image: np.ndarray, color: tuple[int, int, int]) -> None:
+    """The band across the image, upright or lying, in the middle of a column or row of windows."""
+    start = WINDOW * rng.randint(SIDE // WINDOW) + (WINDOW - BAND) // 2
+    across = image if rng.randint(2) else image.swapaxes(0, 1)
     across[start : start + BAND] = np.array(color) + rng.randint(-30, 31, (BAND, SIDE, 3))
-    beside = (BAND, SIDE) if start == 0 else (0, SIDE - BAND)
-    return (beside, (0, SIDE)) if upright else ((0, SIDE), beside)
 
 
-def _draw_open_outline(
-    rng: np.random.RandomState, image: np.ndarray, room: Room, taken: list[tuple]
-) -> None:
+def _draw_open_outline(rng: np.random.RandomState, image: np.ndarray, taken: list) -> None:
     """Clutter: at most half of an object's outline, which by itself is no object."""
     radius = int(rng.randint(10, 40))
     shape, rotation = SHAPES[rng.randint(len(SHAPES))], int(rng.randint(len(_ROTATIONS)))
     reach = _reach(shape, radius, rotation)
-    center = _place(rng, reach, room, taken)
+    center = _place(rng, reach, taken)
     if center is None:
         return
     taken.append((*center, reach))
@@ -203,12 +194,10 @@ def _draw_open_outline(
     image[contour & half] = _ink(rng)
 
 
-def _draw_crowd(
-    rng: np.random.RandomState, image: np.ndarray, band: int, room: Room, taken: list[tuple]
-) -> dict:
+def _draw_crowd(rng: np.random.RandomState, image: np.ndarray, band: int, taken: list) -> dict:
     """A heap of tiny shapes of one category, annotated as one crowd region."""
     shape = int(rng.randint(len(SHAPES)))
-    x0, y0 = (int(rng.randint(low + 22, high - 21)) for low, high in room)
+    x0, y0 = (int(v) for v in rng.randint(22, SIDE - 22, 2))
     taken.append((x0, y0, 22))
     region = np.zeros((SIDE, SIDE), dtype=bool)
     for _ in range(rng.randint(8, 15)):

@@ -70,6 +70,8 @@ def training_loader(
         batch_size=batch_size,
         sampler=_PositionsFrom(start),
         num_workers=num_workers,
+        # Else each new iterator draws from torch's default generator, which a resumed run restored.
+        generator=torch.Generator(),
         collate_fn=list,
         worker_init_fn=lambda _: torch.set_num_threads(1),
         persistent_workers=num_workers > 0,

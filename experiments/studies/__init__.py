@@ -92,9 +92,11 @@ def find(name: str) -> Study:
         sys.modules[module_name] = module
         try:
             spec.loader.exec_module(module)
-        except Exception:
+        except Exception as error:
             del sys.modules[module_name]
-            raise
+            raise UserError(
+                f"cannot read the study {path}: {type(error).__name__}: {error}"
+            ) from error
     study = getattr(sys.modules[module_name], "study", None)
     if not isinstance(study, Study):
         raise UserError(

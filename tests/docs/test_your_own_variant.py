@@ -45,7 +45,7 @@ def test_the_commands_make_the_table(grid_file, small_set, tmp_path):
     run = python(
         "-m", "experiments", "run", grid_file, "--seeds", 1, "--runs", tmp_path,
         "--dataset", small_set["dataset"], "--val", small_set["val"],
-        "--", "train.max_iter=2", "train.log_period=1",
+        "--overrides", "train.max_iter=2 train.log_period=1",
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     table = python("-m", "analysis", "study", tmp_path / "mini" / "grid")

@@ -37,11 +37,19 @@ def own(small_set, **changes):
         (["global-vs-conv", "--scale", "tiny"], ["unknown scale 'tiny'", "known are coco, mini"]),
         (["global-vs-conv", "--size", "vit-xl"], ["unknown size 'vit-xl'"]),
         (["global-vs-conv", "--variants", "none,glob"], ["unknown variant 'glob'"]),
-        (["global-vs-conv", "train.lr=1"], ["unknown config key 'train.lr' in OVERRIDES"]),
+        (["global-vs-conv", "--overrides", "train.lr=1"], ["unknown config key 'train.lr'"]),
+        (["global-vs-conv", "--overrides", "a='"], ["cannot be split"]),
+        (["global-vs-conv", "--overrides", "train.seed=3"], ["train.seed in OVERRIDES", "SEEDS="]),
+        (["global-vs-conv", "--seeds", "-1"], ["seeds"]),
+        (["global-vs-conv", "--seeds", "two"], ["--seeds", "integer"]),
+        (["broken[1].py"], ["cannot read the study", "broken[1].py", "SyntaxError"]),
         (["global-vs-conv", "--dataset", "a.json,b"], ["--dataset and --val go together"]),
     ],
 )
 def test_wrong_words(words, parts, small_set, tmp_path):
+    if words[0].endswith(".py"):
+        (tmp_path / words[0]).write_text("study = (")
+        words = [tmp_path / words[0], *words[1:]]
     data = [] if "--dataset" in words else own(small_set)
     assert_told(experiments("run", *words, "--runs", tmp_path, *data), *parts)
 

@@ -63,6 +63,19 @@ MISTAKES = {
     "unknown config key 'model.backbone.propagation.x'": lambda: resolve(
         model__backbone__propagation__x=4
     ),
+    "config key 'train.max_iter' in OVERRIDES is 'abc': it takes a whole number": lambda: resolve(
+        train__max_iter="abc"
+    ),
+    "config key 'train.amp' in OVERRIDES is 1: it takes true or false": lambda: resolve(
+        train__amp=1
+    ),
+    "variant 'none': train.max_iter=0 is too small: at least 1": lambda: resolve(train__max_iter=0),
+    "config key 'train' in OVERRIDES is 5: it takes keys of its own": lambda: resolve(train=5),
+    "micro_batch_size=3 does not divide total_batch_size=8": lambda: resolve(
+        dataloader__train__micro_batch_size=3
+    ),
+    "variant 'none': 'BNN'": lambda: resolve(model__backbone__norm="BNN"),
+    "train.seed in OVERRIDES has no effect: choose with SEEDS=": lambda: resolve(train__seed=3),
     "variant 'none': count=9 does not fit": lambda: resolve(model__backbone__count=9),
     "conv_block='basik' is unknown: did you mean 'basic'": lambda: resolve(
         "conv", model__backbone__conv_block="basik"

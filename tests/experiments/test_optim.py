@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.config import instantiate
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
+from detectron2.solver.build import get_default_optimizer_params
 
 from experiments import config
 from experiments.optim import param_groups
@@ -27,19 +28,18 @@ def test_learning_rates_are_detectron2s(propagation):
         assert ours[parameter] == pytest.approx(1e-4 * factor), name
 
 
-def test_no_weight_decay_for_norms_and_positions():
-    model = detector(propagation="conv")
+@pytest.mark.parametrize("propagation", ["global", "conv"])
+def test_weight_decay_is_detectron2s(propagation):
+    """The released recipe: none for torch's norms and for positions."""
+    model = detector(propagation=propagation)
     groups = param_groups(model, 1e-4, 0.1, no_weight_decay=["norm", "pos_embed"])
-    decays = {p: group["weight_decay"] for group in groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        exempt = "norm" in name or name.endswith("pos_embed") or is_pyramid_norm(name)
-        assert decays[parameter] == (0.0 if exempt else 0.1), name
+    ours = {p: group["weight_decay"] for group in groups for p in group["params"]}
+    theirs = get_default_optimizer_params(
+        model, 1e-4, 0.1, weight_decay_norm=0.0, overrides={"pos_embed": {"weight_decay": 0.0}}
+    )
+    assert ours == {p: group["weight_decay"] for group in theirs for p in group["params"]}
+    assert set(ours.values()) == {0.0, 0.1}
     assert {g["weight_decay"] for g in param_groups(model, 1e-4, 0.1, no_weight_decay=[])} == {0.1}
-
-
-def is_pyramid_norm(name: str) -> bool:
-    """The LayerNorm between the two deconvolutions of p2 has a number for a name."""
-    return ".simfp_2.1." in name
 
 
 def test_a_wrapped_model_keeps_its_groups():

@@ -1,0 +1,32 @@
+"""How every command ends: its exit code, and a mistake in one line."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from .errors import UserError
+
+
+def run(app: typer.Typer, console: Console) -> int:
+    """Run the command in `sys.argv`; returns the exit code.
+
+    A user's mistake, or a file system that refuses, is one line and 2; `--debug` shows where it
+    came from instead.
+    """
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        return app(standalone_mode=False) or 0
+    except (UserError, OSError) as error:
+        if debug:
+            raise
+        message = str(error)
+    except Exception as error:
+        # Wrong words of the command itself: click's own errors format themselves.
+        if not hasattr(error, "format_message"):
+            raise
+        message = f"{error.format_message()} See --help"
+    console.print(f"error: {' '.join(message.splitlines())}", style="red", highlight=False)
+    return 2
