@@ -83,7 +83,7 @@ def test_words_and_indexes_say_the_same():
 
 
 @pytest.mark.parametrize("size", [(256, 256), (160, 320), (192, 288)])
-@pytest.mark.parametrize("norm", ["LN", "GN"])
+@pytest.mark.parametrize("norm", ["LN", "BN"])
 def test_neck(norm, size):
     encoders = pair(PLANS["two global"])
     words = dict(
