@@ -58,15 +58,15 @@ $(INSTALLED): requirements.txt
 		|| "$$PYTHON" -m venv --clear $(VENV)
 	@test -x $(UV) || $(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@tr ' ' '\n' <<< "$$TORCH" > $(VENV)/.torch
-	$(UV) pip install --quiet --python $(PY) --overrides $(VENV)/.torch -r requirements.txt
-	@if [ -z "$$DETECTRON2" ]; then $(UV) pip install --quiet --no-deps --python-version 3.10 $(DETECTRON2_WHEEL) \
+	$(UV) pip install --quiet --compile-bytecode --python $(PY) --overrides $(VENV)/.torch -r requirements.txt
+	@if [ -z "$$DETECTRON2" ]; then $(UV) pip install --quiet --compile-bytecode --no-deps --python-version 3.10 $(DETECTRON2_WHEEL) \
 		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"; \
 	else $(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation "$$DETECTRON2"; fi
 	@echo '$(CHOSEN)' > $(VENV)/.chosen
 	@touch $@
 
 $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
-	$(UV) pip install --quiet --python $(PY) -r requirements-test.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(PY) -r requirements-test.txt
 	@touch $@
 
 # Rows that are finished get their table also if another row failed.

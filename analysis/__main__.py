@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from tabulate import tabulate
 
 from experiments import commands
 
@@ -38,11 +38,8 @@ def study(
     written += plots.ap_vs_macs(manifest, table, folder / "ap_vs_macs")
 
     for text in (tables.summary(table), tables.details(table)):
-        shown = Table(*text.columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for cells in text.itertuples(index=False):
-            shown.add_row(*cells)
-        console.print(shown, no_wrap=True, overflow="ignore", crop=False)
-        console.print()
+        shown = tabulate(text, headers="keys", showindex=False, disable_numparse=True)
+        console.print(shown + "\n", highlight=False)
     console.print("written: " + "  ".join(str(path) for path in written))
 
 

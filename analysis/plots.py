@@ -25,6 +25,7 @@ def ap_vs_macs(manifest: dict, table: pd.DataFrame, path: Path) -> list[Path]:
     if table.empty:
         return []
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
+    plt.rcParams["svg.fonttype"] = "none"  # text stays text: small, and it can be searched
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True, layout="constrained")
     for axis, kind in zip(axes, ("box", "mask"), strict=True):
         colors = sns.color_palette(n_colors=len(table))

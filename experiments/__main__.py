@@ -45,7 +45,7 @@ def run(
 
     found = studies.find(study)  # before the imports that take seconds
 
-    from . import config, launch, view
+    from . import config
     from . import runs as planning
     from .data import catalog
 
@@ -69,6 +69,8 @@ def run(
     )
     if not todo:
         return
+    from . import launch, view
+
     launched = launch.launch(todo, jobs or launch.default_jobs(todo, len(os.sched_getaffinity(0))))
     try:
         view.follow(launched, console)
@@ -142,7 +144,14 @@ def evaluate(
 
 
 def _command() -> str:
-    return shlex.join(["python", "-m", "experiments", *sys.argv[1:]])
+    """What was typed, without the options that the Makefile passes on empty."""
+    words = sys.argv[1:]
+    given = [
+        word
+        for i, word in enumerate(words)
+        if word and not (word.startswith("--") and words[i + 1 : i + 2] == [""])
+    ]
+    return shlex.join(["python", "-m", "experiments", *given])
 
 
 def main() -> None:

@@ -179,10 +179,8 @@ def parse_overrides(text: str) -> Words:
         raise UserError(f"overrides {text!r} cannot be split: {error}") from error
 
 
-def resolve(
-    study: Study, variant: Variant, scale: str, size: str, seed: int, overrides: Words
-) -> DictConfig:
-    """The config of one run: base, then the study's words, the row's, the user's.
+def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Words) -> DictConfig:
+    """The config of a row: base, then the study's words, the row's, the user's. Seed 0.
 
     Raises:
         UserError: as of `base_path` and `set_words`.
@@ -194,7 +192,6 @@ def resolve(
     for key in overrides.keys() & _NOT_BY_OVERRIDE.keys():
         raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
     set_words(cfg, overrides, "OVERRIDES")
-    cfg.train.seed = seed
     cfg.train.amp = bool(cfg.train.amp) and computes_bfloat16()
     check(cfg, f"variant {variant.name!r}")
     return cfg

@@ -1,5 +1,6 @@
 """Runs: what a study comes to at one scale, size and number of seeds, and where each run lies."""
 
+import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,14 @@ def plan(
     for name in variants or []:
         study.variant(name)  # that there is one
     names = [v.name for v in study.variants if not variants or v.name in variants]
+    rows = {
+        name: config.resolve(study, study.variant(name), scale, size, overrides) for name in names
+    }
     runs = []
     for seed in range(seeds):
         for name in names:
-            cfg = config.resolve(study, study.variant(name), scale, size, seed, overrides)
+            cfg = copy.deepcopy(rows[name])
+            cfg.train.seed = seed
             mark = config.fingerprint(cfg, data.digest)
             here = runs_root / scale / study.name / f"{name}-{size}-seed{seed}-{mark}"
             there = sorted((runs_root / scale).glob(f"*/*-{mark}"))

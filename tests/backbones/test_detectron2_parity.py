@@ -83,11 +83,10 @@ def test_words_and_indexes_say_the_same():
 
 
 @pytest.mark.parametrize("size", [(256, 256), (160, 320), (192, 288)])
-@pytest.mark.parametrize("norm", ["LN", "BN"])
-def test_neck(norm, size):
+def test_neck(size):
     encoders = pair(PLANS["two global"])
     words = dict(
-        in_feature="last_feat", out_channels=32, scale_factors=(4.0, 2.0, 1.0, 0.5), norm=norm
+        in_feature="last_feat", out_channels=32, scale_factors=(4.0, 2.0, 1.0, 0.5), norm="LN"
     )
     ours = SimpleFeaturePyramid(encoders[0], top_block=LastLevelMaxPool(), **words)
     theirs = d2.SimpleFeaturePyramid(encoders[1], top_block=LastLevelMaxPool(), **words)

@@ -120,7 +120,7 @@ def test_an_old_record_stops_before_anything_trains(small_set, tmp_path):
 
     study = studies.find("global-vs-conv")
     data = catalog.prepare("mini", small_set["dataset"], small_set["val"])
-    cfg = config.resolve(study, study.variant("none"), "mini", "vit-mini", 0, {})
+    cfg = config.resolve(study, study.variant("none"), "mini", "vit-mini", {})
     folder = old / f"none-vit-mini-seed0-{config.fingerprint(cfg, data.digest)}"
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"version": 0}')

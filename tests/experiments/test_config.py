@@ -10,7 +10,9 @@ STUDY = studies.find("global-vs-conv")
 
 def resolve(variant="none", scale="mini", size="vit-mini", seed=0, **overrides):
     words = {key.replace("__", "."): value for key, value in overrides.items()}
-    return config.resolve(STUDY, STUDY.variant(variant), scale, size, seed, words)
+    cfg = config.resolve(STUDY, STUDY.variant(variant), scale, size, words)
+    cfg.train.seed = seed
+    return cfg
 
 
 def test_rows_differ_by_their_words_only():
@@ -150,6 +152,6 @@ class TestFingerprint:
                 "study = Study('own', '?', (Variant('own', words),))\n"
             )
             own = studies.find(str(path))
-            cfg = config.resolve(own, own.variants[0], "mini", "vit-mini", 0, {})
+            cfg = config.resolve(own, own.variants[0], "mini", "vit-mini", {})
             marks.append(config.fingerprint(cfg, "data"))
         assert marks[0] != marks[1]

@@ -111,6 +111,22 @@ def test_killed_and_resumed_is_as_if_undisturbed(finished, small_set, tmp_path):
     torch.testing.assert_close(weights(run), weights(folder_of(finished, "none")), rtol=0, atol=0)
 
 
+def test_two_commands_at_once_train_each_run_once(finished, small_set, tmp_path):
+    words = command(*study_command(small_set, tmp_path, variants="none"))
+    both = [
+        subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+    run = folder_of(tmp_path / "mini" / "global-vs-conv", "none")
+    assert (run / "log.txt").read_text().count("Starting training from iteration") == 1
+    torch.testing.assert_close(weights(run), weights(folder_of(finished, "none")), rtol=0, atol=0)
+
+
 def test_ctrl_c_stops_within_seconds(small_set, tmp_path):
     words = study_command(small_set, tmp_path, variants="none", overrides=["train.max_iter=100000"])
     process = subprocess.Popen(
