@@ -1,15 +1,19 @@
 """Training configs against the published recipe, and against the models they build."""
 
+import copy
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from detectron2.config import instantiate
+from detectron2.data import get_detection_dataset_dicts
 
 from analysis.paper import RECIPES
 from backbones import SIZES
 from experiments import config
+from experiments.data import catalog
 
 ALL = [(scale, size) for scale, sizes in config.BASES.items() for size in sizes]
 
@@ -74,3 +78,23 @@ def test_parameters_of_the_paper(size, millions):
     with torch.device("meta"):
         model = instantiate(load("coco", size).model)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.parametrize(("scale", "size"), ALL)
+def test_mapped_images_train_the_detectors_input(scale, size, small_set):
+    """The config's own augmentations on images with polygons: image, boxes and masks agree."""
+    cfg = load(scale, size)
+    data = catalog.prepare(scale, small_set["dataset"], small_set["val"])
+    mapper = instantiate(cfg.dataloader.train.mapper)
+    dicts = get_detection_dataset_dicts(data.train.register())
+    found = 0
+    for i in range(8):
+        np.random.seed(i)
+        example = mapper(copy.deepcopy(dicts[i]))
+        side = cfg.model.backbone.img_size
+        assert max(example["image"].shape[1:]) <= side
+        instances = example["instances"]
+        found += len(instances)
+        boxes = instances.gt_masks.get_bounding_boxes().tensor
+        torch.testing.assert_close(boxes, instances.gt_boxes.tensor, rtol=0, atol=1.5)
+    assert found > 0
