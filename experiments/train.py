@@ -223,6 +223,8 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
     batch = cfg.dataloader.train.total_batch_size
     micro_batch = min(cfg.dataloader.train.micro_batch_size, batch)
 
+    # A short run is heard of too: ten lines at least.
+    log_period = max(1, min(cfg.train.log_period, cfg.train.max_iter // 10))
     trainer = Trainer(
         model,
         None,
@@ -230,7 +232,7 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
         accumulate=batch // micro_batch,
         amp=cfg.train.amp,
         clip_grad_norm=cfg.train.clip_grad_norm,
-        log_period=cfg.train.log_period,
+        log_period=log_period,
     )
     meter = _Meter(batch)
     checkpointer = _Checkpointer(model, str(folder), trainer=trainer)
@@ -241,7 +243,7 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
             meter,
             hooks.PeriodicWriter(
                 [CommonMetricPrinter(cfg.train.max_iter), JSONWriter(str(folder / METRICS))],
-                period=cfg.train.log_period,
+                period=log_period,
             ),
             _RandomState(),
             hooks.PeriodicCheckpointer(
