@@ -55,7 +55,7 @@ class Record:
     train_seconds: float  # in the training loop, over all resumes
     images_per_second: float  # in training
     evaluate_seconds: float
-    peak_memory_mib: float  # training; memory_kind says of what
+    peak_memory_mib: float  # up to the end of training; memory_kind says of what
     memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
     precision: str  # "bfloat16 autocast" or "float32"
     device: str
