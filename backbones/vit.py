@@ -23,8 +23,7 @@ def _dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None)
     """softmax(q k / sqrt(D) + bias) v; a bool `bias` is True where a token may see another."""
     if q.device.type != "cpu" or q.dtype == torch.float32:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    # The CPU kernel is slower in bfloat16 than in float32: 13 times for windows of 16 tokens,
-    # 1.5 times for 256 tokens (forward and backward, torch 2.15, AVX512-bf16).
+    # The CPU kernel is slower in bfloat16 than in float32, most of all for small windows.
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.float()
     with torch.autocast("cpu", enabled=False):

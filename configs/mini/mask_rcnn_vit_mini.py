@@ -38,7 +38,7 @@ model.proposal_generator.anchor_generator.update(
 model.roi_heads.update(
     num_classes=4,
     # Few boxes, most of them objects: among the usual three quarters of background, what lies
-    # outside an object is not learned in so few iterations (docs/mini.md).
+    # outside an object is hard to learn in so few iterations (docs/mini.md).
     batch_size_per_image=12,
     positive_fraction=2 / 3,
     box_in_features=["p2", "p3"],
