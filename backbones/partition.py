@@ -39,6 +39,15 @@ class Partition:
         """Which token may see which: bool (groups of one image, N, N), or None for all."""
         return None
 
+    def index(self, H: int, W: int, device: torch.device) -> Tensor | None:
+        """What `split` does to a map of H x W tokens: int64 (groups of one image, N), the number
+        of the token at each place, -1 for padding. None: all tokens in order."""
+        padded = self.padded_size(H, W)
+        if type(self).split is Partition.split and padded == (H, W):
+            return None
+        tokens_1HW1 = torch.arange(H * W, device=device).view(1, H, W, 1)
+        return self.split(pad_tokens(tokens_1HW1 + 1, padded)).flatten(1) - 1
+
 
 class Windows(Partition):
     """Non-overlapping square windows; padding tokens fill the last ones.
@@ -113,9 +122,12 @@ class ShiftedWindows(Windows):
         return side_GN[:, :, None] == side_GN[:, None, :]
 
 
-def pad_tokens(x_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
-    """Zero tokens below and to the right until the map is `size` (rows, columns)."""
-    H, W = x_BHWC.shape[1:3]
+def pad_tokens(x_BHWC: Tensor, size: tuple[int, int], value_C: Tensor | None = None) -> Tensor:
+    """Tokens of zeros or of `value_C`, below and to the right until the map is `size`."""
+    B, H, W, _ = x_BHWC.shape
     if size == (H, W):
         return x_BHWC
-    return F.pad(x_BHWC, (0, 0, 0, size[1] - W, 0, size[0] - H))
+    if value_C is None:
+        return F.pad(x_BHWC, (0, 0, 0, size[1] - W, 0, size[0] - H))
+    x_BHWC = torch.cat([x_BHWC, value_C.expand(B, H, size[1] - W, -1)], 2)
+    return torch.cat([x_BHWC, value_C.expand(B, size[0] - H, size[1], -1)], 1)

@@ -30,6 +30,14 @@ def absolute_positions(pos_embed_1PC: Tensor, has_cls_token: bool, size: tuple[i
     return pos_1CHW.permute(0, 2, 3, 1)
 
 
+def resized_table(table_LD: Tensor, length: int) -> Tensor:
+    """Relative positions of an axis of `length` tokens: (2 * length - 1, D), resized linearly."""
+    wanted = 2 * length - 1
+    if table_LD.shape[0] == wanted:
+        return table_LD
+    return F.interpolate(table_LD.T[None], size=wanted, mode="linear")[0].T
+
+
 def relative_positions(table_LD: Tensor, length: int) -> Tensor:
     """Embedding of every (query, key) offset along one axis.
 
@@ -40,17 +48,14 @@ def relative_positions(table_LD: Tensor, length: int) -> Tensor:
     Returns:
         (length, length, D): entry (q, k) is the embedding of offset q - k.
     """
-    wanted = 2 * length - 1
-    if table_LD.shape[0] != wanted:
-        table_LD = F.interpolate(table_LD.T[None], size=wanted, mode="linear")[0].T
     index = torch.arange(length, device=table_LD.device)
-    return table_LD[index[:, None] - index[None, :] + length - 1]
+    return resized_table(table_LD, length)[index[:, None] - index[None, :] + length - 1]
 
 
-def relative_position_bias(
+def relative_terms(
     q_GMND: Tensor, table_h: Tensor, table_w: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """Attention bias of decomposed relative positions (MViTv2, arXiv:2112.01526).
+) -> tuple[Tensor, Tensor]:
+    """What decomposed relative positions (MViTv2, arXiv:2112.01526) add to the scores.
 
     Args:
         q_GMND: unscaled queries, N = h * w tokens.
@@ -58,11 +63,20 @@ def relative_position_bias(
         size: (h, w) of the group.
 
     Returns:
-        (G, M, N, N): q . Rh[row offset] + q . Rw[column offset].
+        q . Rh[row offset], (G, M, h, w, h), by query and row of the key; and
+        q . Rw[column offset], (G, M, h, w, w), by query and column of the key.
     """
-    h, w = size
-    G, M, N, D = q_GMND.shape
-    q_GMhwD = q_GMND.reshape(G, M, h, w, D)
-    rel_h = torch.einsum("gmhwd,hkd->gmhwk", q_GMhwD, relative_positions(table_h, h))
-    rel_w = torch.einsum("gmhwd,wkd->gmhwk", q_GMhwD, relative_positions(table_w, w))
-    return (rel_h[..., :, None] + rel_w[..., None, :]).reshape(G, M, N, N)
+    q_GMhwD = q_GMND.unflatten(2, size)
+    rows, columns = relative_positions(table_h, size[0]), relative_positions(table_w, size[1])
+    return (
+        torch.einsum("gmhwd,hkd->gmhwk", q_GMhwD, rows),
+        torch.einsum("gmhwd,wkd->gmhwk", q_GMhwD, columns),
+    )
+
+
+def relative_position_bias(
+    q_GMND: Tensor, table_h: Tensor, table_w: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """The sum of `relative_terms` for every pair of tokens: (G, M, N, N)."""
+    rel_h, rel_w = relative_terms(q_GMND, table_h, table_w, size)
+    return (rel_h[..., :, None] + rel_w[..., None, :]).flatten(4).flatten(2, 3)

@@ -7,73 +7,17 @@ checkpoints load strictly. See partition.py for the shape letters.
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from .partition import Partition, Windows, pad_tokens
-from .positions import absolute_positions, relative_position_bias
+from .attention import ATTENTION, Attention
+from .kernels import Linear
+from .partition import Partition, Windows
+from .positions import absolute_positions
 from .propagation import EncoderSpec, propagation_blocks
-from .registries import CONV_BLOCKS, PROPAGATIONS, STEMS, lookup
-
-
-def _dot_product_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q k / sqrt(D) + bias) v; a bool `bias` is True where a token may see another."""
-    if q.device.type != "cpu" or q.dtype == torch.float32:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    # The CPU kernel is slower in bfloat16 than in float32, most of all for small windows.
-    if bias is not None and bias.dtype != torch.bool:
-        bias = bias.float()
-    with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), bias).to(q.dtype)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention within groups of tokens.
-
-    Args:
-        dim: channels.
-        num_heads: heads; `dim` must be a multiple.
-        qkv_bias: whether q, k and v have a bias.
-        use_rel_pos: whether decomposed relative positions are added.
-        rel_pos_zero_init: start them at zero, else from a normal of std 0.02.
-        group_size: (h, w) of a group, the length of the relative-position tables.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int = 8,
-        qkv_bias: bool = True,
-        use_rel_pos: bool = False,
-        rel_pos_zero_init: bool = True,
-        group_size: tuple[int, int] | None = None,
-    ):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-        self.use_rel_pos = use_rel_pos
-        if use_rel_pos:
-            for axis, length in zip("hw", group_size, strict=True):
-                table = nn.Parameter(torch.zeros(2 * length - 1, dim // num_heads))
-                if not rel_pos_zero_init:
-                    nn.init.trunc_normal_(table, std=0.02)
-                self.register_parameter(f"rel_pos_{axis}", table)
-
-    def forward(self, x_GhwC: Tensor, mask_GNN: Tensor | None = None) -> Tensor:
-        """(G, h, w, C) -> (G, h, w, C); `mask_GNN` is True where a token may see another."""
-        G, h, w, C = x_GhwC.shape
-        qkv = self.qkv(x_GhwC).reshape(G, h * w, 3, self.num_heads, -1)
-        q_GMND, k_GMND, v_GMND = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = None if mask_GNN is None else mask_GNN[:, None]
-        if self.use_rel_pos:
-            rel_GMNN = relative_position_bias(q_GMND, self.rel_pos_h, self.rel_pos_w, (h, w))
-            bias = rel_GMNN if bias is None else rel_GMNN.masked_fill(~bias, float("-inf"))
-        x_GMND = _dot_product_attention(q_GMND, k_GMND, v_GMND, bias)
-        return self.proj(x_GMND.transpose(1, 2).reshape(G, h, w, C))
+from .registries import CONV_BLOCKS, PROPAGATIONS, STEMS, choose, lookup
 
 
 class Mlp(nn.Sequential):
@@ -81,9 +25,9 @@ class Mlp(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int, act_layer: Callable[[], nn.Module]):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.act = act_layer()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = Linear(hidden, dim)
 
 
 class Block(nn.Module):
@@ -91,9 +35,8 @@ class Block(nn.Module):
     module behind them where a propagation strategy asks for one.
 
     Args:
-        dim, num_heads, qkv_bias, use_rel_pos, rel_pos_zero_init: as of `Attention`.
-        partition: how tokens are grouped.
-        grid: (rows, columns) of the map at `img_size`, sizes the relative-position tables.
+        dim, num_heads, partition, grid, qkv_bias, use_rel_pos, rel_pos_zero_init, attention: as of
+            `Attention`.
         residual: module on (B, C, H, W), or None.
         mlp_ratio: hidden channels of the MLP over `dim`.
         drop_path: probability that a sample skips a branch in training.
@@ -113,12 +56,12 @@ class Block(nn.Module):
         act_layer: Callable[[], nn.Module] = nn.GELU,
         use_rel_pos: bool = False,
         rel_pos_zero_init: bool = True,
+        attention: str = "fused",
     ):
         super().__init__()
-        self.partition = partition
         self.norm1 = norm_layer(dim)
         self.attn = Attention(
-            dim, num_heads, qkv_bias, use_rel_pos, rel_pos_zero_init, partition.group_size(*grid)
+            dim, num_heads, partition, grid, qkv_bias, use_rel_pos, rel_pos_zero_init, attention
         )
         self.drop_path = StochasticDepth(drop_path, mode="row")
         self.norm2 = norm_layer(dim)
@@ -129,21 +72,11 @@ class Block(nn.Module):
     @property
     def word(self) -> str:
         """What this block does: "window", "global", "window + residual", ..."""
-        return self.partition.word + (" + residual" if hasattr(self, "residual") else "")
-
-    def attend(self, x_BHWC: Tensor) -> Tensor:
-        """Attention within groups; (B, H, W, C) in and out."""
-        B, H, W, _ = x_BHWC.shape
-        padded = self.partition.padded_size(H, W)
-        groups_GhwC = self.partition.split(pad_tokens(x_BHWC, padded))
-        mask_GNN = self.partition.mask(*padded, x_BHWC.device)
-        if mask_GNN is not None:
-            mask_GNN = mask_GNN.repeat(B, 1, 1)
-        return self.partition.join(self.attn(groups_GhwC, mask_GNN), *padded)[:, :H, :W]
+        return self.attn.partition.word + (" + residual" if hasattr(self, "residual") else "")
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        x_BHWC = x_BHWC + self.drop_path(self.attend(self.norm1(x_BHWC)))
+        x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC)))
         x_BHWC = x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
         if hasattr(self, "residual"):
             x_BHWC = self.residual(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -182,6 +115,7 @@ class ViT(Backbone):
         placement: which ones, see `propagation_blocks`: "even", "first" or "last".
         conv_block: for "conv", a word of `CONV_BLOCKS`: "naive", "basic" or "bottleneck".
         stem: image to tokens, a word of `STEMS`: "patchify" or "conv".
+        attention: the kernel, "fused" or "reference": one function, see `Attention`.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -216,8 +150,10 @@ class ViT(Backbone):
         placement: str = "even",
         conv_block: str = "bottleneck",
         stem: str = "patchify",
+        attention: str = "fused",
     ):
         super().__init__()
+        choose("attention", attention, ATTENTION)
         if embed_dim % num_heads:
             raise ValueError(
                 f"num_heads={num_heads} does not fit: it must divide embed_dim={embed_dim}"
@@ -262,6 +198,7 @@ class ViT(Backbone):
                 act_layer=act_layer,
                 use_rel_pos=use_rel_pos,
                 rel_pos_zero_init=rel_pos_zero_init,
+                attention=attention,
             )
             for i, (partition, residual) in enumerate(roles)
         )
@@ -283,6 +220,7 @@ class ViT(Backbone):
             x_BHWC = x_BHWC + absolute_positions(
                 self.pos_embed, self.pretrain_use_cls_token, tuple(x_BHWC.shape[1:3])
             )
+        x_BHWC = x_BHWC.contiguous()  # stems put channels first in memory
         for block in self.blocks:
             if self.use_act_checkpoint and self.training:
                 x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)

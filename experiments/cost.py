@@ -2,15 +2,17 @@
 
 MACs are multiply-accumulates of one image, attention counted: fvcore has no handle for
 `scaled_dot_product_attention` and would count it as nothing. Papers of this field print MACs as
-"FLOPs". The whole detector is counted with a fixed number of proposals and masks, as untrained
-weights find none of either.
+"FLOPs". Attention is counted in its textbook form, padding included, whichever kernel computes it.
+The whole detector is counted with a fixed number of proposals and masks, as untrained weights find
+none of either.
 """
 
 import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,8 @@ from fvcore.nn import jit_handles
 from fvcore.nn.jit_analysis import JitModelAnalysis
 from omegaconf import DictConfig
 from torch import Tensor, nn
+
+from backbones.attention import Attention
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,21 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(heads) * n_query * n_key * (dim + dim_value)
 
 
+def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
+    """One multiply-accumulate per combination of index values (fvcore's has four digits)."""
+    operands, _ = inputs[0].toIValue().split("->")
+    sizes = {}
+    for letters, operand in zip(operands.split(","), inputs[1].node().inputs(), strict=True):
+        sizes |= zip(letters, _shape(operand), strict=True)
+    return math.prod(sizes.values())
+
+
 # Products only: fvcore also counts norms and resizing by their elements, which the paper's figures
 # and torch's own counter leave out.
 _PRODUCTS = {
     "aten::_convolution": jit_handles.conv_flop_jit,
     "aten::addmm": jit_handles.addmm_flop_jit,
     "aten::bmm": jit_handles.bmm_flop_jit,
-    "aten::einsum": jit_handles.einsum_flop_jit,
     "aten::linear": jit_handles.linear_flop_jit,
     "aten::matmul": jit_handles.matmul_flop_jit,
     "aten::mm": jit_handles.matmul_flop_jit,
@@ -57,13 +69,32 @@ _PRODUCTS = {
 }
 
 
-def _macs_and_activations(macs_of: Callable) -> Callable[[list[Any], list[Any]], Counter]:
+def _macs_and_activations(
+    macs_of: Callable, put_out: bool = True
+) -> Callable[[list[Any], list[Any]], Counter]:
     def handle(inputs: list[Any], outputs: list[Any]) -> Counter:
         macs = macs_of(inputs, outputs)
         macs = sum(macs.values()) if isinstance(macs, Counter) else macs
-        return Counter(macs=int(macs), activations=math.prod(_shape(outputs[0])))
+        return Counter(macs=int(macs), activations=put_out * math.prod(_shape(outputs[0])))
 
     return handle
+
+
+_HANDLES = {op: _macs_and_activations(macs_of) for op, macs_of in _PRODUCTS.items()}
+# The scores of attention, which a kernel need not put out.
+_HANDLES["aten::einsum"] = _macs_and_activations(_einsum, put_out=False)
+
+
+@contextmanager
+def _textbook_attention(module: nn.Module) -> Iterator[None]:
+    kernels = {m: m.attention for m in module.modules() if isinstance(m, Attention)}
+    try:
+        for attention in kernels:
+            attention.attention = "reference"
+        yield
+    finally:
+        for attention, kernel in kernels.items():
+            attention.attention = kernel
 
 
 def count(module: nn.Module, *inputs: Any) -> dict[str, Cost]:
@@ -75,11 +106,11 @@ def count(module: nn.Module, *inputs: Any) -> dict[str, Cost]:
     training = module.training
     module.eval()
     analysis = JitModelAnalysis(module, inputs)
-    analysis.set_op_handle(**{op: _macs_and_activations(f) for op, f in _PRODUCTS.items()})
+    analysis.set_op_handle(**_HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), _textbook_attention(module):
             warnings.simplefilter("ignore")  # of the tracer
             counted = analysis.by_module_and_operator()
     finally:

@@ -5,7 +5,8 @@ import torch
 from torchvision.models.swin_transformer import shifted_window_attention
 
 from backbones import Partition, ShiftedWindows, Windows
-from backbones.vit import Attention, Block
+from backbones.attention import ATTENTION, Attention
+from backbones.partition import pad_tokens
 
 
 @pytest.mark.parametrize(
@@ -28,13 +29,31 @@ def test_windows_are_the_squares_of_the_map():
     assert torch.equal(groups[6], x[1, :4, :4])
 
 
+@pytest.mark.parametrize(
+    "partition", [Partition(), Windows(5), ShiftedWindows(5), ShiftedWindows(4)]
+)
+@pytest.mark.parametrize("size", [(5, 5), (12, 7)])
+def test_index_is_what_split_does(partition, size):
+    """Token numbers, -1 for padding; None where nothing moves."""
+    index = partition.index(*size, "cpu")
+    tokens = torch.arange(size[0] * size[1])
+    if index is None:
+        assert type(partition) is Partition
+        return
+    assert torch.equal(index[index >= 0].sort().values, tokens)
+    padded = pad_tokens(tokens.reshape(1, *size, 1), partition.padded_size(*size), tokens[-1:] - 99)
+    expected = partition.split(padded).flatten(1)
+    assert torch.equal(index.clamp(min=0) * (index >= 0), expected * (expected >= 0))
+    assert torch.equal(index < 0, expected < 0)
+
+
+@pytest.mark.parametrize("kernel", ATTENTION)
 @pytest.mark.parametrize("size", [(8, 8), (12, 20), (8, 4), (10, 13)])
-def test_shifted_windows_are_swins(size):
+def test_shifted_windows_are_swins(size, kernel):
     """Same attention as torchvision's, which shifts, pads and masks in its own way."""
     torch.manual_seed(0)
     dim, heads, window = 16, 2, 4
-    block = Block(dim, heads, ShiftedWindows(window), grid=(8, 8))
-    attention: Attention = block.attn
+    attention = Attention(dim, heads, ShiftedWindows(window), (8, 8), attention=kernel)
     x = torch.randn(2, *size, dim)
     theirs = shifted_window_attention(
         x,
@@ -47,17 +66,24 @@ def test_shifted_windows_are_swins(size):
         qkv_bias=attention.qkv.bias,
         proj_bias=attention.proj.bias,
     )
-    torch.testing.assert_close(block.attend(x), theirs, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(attention(x), theirs, rtol=1e-4, atol=1e-6)
 
 
-def test_relative_positions_and_mask_together():
+@pytest.mark.parametrize("kernel", ATTENTION)
+def test_relative_positions_and_mask_together(kernel):
     """A masked token has no influence, whatever its relative position says."""
     torch.manual_seed(0)
-    block = Block(
-        8, 2, ShiftedWindows(4), (8, 8), use_rel_pos=True, rel_pos_zero_init=False
+    attention = Attention(
+        8,
+        2,
+        ShiftedWindows(4),
+        (8, 8),
+        use_rel_pos=True,
+        rel_pos_zero_init=False,
+        attention=kernel,
     ).double()
     x = torch.randn(1, 8, 8, 8, dtype=torch.double, requires_grad=True)
-    block.attend(x)[0, 0, 0].sum().backward()
+    attention(x)[0, 0, 0].sum().backward()
     seen = x.grad[0].abs().sum(-1) > 0
     assert seen[:2, :2].all()
     assert seen.sum() == 4

@@ -1,0 +1,130 @@
+"""Multi-head self-attention within the groups of a partition: one function, two kernels."""
+
+import torch
+from torch import Tensor, nn
+
+from . import kernels
+from .kernels import Linear
+from .partition import Partition, pad_tokens
+from .positions import relative_position_bias, resized_table
+
+ATTENTION = ("fused", "reference")
+
+
+class Attention(nn.Module):
+    """Self-attention of the tokens of a map, within groups.
+
+    Args:
+        dim: channels.
+        num_heads: heads; `dim` must be a multiple.
+        partition: how tokens are grouped.
+        grid: (rows, columns) of the map at `img_size`, sizes the relative-position tables.
+        qkv_bias: whether q, k and v have a bias.
+        use_rel_pos: whether decomposed relative positions are added.
+        rel_pos_zero_init: start them at zero, else from a normal of std 0.02.
+        attention: "reference", the textbook form, or "fused", the same function without the
+            tensor of all scores (tokens x tokens) and without work on padding.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        partition: Partition,
+        grid: tuple[int, int],
+        qkv_bias: bool = True,
+        use_rel_pos: bool = False,
+        rel_pos_zero_init: bool = True,
+        attention: str = "fused",
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.partition = partition
+        self.attention = attention
+        self.qkv = Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
+        self.use_rel_pos = use_rel_pos
+        if use_rel_pos:
+            for axis, length in zip("hw", partition.group_size(*grid), strict=True):
+                table = nn.Parameter(torch.zeros(2 * length - 1, dim // num_heads))
+                if not rel_pos_zero_init:
+                    nn.init.trunc_normal_(table, std=0.02)
+                self.register_parameter(f"rel_pos_{axis}", table)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        if self.attention == "reference":
+            return self._reference(x_BHWC)
+        if x_BHWC.device.type == "cpu":
+            return self._chunked(x_BHWC)
+        return self._folded(x_BHWC)
+
+    def _reference(self, x_BHWC: Tensor) -> Tensor:
+        """softmax(q k / sqrt(D) + bias) v, as written. Padding is a zero token."""
+        B, H, W, C = x_BHWC.shape
+        padded = self.partition.padded_size(H, W)
+        x_GhwC = self.partition.split(pad_tokens(x_BHWC, padded))
+        h, w = x_GhwC.shape[1:3]
+        q_GMND, k_GMND, v_GMND = self._heads(self.qkv(x_GhwC))
+        scale = q_GMND.shape[-1] ** -0.5
+        scores_GMNN = torch.einsum("gmqd,gmkd->gmqk", q_GMND * scale, k_GMND)
+        if self.use_rel_pos:
+            scores_GMNN = scores_GMNN + relative_position_bias(
+                q_GMND, self.rel_pos_h, self.rel_pos_w, (h, w)
+            )
+        mask_GNN = self.partition.mask(*padded, x_BHWC.device)
+        if mask_GNN is not None:
+            hidden_GNN = ~mask_GNN.repeat(B, 1, 1)
+            scores_GMNN = scores_GMNN.masked_fill(hidden_GNN[:, None], float("-inf"))
+        x_GMND = scores_GMNN.softmax(-1) @ v_GMND
+        x_GhwC = self.proj(x_GMND.transpose(1, 2).reshape(-1, h, w, C))
+        return self.partition.join(x_GhwC, *padded)[:, :H, :W]
+
+    def _chunked(self, x_BHWC: Tensor) -> Tensor:
+        """On a CPU, see `kernels.chunked_attention`."""
+        B, H, W, C = x_BHWC.shape
+        padded = self.partition.padded_size(H, W)
+        h, w = self.partition.group_size(*padded)
+        qkv_BTE = self.qkv(x_BHWC).flatten(1, 2)
+        tables_LD = None
+        if self.use_rel_pos:
+            tables_LD = kernels.relative_tables(
+                resized_table(self.rel_pos_h, h), resized_table(self.rel_pos_w, w)
+            ).to(qkv_BTE.dtype)
+        x_BTC = kernels.chunked_attention(
+            qkv_BTE,
+            self._qkv_of_padding(x_BHWC) if padded != (H, W) else None,
+            self.partition.index(H, W, x_BHWC.device),
+            tables_LD,
+            self.partition.mask(*padded, x_BHWC.device),
+            self.num_heads,
+            h,
+            w,
+        )
+        return self.proj(x_BTC.view(B, H, W, C))
+
+    def _folded(self, x_BHWC: Tensor) -> Tensor:
+        """On a GPU, see `kernels.folded_attention`."""
+        B, H, W, C = x_BHWC.shape
+        padded = self.partition.padded_size(H, W)
+        of_padding_E = self._qkv_of_padding(x_BHWC)
+        qkv_GhwE = self.partition.split(pad_tokens(self.qkv(x_BHWC), padded, of_padding_E))
+        h, w = qkv_GhwE.shape[1:3]
+        tables = None
+        if self.use_rel_pos:
+            tables = (self.rel_pos_h.to(qkv_GhwE.dtype), self.rel_pos_w.to(qkv_GhwE.dtype))
+        mask_GNN = self.partition.mask(*padded, x_BHWC.device)
+        if mask_GNN is not None:
+            mask_GNN = mask_GNN.repeat(B, 1, 1)
+        x_GMND = kernels.folded_attention(*self._heads(qkv_GhwE), tables, mask_GNN, (h, w))
+        x_GhwC = x_GMND.transpose(1, 2).reshape(-1, h, w, C)
+        return self.proj(self.partition.join(x_GhwC, *padded)[:, :H, :W])
+
+    def _heads(self, qkv_GhwE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> q, k, v, each (G, M, N, D)."""
+        qkv = qkv_GhwE.flatten(1, 2).unflatten(2, (3, self.num_heads, -1))
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _qkv_of_padding(self, x_BHWC: Tensor) -> Tensor:
+        """(E,): padding is a zero token, so its q, k and v are what `qkv` makes of zeros."""
+        return self.qkv(x_BHWC.new_zeros(x_BHWC.shape[-1]))

@@ -1,0 +1,349 @@
+"""Fast forms of the encoder's two expensive operations: linear layers and attention.
+
+They compute what `torch.nn.Linear` and the reference in attention.py compute. Which form runs is
+decided here and nowhere else, by `benchmarks/` measurements; see docs/speed.md. Shape letters
+beyond those of partition.py:
+    T tokens of an image, E = 3 * M * D channels of q, k and v, L offsets of both axes,
+    U = groups x heads that are computed at once, n query tokens that are computed at once.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .positions import relative_terms
+
+_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`; a map (B, H, W, C) on a CPU goes through oneDNN as a 1x1 convolution.
+
+    torch hands float32 products to MKL, which leaves about a quarter of an AMD core unused, and
+    convolutions to oneDNN, which does not. A channels-last 1x1 convolution is the same product on
+    the same memory.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.ndim != 4 or not _ONEDNN:
+            return super().forward(x)
+        x_BCHW = x.permute(0, 3, 1, 2)
+        return F.conv2d(x_BCHW, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
+
+
+def folded_attention(
+    q_GMND: Tensor,
+    k_GMND: Tensor,
+    v_GMND: Tensor,
+    tables: tuple[Tensor, Tensor] | None,
+    mask_GNN: Tensor | None,
+    size: tuple[int, int],
+) -> Tensor:
+    """Attention by torch's `scaled_dot_product_attention`, without a bias tensor.
+
+    The relative positions of query i and key j, q . Rh[row offset] + q . Rw[column offset], are a
+    product too: of the query's terms for every row and column with the key's row and column as
+    one-hot vectors. Both are appended to the channels of q and k, D + h + w in all, so any kernel
+    that never holds the (N, N) scores computes them exactly.
+
+    Args:
+        q_GMND, k_GMND, v_GMND: (G, M, N, D), unscaled.
+        tables: relative positions per axis, (2 * length - 1, D), or None.
+        mask_GNN: True where a token may see another, or None.
+        size: (h, w) of a group.
+
+    Returns:
+        (G, M, N, D).
+    """
+    mask = None if mask_GNN is None else mask_GNN[:, None]
+    if tables is None:
+        return F.scaled_dot_product_attention(q_GMND, k_GMND, v_GMND, attn_mask=mask)
+    h, w = size
+    G, M, _, D = q_GMND.shape
+    rel_h, rel_w = relative_terms(q_GMND, *tables, size)
+    eye_h = torch.eye(h, dtype=k_GMND.dtype, device=k_GMND.device)
+    eye_w = torch.eye(w, dtype=k_GMND.dtype, device=k_GMND.device)
+    onehot = torch.cat([eye_h[:, None].expand(h, w, h), eye_w.expand(h, w, w)], -1).flatten(0, 1)
+    fill = -(D + h + w) % 8  # kernels want multiples of 8
+    q = torch.cat([q_GMND * D**-0.5, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], -1)
+    k = torch.cat([k_GMND, onehot.expand(G, M, -1, -1)], -1)
+    q, k, v = F.pad(q, (0, fill)), F.pad(k, (0, fill)), F.pad(v_GMND, (0, h + w + fill))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)[..., :D]
+
+
+# ---- CPU: attention over chunks of scores that stay in the cache ----------------------------
+
+# Scores that a core works on at a time; its second-level cache holds about as many.
+_CHUNK_BYTES = 4 * 2**20
+
+
+@torch.library.custom_op("backbones::chunked_attention", mutates_args=(), device_types="cpu")
+def chunked_attention(
+    qkv_BTE: Tensor,
+    pad_E: Tensor | None,
+    index_GN: Tensor | None,
+    tables_LD: Tensor | None,
+    mask_GNN: Tensor | None,
+    num_heads: int,
+    h: int,
+    w: int,
+) -> Tensor:
+    """Attention within groups, read from and written to the map, a chunk of scores at a time.
+
+    The scores of a chunk are made, biased, soft-maxed and used while they are in the cache, in one
+    buffer. Grouping is part of the reading: no copy of the map in group order is made. The backward
+    pass makes the scores again.
+
+    Args:
+        qkv_BTE: (B, T, 3 * M * D), q, k and v of every token, unscaled.
+        pad_E: q, k and v of a padding token; needed if `index_GN` has padding.
+        index_GN: tokens of each group of an image, -1 for padding; None: one group, in order.
+        tables_LD: relative positions as of `relative_tables`, or None.
+        mask_GNN: True where a token may see another, or None.
+        num_heads, h, w: heads; rows and columns of a group, N = h * w.
+
+    Returns:
+        (B, T, M * D).
+    """
+    chunks = _Chunks(qkv_BTE, index_GN, tables_LD, mask_GNN, num_heads, h, w)
+    qkv_TE = qkv_BTE.flatten(0, 1)
+    out_TC = qkv_TE.new_empty(qkv_TE.shape[0], num_heads * chunks.D)
+    for groups in chunks.groups():
+        qkv, out = chunks.read(qkv_TE, groups, pad_E), chunks.rows_of(out_TC, groups)
+        for heads in chunks.heads():
+            q, k, v = chunks.to_heads(qkv, heads)
+            terms, o_UND = chunks.terms(q), torch.empty_like(q)
+            for n in chunks.queries():
+                p_UnN = chunks.probabilities(q, k, terms, groups, n)
+                torch.bmm(p_UnN, v, out=o_UND[:, n])
+            chunks.from_heads((o_UND,), out, heads)
+        chunks.write(out, out_TC, groups)
+    return out_TC.unflatten(0, qkv_BTE.shape[:2])
+
+
+@torch.library.custom_op("backbones::chunked_attention_backward", mutates_args=())
+def _chunked_attention_backward(
+    grad_BTC: Tensor,
+    qkv_BTE: Tensor,
+    pad_E: Tensor | None,
+    index_GN: Tensor | None,
+    tables_LD: Tensor | None,
+    mask_GNN: Tensor | None,
+    num_heads: int,
+    h: int,
+    w: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `qkv_BTE`, `pad_E` and `tables_LD`; empty ones for what is None."""
+    chunks = _Chunks(qkv_BTE, index_GN, tables_LD, mask_GNN, num_heads, h, w)
+    qkv_TE, grad_TC = qkv_BTE.flatten(0, 1), grad_BTC.flatten(0, 1)
+    grad_qkv_TE = torch.empty_like(qkv_TE)
+    exact = torch.promote_types(qkv_TE.dtype, torch.float32)  # of sums over chunks
+    grad_pad = qkv_TE.new_zeros(() if pad_E is None else pad_E.shape, dtype=exact)
+    grad_tables = qkv_TE.new_zeros(() if tables_LD is None else tables_LD.shape, dtype=exact)
+    for groups in chunks.groups():
+        qkv, grad_out = chunks.read(qkv_TE, groups, pad_E), chunks.read(grad_TC, groups, 0)
+        grad_qkv = chunks.rows_of(grad_qkv_TE, groups)
+        for heads in chunks.heads():
+            q, k, v = chunks.to_heads(qkv, heads)
+            (grad_o,) = chunks.to_heads(grad_out, heads)
+            terms, grad_q = chunks.terms(q), torch.empty_like(q)
+            grad_k, grad_v = torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
+            for n in chunks.queries():
+                p = chunks.probabilities(q, k, terms, groups, n)
+                grad_v += torch.bmm(p.mT, grad_o[:, n])
+                grad_s = chunks.gradient_of_scores(p, grad_o[:, n], v)
+                torch.bmm(grad_s, k, out=grad_q[:, n]).mul_(chunks.scale)
+                grad_k += torch.bmm(grad_s.mT, q[:, n]).mul_(chunks.scale)
+                if tables_LD is not None:
+                    grad_terms = chunks.gradient_of_terms(grad_s, n)
+                    grad_q[:, n] += grad_terms @ tables_LD
+                    grad_tables += grad_terms.flatten(0, 1).T @ q[:, n].flatten(0, 1)
+            chunks.from_heads((grad_q, grad_k, grad_v), grad_qkv, heads)
+        if pad_E is not None:
+            grad_pad += grad_qkv[chunks.padding(groups)].sum(0, dtype=exact)
+        chunks.write(grad_qkv, grad_qkv_TE, groups)
+    dtype = qkv_TE.dtype
+    return grad_qkv_TE.view_as(qkv_BTE), grad_pad.to(dtype), grad_tables.to(dtype)
+
+
+@chunked_attention.register_fake
+def _(qkv_BTE, *_):
+    return qkv_BTE.new_empty(*qkv_BTE.shape[:2], qkv_BTE.shape[2] // 3)
+
+
+@_chunked_attention_backward.register_fake
+def _(grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, *_):
+    return tuple(
+        qkv_BTE.new_empty(() if x is None else x.shape) for x in (qkv_BTE, pad_E, tables_LD)
+    )
+
+
+def _keep(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:5])
+    ctx.sizes = inputs[5:]
+
+
+def _backward(ctx, grad_BTC):
+    qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN = ctx.saved_tensors
+    grad_qkv, grad_pad, grad_tables = _chunked_attention_backward(
+        grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, *ctx.sizes
+    )
+    return (
+        grad_qkv,
+        None if pad_E is None else grad_pad,
+        None,
+        None if tables_LD is None else grad_tables,
+        *[None] * 4,
+    )
+
+
+chunked_attention.register_autograd(_backward, setup_context=_keep)
+
+
+def relative_tables(table_h: Tensor, table_w: Tensor) -> Tensor:
+    """(2h - 1, D) and (2w - 1, D) -> (L, D), each from the last key before the query to the first
+    behind it, so that the terms of one query lie side by side for consecutive keys."""
+    return torch.cat([table_h.flip(0), table_w.flip(0)])
+
+
+class _Chunks:
+    """How the work of `chunked_attention` is cut, and the steps that both directions share."""
+
+    def __init__(self, qkv_BTE, index_GN, tables_LD, mask_GNN, num_heads, h, w):
+        B, T, E = qkv_BTE.shape
+        self.h, self.w, self.N, self.M, self.D = h, w, h * w, num_heads, E // num_heads // 3
+        self.scale = self.D**-0.5
+        self.tables_LD, self.mask_GNN = tables_LD, mask_GNN
+        self.index_GN = None
+        self.G = B
+        if index_GN is not None:
+            first_B11 = torch.arange(0, B * T, T)[:, None, None]
+            self.index_GN = torch.where(index_GN < 0, -1, index_GN + first_B11).flatten(0, 1)
+            self.G = B * len(index_GN)
+        threads = torch.get_num_threads()
+        scores = threads * _CHUNK_BYTES // qkv_BTE.element_size()
+        self.groups_at_once = max(1, scores // (num_heads * self.N**2))
+        self.heads_at_once = num_heads
+        if num_heads * self.N**2 > scores:
+            self.heads_at_once = min(num_heads, max(threads, scores // self.N**2))
+        self.rows_at_once = min(h, max(1, scores // (self.heads_at_once * self.N * w)))
+        largest = min(self.groups_at_once, self.G) * self.heads_at_once * self.rows_at_once * w
+        self.buffers = qkv_BTE.new_empty(2, largest * self.N)
+
+    def groups(self) -> Iterator[slice]:
+        for g in range(0, self.G, self.groups_at_once):
+            yield slice(g, min(g + self.groups_at_once, self.G))
+
+    def heads(self) -> Iterator[slice]:
+        for m in range(0, self.M, self.heads_at_once):
+            yield slice(m, min(m + self.heads_at_once, self.M))
+
+    def queries(self) -> Iterator[slice]:
+        """Tokens of whole rows."""
+        step = self.rows_at_once * self.w
+        for n in range(0, self.N, step):
+            yield slice(n, min(n + step, self.N))
+
+    def rows_of(self, x_TE: Tensor, groups: slice) -> Tensor:
+        """Room for the tokens of `groups`: (tokens, E)."""
+        if self.index_GN is None:
+            return x_TE[groups.start * self.N : groups.stop * self.N]
+        return x_TE.new_empty((groups.stop - groups.start) * self.N, x_TE.shape[1])
+
+    def read(self, x_TE: Tensor, groups: slice, padding: Tensor | int | None) -> Tensor:
+        """The tokens of `groups`, group by group: (tokens, E)."""
+        if self.index_GN is None:
+            return self.rows_of(x_TE, groups)
+        rows = x_TE.index_select(0, self.index_GN[groups].flatten().clamp(min=0))
+        if padding is not None:
+            rows[self.padding(groups)] = padding
+        return rows
+
+    def write(self, rows: Tensor, x_TE: Tensor, groups: slice) -> None:
+        """Back to their places; padding is dropped."""
+        if self.index_GN is not None:
+            real = ~self.padding(groups)
+            x_TE[self.index_GN[groups].flatten()[real]] = rows[real]
+
+    def padding(self, groups: slice) -> Tensor:
+        """Which rows are padding."""
+        return self.index_GN[groups].flatten() < 0
+
+    def to_heads(self, rows: Tensor, heads: slice) -> tuple[Tensor, ...]:
+        """(tokens, K * M * D) -> K tensors (U, N, D)."""
+        x = rows.view(-1, self.N, rows.shape[1] // (self.M * self.D), self.M, self.D)
+        return x[:, :, :, heads].permute(2, 0, 3, 1, 4).flatten(1, 2).contiguous().unbind()
+
+    def from_heads(self, xs: tuple[Tensor, ...], rows: Tensor, heads: slice) -> None:
+        """The inverse of `to_heads`, into `rows`."""
+        to = rows.view(-1, self.N, len(xs), self.M, self.D)
+        for i, x_UND in enumerate(xs):
+            to[:, :, i, heads] = x_UND.unflatten(0, (to.shape[0], -1)).transpose(1, 2)
+
+    def terms(self, q_UND: Tensor) -> Tensor | None:
+        """(U, N, L): what relative positions add to the scores, by query and offset."""
+        if self.tables_LD is None:
+            return None
+        return (q_UND.flatten(0, 1) @ self.tables_LD.T).unflatten(0, q_UND.shape[:2])
+
+    def probabilities(
+        self, q_UND: Tensor, k_UND: Tensor, terms_UNL: Tensor | None, groups: slice, n: slice
+    ) -> Tensor:
+        """(U, n, N): soft-maxed scores of some query tokens, in the first buffer."""
+        s_UnN = self._buffer(0, len(q_UND), n)
+        query = q_UND[:, n]
+        if terms_UNL is None:
+            torch.baddbmm(s_UnN, query, k_UND.mT, beta=0, alpha=self.scale, out=s_UnN)
+        else:
+            h_terms, w_terms = self._by_key(terms_UNL[:, n], n)
+            torch.add(
+                h_terms[..., :, None],
+                w_terms[..., None, :],
+                out=s_UnN.view(*h_terms.shape, self.w),
+            )
+            s_UnN.baddbmm_(query, k_UND.mT, alpha=self.scale)
+        if self.mask_GNN is not None:
+            of_image = torch.arange(groups.start, groups.stop) % len(self.mask_GNN)
+            hidden = ~self.mask_GNN[of_image, n]
+            s_UnN.unflatten(0, (len(hidden), -1)).masked_fill_(hidden[:, None], float("-inf"))
+        return torch.softmax(s_UnN, -1, out=s_UnN)
+
+    def gradient_of_scores(self, p_UnN: Tensor, grad_UnD: Tensor, v_UND: Tensor) -> Tensor:
+        """(U, n, N), in the second buffer."""
+        n = slice(0, p_UnN.shape[1])
+        grad_p = torch.bmm(grad_UnD, v_UND.mT, out=self._buffer(1, len(p_UnN), n))
+        return torch.ops.aten._softmax_backward_data.out(
+            grad_p, p_UnN, -1, p_UnN.dtype, grad_input=grad_p
+        )
+
+    def gradient_of_terms(self, grad_UnN: Tensor, n: slice) -> Tensor:
+        """(U, n, L)."""
+        grad = grad_UnN.view(len(grad_UnN), -1, self.w, self.h, self.w)
+        terms = grad_UnN.new_zeros(*grad_UnN.shape[:2], len(self.tables_LD))
+        h_terms, w_terms = self._by_key(terms, n)
+        h_terms.copy_(grad.sum(-1))
+        w_terms.copy_(grad.sum(-2))
+        return terms
+
+    def _by_key(self, terms_UnL: Tensor, n: slice) -> tuple[Tensor, Tensor]:
+        """Views (U, rows, w, h) and (U, rows, w, w): of each query the term of each key's row and
+        of each key's column. One row or column on, the terms of a query begin one place earlier."""
+        U, count, L = terms_UnL.shape
+        rows = (U, count // self.w, self.w)
+        strides = (terms_UnL.stride(0), self.w * L, L)
+        start = terms_UnL.storage_offset()
+        h_terms = terms_UnL.as_strided(
+            (*rows, self.h),
+            (strides[0], strides[1] - 1, L, 1),
+            start + self.h - 1 - n.start // self.w,
+        )
+        w_terms = terms_UnL.as_strided(
+            (*rows, self.w), (*strides[:2], L - 1, 1), start + 2 * self.h - 1 + self.w - 1
+        )
+        return h_terms, w_terms
+
+    def _buffer(self, which: int, U: int, n: slice) -> Tensor:
+        count = n.stop - n.start
+        return self.buffers[which, : U * count * self.N].view(U, count, self.N)

@@ -1,0 +1,233 @@
+"""Every kernel computes the reference: outputs and gradients, in every setting it can meet."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from backbones import ShiftedWindows, ViT, Windows, build_encoder, kernels
+from backbones.attention import Attention
+from backbones.partition import Partition
+
+SMALL = dict(img_size=256, embed_dim=48, depth=4, num_heads=4, window_size=5)
+STRATEGIES = ["none", "global", "conv", "shifted"]
+# Square; not square; a map of 11 x 19 tokens, no multiple of the window of 5; sides that are no
+# multiple of the patch; one token.
+IMAGES = [(256, 256), (160, 320), (176, 304), (250, 199), (16, 16)]
+
+
+def normal_weights(net: torch.nn.Module) -> torch.nn.Module:
+    """No parameter at zero, where a wrong gradient could hide."""
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def twins(**words) -> tuple[ViT, ViT]:
+    torch.manual_seed(0)
+    fused = normal_weights(ViT(**{**SMALL, **words}))
+    reference = ViT(**{**SMALL, **words}, attention="reference")
+    reference.load_state_dict(fused.state_dict(), strict=True)
+    return fused, reference
+
+
+def outputs_and_gradients(net, image) -> dict[str, torch.Tensor]:
+    image = image.clone().requires_grad_()
+    out = net(image)
+    out = out["last_feat"] if isinstance(out, dict) else out
+    torch.manual_seed(1)
+    (out * torch.randn_like(out)).sum().backward()
+    gradients = {name: p.grad for name, p in net.named_parameters()}
+    net.zero_grad()
+    return {"output": out.detach(), "image": image.grad, **gradients}
+
+
+def assert_same(found: dict, expected: dict, tolerance: float):
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() <= tolerance * value.abs().max(), name
+
+
+@pytest.mark.parametrize("size", IMAGES)
+@pytest.mark.parametrize("rel_pos", [False, True])
+@pytest.mark.parametrize("propagation", STRATEGIES)
+def test_fused_is_the_reference(propagation, rel_pos, size):
+    fused, reference = twins(propagation=propagation, use_rel_pos=rel_pos)
+    image = torch.randn(2, 3, *size)
+    assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-5)
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 16, 40])
+@pytest.mark.parametrize("propagation", ["none", "shifted"])
+def test_every_window_size(propagation, window):
+    if propagation == "shifted" and window == 1:
+        pytest.skip("windows of one token cannot be shifted")
+    fused, reference = twins(propagation=propagation, window_size=window, use_rel_pos=True)
+    image = torch.randn(1, 3, 176, 304)
+    assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 10_000, 100_000, 2**40])
+def test_how_the_work_is_cut_changes_nothing(chunk, monkeypatch):
+    """From a row of one head at a time to everything at once."""
+    monkeypatch.setattr(kernels, "_CHUNK_BYTES", chunk)
+    fused, reference = twins(propagation="global", use_rel_pos=True)
+    image = torch.randn(3, 3, 176, 304)
+    assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-5)
+
+
+@pytest.mark.parametrize("partition", [Partition(), Windows(3), ShiftedWindows(4)])
+def test_gradients_are_derivatives(partition):
+    """In float64, against finite differences: padding, mask and relative positions at once."""
+    torch.manual_seed(0)
+    attention = Attention(4, 2, partition, (5, 7), use_rel_pos=True)
+    attention = normal_weights(attention).double()
+    x = torch.randn(2, 5, 7, 4, dtype=torch.double, requires_grad=True)
+    names, parameters = zip(*attention.named_parameters(), strict=True)
+
+    def function(x, *parameters):
+        return torch.func.functional_call(
+            attention, dict(zip(names, parameters, strict=True)), (x,)
+        )
+
+    assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+@pytest.mark.parametrize("rel_pos", [False, True])
+@pytest.mark.parametrize("partition", [Partition(), Windows(14), ShiftedWindows(7)])
+def test_the_kernel_for_gpus_is_the_reference(partition, rel_pos, size):
+    """`folded` is what runs on a GPU; here the same lines run on a CPU."""
+    torch.manual_seed(0)
+    words = dict(use_rel_pos=rel_pos, rel_pos_zero_init=False)
+    attention = normal_weights(Attention(32, 2, partition, (20, 20), **words))
+    x = torch.randn(2, size[0] // 4, size[1] // 4, 32)
+    results = []
+    for kernel in (attention._folded, attention._reference):
+        attention.forward = kernel
+        results.append(outputs_and_gradients(attention, x))
+    assert_same(*results, 1e-5)
+
+
+@pytest.mark.parametrize("propagation", STRATEGIES)
+@pytest.mark.parametrize("kernel", ["_chunked", "_folded"])
+def test_bfloat16_errs_no_more_than_the_reference(kernel, propagation, monkeypatch):
+    """Both against the reference in float64: root mean square over the output and gradients."""
+    if kernel == "_folded":
+        monkeypatch.setattr(Attention, "_chunked", Attention._folded)
+    fused, reference = twins(propagation=propagation, use_rel_pos=True)
+    image = torch.randn(1, 3, 256, 256)
+    errors = {}
+    exact = outputs_and_gradients(copy.deepcopy(reference).double(), image.double())
+    for name, net in (("fused", fused), ("reference", reference)):
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = outputs_and_gradients(net, image)
+        errors[name] = {
+            key: ((rough[key] - value).norm() / value.norm()).item() for key, value in exact.items()
+        }
+    assert errors["fused"]["output"] <= 1.1 * errors["reference"]["output"]
+    mean = {name: sum(e.values()) / len(e) for name, e in errors.items()}
+    assert mean["fused"] <= 1.1 * mean["reference"]
+
+
+def test_dropped_paths_are_the_same_ones():
+    fused, reference = twins(propagation="global", use_rel_pos=True, drop_path_rate=0.5)
+    image = torch.randn(4, 3, 96, 96)
+    results = []
+    for net in (fused, reference):
+        torch.manual_seed(3)
+        results.append(outputs_and_gradients(net.train(), image))
+    assert_same(*results, 1e-5)
+
+
+@pytest.mark.parametrize("propagation", STRATEGIES)
+def test_activation_checkpointing(propagation):
+    """By the encoder's own switch, and around the encoder from outside."""
+    words = dict(propagation=propagation, use_rel_pos=True, drop_path_rate=0.3)
+    plain, _ = twins(**words)
+    saving = ViT(**SMALL, **words, use_act_checkpoint=True)
+    saving.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 176, 304)
+    results = []
+    for net in (plain, saving, _Checkpointed(plain)):
+        torch.manual_seed(3)
+        found = outputs_and_gradients(net.train(), image)
+        results.append({name.removeprefix("net."): value for name, value in found.items()})
+    assert_same(results[1], results[0], 1e-6)
+    assert_same(results[2], results[0], 1e-6)
+
+
+class _Checkpointed(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=False)
+
+
+# What torch.compile and torch.export see is the same for "conv" as for "none", plus a conv.
+@pytest.mark.parametrize("kernel", ["_chunked", "_folded"])
+@pytest.mark.parametrize("propagation", ["global", "shifted"])
+def test_compiles_without_a_graph_break(propagation, kernel, monkeypatch):
+    """Forward and backward; `fullgraph` raises at a break. aot_eager: without inductor's C++."""
+    if kernel == "_folded":
+        monkeypatch.setattr(Attention, "_chunked", Attention._folded)
+    torch._dynamo.reset()
+    net, _ = twins(propagation=propagation, use_rel_pos=True, depth=2)
+    image = torch.randn(1, 3, 176, 304)
+    expected = outputs_and_gradients(net, image)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    found = outputs_and_gradients(compiled, image)
+    found = {name.removeprefix("_orig_mod."): value for name, value in found.items()}
+    assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("propagation", STRATEGIES)
+def test_exports(propagation):
+    net, reference = twins(propagation=propagation, use_rel_pos=True)
+    net.eval(), reference.eval()
+    image = torch.randn(1, 3, 250, 199)
+    program = torch.export.export(net, (image,))
+    found, expected = program.module()(image)["last_feat"], reference(image)["last_feat"]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def largest_allocation(net, image) -> int:
+    """Bytes of the largest tensor that comes into being in a forward and backward pass."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        net(image)["last_feat"].sum().backward()
+    return max(event.cpu_memory_usage for event in profile.events() if not event.cpu_children)
+
+
+def test_no_tensor_of_all_scores():
+    """64 x 64 tokens, one head: the scores would be 64 MiB; weights and maps are less than 4."""
+    words = dict(depth=1, num_heads=1, embed_dim=32, propagation="global", count=1)
+    scores = 4096**2 * 4
+    allocated = {}
+    for attention in ("fused", "reference"):
+        net = ViT(img_size=1024, use_rel_pos=True, attention=attention, **words)
+        image = torch.randn(1, 3, 1024, 1024)
+        allocated[attention] = largest_allocation(net, image)
+    assert allocated["reference"] >= scores
+    limit = 2 * torch.get_num_threads() * kernels._CHUNK_BYTES  # both buffers of the backward pass
+    assert allocated["fused"] <= max(limit, scores // 8)
+
+
+def test_wrong_kernel():
+    with pytest.raises(ValueError, match=r"attention='fusd' is unknown: did you mean 'fused'\?"):
+        build_encoder("vit-ti", attention="fusd")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("propagation", ["global", "shifted"])
+def test_vit_b_at_1024_pixels(propagation):
+    """The published size: last map and gradients within 1e-4 of their scale, in float32."""
+    torch.manual_seed(0)
+    words = dict(use_rel_pos=True, rel_pos_zero_init=False, propagation=propagation)
+    fused = build_encoder("vit-b", **words)
+    reference = build_encoder("vit-b", **words, attention="reference")
+    reference.load_state_dict(fused.state_dict())
+    image = torch.randn(1, 3, 1024, 1024)
+    assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-4)
