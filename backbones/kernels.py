@@ -7,7 +7,7 @@ beyond those of partition.py:
     U = groups x heads that are computed at once, n query tokens that are computed at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .positions import relative_terms
 
+# Inside of an MLP that is computed at a time: a third of a server processor's last-level cache.
+_HIDDEN_BYTES = 12 * 2**20
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
@@ -31,6 +33,27 @@ class Linear(nn.Linear):
             return super().forward(x)
         x_BCHW = x.permute(0, 3, 1, 2)
         return F.conv2d(x_BCHW, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], x_BHWC: Tensor, hidden: int) -> Tensor:
+    """`function`, which treats each token alone and is `hidden` channels wide inside.
+
+    On a CPU and without gradients, where nothing is kept, it gets a few rows of the map at a time,
+    so that its inside stays in the cache.
+    """
+    if x_BHWC.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(x_BHWC)
+    size = 2 if torch.is_autocast_enabled("cpu") else x_BHWC.element_size()
+    row_bytes = x_BHWC.shape[0] * x_BHWC.shape[2] * hidden * size
+    rows = max(1, _HIDDEN_BYTES // row_bytes)
+    return torch.cat([function(part) for part in x_BHWC.split(rows, 1)], 1)
+
+
+def onehot_keys(h: int, w: int, like: Tensor) -> Tensor:
+    """(N, h + w): the row and the column of each token of a group, each as a one-hot vector."""
+    eye_h = torch.eye(h, dtype=like.dtype, device=like.device)
+    eye_w = torch.eye(w, dtype=like.dtype, device=like.device)
+    return torch.cat([eye_h[:, None].expand(h, w, h), eye_w.expand(h, w, w)], -1).flatten(0, 1)
 
 
 def folded_attention(
@@ -63,9 +86,7 @@ def folded_attention(
     h, w = size
     G, M, _, D = q_GMND.shape
     rel_h, rel_w = relative_terms(q_GMND, *tables, size)
-    eye_h = torch.eye(h, dtype=k_GMND.dtype, device=k_GMND.device)
-    eye_w = torch.eye(w, dtype=k_GMND.dtype, device=k_GMND.device)
-    onehot = torch.cat([eye_h[:, None].expand(h, w, h), eye_w.expand(h, w, w)], -1).flatten(0, 1)
+    onehot = onehot_keys(h, w, k_GMND)
     fill = -(D + h + w) % 8  # kernels want multiples of 8
     q = torch.cat([q_GMND * D**-0.5, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], -1)
     k = torch.cat([k_GMND, onehot.expand(G, M, -1, -1)], -1)
@@ -75,7 +96,7 @@ def folded_attention(
 
 # ---- CPU: attention over chunks of scores that stay in the cache ----------------------------
 
-# Scores that a core works on at a time; its second-level cache holds about as many.
+# Scores that a core works on at a time. More miss the cache, fewer make small products.
 _CHUNK_BYTES = 4 * 2**20
 
 
@@ -107,7 +128,7 @@ def chunked_attention(
     Returns:
         (B, T, M * D).
     """
-    chunks = _Chunks(qkv_BTE, index_GN, tables_LD, mask_GNN, num_heads, h, w)
+    chunks = _Chunks(qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w)
     qkv_TE = qkv_BTE.flatten(0, 1)
     out_TC = qkv_TE.new_empty(qkv_TE.shape[0], num_heads * chunks.D)
     for groups in chunks.groups():
@@ -136,7 +157,7 @@ def _chunked_attention_backward(
     w: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `qkv_BTE`, `pad_E` and `tables_LD`; empty ones for what is None."""
-    chunks = _Chunks(qkv_BTE, index_GN, tables_LD, mask_GNN, num_heads, h, w)
+    chunks = _Chunks(qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w)
     qkv_TE, grad_TC = qkv_BTE.flatten(0, 1), grad_BTC.flatten(0, 1)
     grad_qkv_TE = torch.empty_like(qkv_TE)
     exact = torch.promote_types(qkv_TE.dtype, torch.float32)  # of sums over chunks
@@ -162,7 +183,7 @@ def _chunked_attention_backward(
                     grad_tables += grad_terms.flatten(0, 1).T @ q[:, n].flatten(0, 1)
             chunks.from_heads((grad_q, grad_k, grad_v), grad_qkv, heads)
         if pad_E is not None:
-            grad_pad += grad_qkv[chunks.padding(groups)].sum(0, dtype=exact)
+            grad_pad += grad_qkv[chunks.index_GN[groups].flatten() < 0].sum(0, dtype=exact)
         chunks.write(grad_qkv, grad_qkv_TE, groups)
     dtype = qkv_TE.dtype
     return grad_qkv_TE.view_as(qkv_BTE), grad_pad.to(dtype), grad_tables.to(dtype)
@@ -211,11 +232,17 @@ def relative_tables(table_h: Tensor, table_w: Tensor) -> Tensor:
 class _Chunks:
     """How the work of `chunked_attention` is cut, and the steps that both directions share."""
 
-    def __init__(self, qkv_BTE, index_GN, tables_LD, mask_GNN, num_heads, h, w):
+    def __init__(self, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w):
         B, T, E = qkv_BTE.shape
         self.h, self.w, self.N, self.M, self.D = h, w, h * w, num_heads, E // num_heads // 3
         self.scale = self.D**-0.5
+        # A sum over broadcast bfloat16 is slow on a CPU: for few terms a product with one-hot keys,
+        # the row and the column of each, is faster.
+        self.onehot_KN = None
+        if tables_LD is not None and tables_LD.dtype == torch.bfloat16 and h + w < self.D:
+            self.onehot_KN = onehot_keys(h, w, tables_LD).T
         self.tables_LD, self.mask_GNN = tables_LD, mask_GNN
+        self.padded = pad_E is not None
         self.index_GN = None
         self.G = B
         if index_GN is not None:
@@ -256,20 +283,21 @@ class _Chunks:
         """The tokens of `groups`, group by group: (tokens, E)."""
         if self.index_GN is None:
             return self.rows_of(x_TE, groups)
-        rows = x_TE.index_select(0, self.index_GN[groups].flatten().clamp(min=0))
-        if padding is not None:
-            rows[self.padding(groups)] = padding
+        tokens = self.index_GN[groups].flatten()
+        if not self.padded:
+            return x_TE.index_select(0, tokens)
+        rows = x_TE.index_select(0, tokens.clamp(min=0))
+        rows[tokens < 0] = padding
         return rows
 
     def write(self, rows: Tensor, x_TE: Tensor, groups: slice) -> None:
         """Back to their places; padding is dropped."""
-        if self.index_GN is not None:
-            real = ~self.padding(groups)
-            x_TE[self.index_GN[groups].flatten()[real]] = rows[real]
-
-    def padding(self, groups: slice) -> Tensor:
-        """Which rows are padding."""
-        return self.index_GN[groups].flatten() < 0
+        if self.index_GN is None:
+            return
+        tokens = self.index_GN[groups].flatten()
+        if self.padded:
+            rows, tokens = rows[tokens >= 0], tokens[tokens >= 0]
+        x_TE.index_copy_(0, tokens, rows)
 
     def to_heads(self, rows: Tensor, heads: slice) -> tuple[Tensor, ...]:
         """(tokens, K * M * D) -> K tensors (U, N, D)."""
@@ -298,11 +326,12 @@ class _Chunks:
             torch.baddbmm(s_UnN, query, k_UND.mT, beta=0, alpha=self.scale, out=s_UnN)
         else:
             h_terms, w_terms = self._by_key(terms_UNL[:, n], n)
-            torch.add(
-                h_terms[..., :, None],
-                w_terms[..., None, :],
-                out=s_UnN.view(*h_terms.shape, self.w),
-            )
+            if self.onehot_KN is None:
+                scores = s_UnN.view(*h_terms.shape, self.w)
+                torch.add(h_terms[..., :, None], w_terms[..., None, :], out=scores)
+            else:
+                both = torch.cat([h_terms, w_terms], -1).flatten(0, 2)
+                torch.mm(both, self.onehot_KN, out=s_UnN.flatten(0, 1))
             s_UnN.baddbmm_(query, k_UND.mT, alpha=self.scale)
         if self.mask_GNN is not None:
             of_image = torch.arange(groups.start, groups.stop) % len(self.mask_GNN)

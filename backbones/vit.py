@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from .attention import ATTENTION, Attention
-from .kernels import Linear
+from .kernels import Linear, in_chunks
 from .partition import Partition, Windows
 from .positions import absolute_positions
 from .propagation import EncoderSpec, propagation_blocks
@@ -28,6 +28,9 @@ class Mlp(nn.Sequential):
         self.fc1 = Linear(dim, hidden)
         self.act = act_layer()
         self.fc2 = Linear(hidden, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return in_chunks(super().forward, x_BHWC, self.fc1.out_features)
 
 
 class Block(nn.Module):

@@ -5,12 +5,9 @@ import datetime
 import fcntl
 import json
 import os
-import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +26,8 @@ from torch import nn
 
 from backbones.weights import load_mae_encoder
 
-from . import config, records, studies
-from .config import ROOT, plain_config
+from . import config, environment, records, studies
+from .config import plain_config
 from .cost import detector_cost
 from .data.stream import training_loader
 from .errors import UserError
@@ -173,7 +170,7 @@ def _execute(run: Run) -> None:
 
     # What could fail is done before training: costs, versions.
     cost = detector_cost(cfg.model)
-    versions, git_commit = _versions(), _git_commit()
+    versions, git_commit = environment.versions(), environment.git_commit()
 
     model, meter = train(cfg, run)
     result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
@@ -200,7 +197,7 @@ def _execute(run: Run) -> None:
         peak_memory_mib=meter.peak_mib,
         memory_kind="allocated on device" if torch.cuda.is_available() else "process resident",
         precision="bfloat16 autocast" if cfg.train.amp else "float32",
-        device=_device_name(),
+        device=environment.device_name(),
         threads=torch.get_num_threads(),
         versions=versions,
         git_commit=git_commit,
@@ -310,40 +307,3 @@ def _peak_memory_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "fvcore", "pycocotools", "numpy")
-    found = {package: metadata.version(package) for package in packages}
-    import detectron2
-
-    return {"python": platform.python_version(), "detectron2": detectron2.__version__, **found}
-
-
-def _git_commit() -> str:
-    """The commit of this checkout, with "-dirty" behind it if files differ; "" outside git."""
-    command = [
-        "git",
-        "-C",
-        str(ROOT),
-        "describe",
-        "--always",
-        "--abbrev=12",
-        "--dirty",
-        "--exclude=*",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

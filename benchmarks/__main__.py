@@ -1,0 +1,155 @@
+"""Speed and memory of encoders side by side, each row in a process of its own.
+
+Rows of a case take turns, so that what else the machine does hits all alike; medians are shown.
+"""
+
+import datetime
+import multiprocessing
+import statistics
+import sys
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from experiments import commands, environment
+from experiments.errors import UserError, unknown
+
+from . import report, worker
+from .cases import OURS, PEERS, SUITES, Case, suite
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+console = Console(soft_wrap=True, markup=False, highlight=False)
+
+_SLOW = 3.0  # seconds; a first run that takes longer is measured, a shorter one warms up
+_PACKAGES = ("torch", "transformers", "timm", "segment-anything")
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help=f"Suite: {', '.join(SUITES)}.")] = "default",
+    device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = "",
+    only: Annotated[
+        str, typer.Option(help='Cases whose description has all these words, e.g. "128 train".')
+    ] = "",
+    implementations: Annotated[
+        str, typer.Option(help="Some rows only, comma-separated, e.g. fused,detectron2.")
+    ] = "",
+    list_cases: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
+) -> None:
+    """Measure a suite, print a table per case and add the rows to results/benchmarks/<device>/."""
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device {device!r} is not here: cpu is, cuda with a GPU that torch sees")
+    wanted = [row for row in implementations.split(",") if row]
+    for row in wanted:
+        if row not in OURS + PEERS:
+            raise unknown("implementation", row, OURS + PEERS)
+    cases = [c for c in suite(name, device) if all(word in str(c) for word in only.split())]
+    if not cases:
+        raise UserError(f"no case of suite {name} has all of {only!r}: see --list")
+    if list_cases:
+        for case in cases:
+            console.print(f"{case}: {', '.join(_rows(case, wanted))}")
+        return
+
+    provenance = dict(
+        device=environment.device_name(device),
+        threads=torch.get_num_threads() if device == "cpu" else None,
+        commit=environment.git_commit(),
+        **environment.versions(_PACKAGES),
+    )
+    folder = report.folder(provenance)
+    # Processes fork from one that has the libraries loaded and has computed nothing.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["benchmarks.worker", "transformers", "timm"])
+    for number, case in enumerate(cases, start=1):
+        console.print(f"\n[{number}/{len(cases)}] {case}")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        rows = _measure(case, _rows(case, wanted), device, processes)
+        table = report.table(case, rows, dict(date=now, **provenance))
+        console.print(report.shown(table))
+        report.keep(table, folder)
+    console.print("\nwritten: " + "  ".join(str(path) for path in report.plot(folder)))
+
+
+def _rows(case: Case, wanted: list[str]) -> list[str]:
+    return [row for row in case.implementations if not wanted or row in wanted]
+
+
+class _Row:
+    """A worker process and what it has answered."""
+
+    def __init__(self, processes, target, *args):
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process = processes.Process(target=target, args=(*args, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.error = ""
+        self.samples: list[tuple[float, float]] = []
+        self.weights = self._answer()
+
+    def run(self) -> tuple[float, float] | None:
+        if self.error:
+            return None
+        self.pipe.send("run")
+        return self._answer()
+
+    def _answer(self):
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            answer = f"ended with exit code {self.process.exitcode}"
+        if isinstance(answer, str):
+            self.error = answer
+            return None
+        return answer
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def _measure(case: Case, names: list[str], device: str, processes) -> list[dict]:
+    rate = _Row(processes, worker.matrix_rate, case.dtype, device)
+    rows = {name: _Row(processes, worker.measure, case, name, device) for name in names}
+    try:
+        for name, row in rows.items():
+            first = row.run()
+            if first and first[0] > _SLOW and name != "compiled" and device == "cpu":
+                row.samples.append(first)
+        rates = []
+        for turn in range(case.rounds):
+            rates.append(rate.run()[0])
+            for name, row in rows.items():
+                if len(row.samples) > turn:
+                    continue
+                with console.status(f"round {turn + 1} of {case.rounds}: {name}"):
+                    sample = row.run()
+                if sample:
+                    row.samples.append(sample)
+    finally:
+        for row in (rate, *rows.values()):
+            row.stop()
+    return [
+        dict(
+            implementation=name,
+            seconds=statistics.median(s for s, _ in row.samples) if row.samples else None,
+            fastest=min((s for s, _ in row.samples), default=None),
+            slowest=max((s for s, _ in row.samples), default=None),
+            runs=len(row.samples),
+            peak_mib=statistics.median(m for _, m in row.samples) if row.samples else None,
+            weights_mib=row.weights,
+            matrix_gflops=statistics.median(rates) / 1e9,
+            error=row.error,
+        )
+        for name, row in rows.items()
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(commands.run(app, console))
