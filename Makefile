@@ -12,6 +12,8 @@ DATASET ?=#         train on your own COCO-format set: annotations.json,images/
 VAL ?=#             evaluate on your own: annotations.json,images/
 CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
 WEIGHTS ?=#         of eval-coco: checkpoint of a whole detector
+SUITE ?= default#   of bench: default, growth, table-3 or full
+ONLY ?=#            of bench: cases with all these words, e.g. "128 train"
 PYTHON ?= python3#  3.11 to 3.13, makes .venv
 TORCH ?=#           another torch, e.g. "torch==2.11.0 torchvision==0.26.0"
 DETECTRON2 ?=#      another detectron2, e.g. git+https://github.com/facebookresearch/detectron2.git
@@ -27,7 +29,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 DETECTRON2_WHEEL := sal-detectron2==0.7.2
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS DATASET VAL CONFIG WEIGHTS PYTHON TORCH DETECTRON2
+export SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 
 ifneq ($(GPUS)$(LAUNCHER),)
@@ -87,6 +89,10 @@ data: $(INSTALLED) ## Make or find the data of SCALE, count it, and write a pict
 .PHONY: eval-coco
 eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or VAL): CONFIG= WEIGHTS=
 	@$(RUN) experiments evaluate "$$CONFIG" "$$WEIGHTS" --val "$$VAL" --overrides "$$OVERRIDES"
+
+.PHONY: bench
+bench: $(INSTALLED_TEST) ## Speed and memory beside other implementations; default: 15 minutes
+	@$(RUN) benchmarks "$$SUITE" --only "$$ONLY"
 
 .PHONY: test
 test: lint $(INSTALLED_TEST) ## Lint, then the tests

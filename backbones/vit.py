@@ -157,11 +157,29 @@ class ViT(Backbone):
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)
+        for argument, value in (
+            ("patch_size", patch_size),
+            ("in_chans", in_chans),
+            ("embed_dim", embed_dim),
+            ("depth", depth),
+            ("num_heads", num_heads),
+        ):
+            if value < 1:
+                raise ValueError(f"{argument}={value} does not fit: at least 1 does")
         if embed_dim % num_heads:
             raise ValueError(
                 f"num_heads={num_heads} does not fit: it must divide embed_dim={embed_dim}"
             )
-        if img_size % patch_size or img_size < patch_size:
+        if int(embed_dim * mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio} does not fit: above 0 does")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate={drop_path_rate} does not fit: 0 to below 1 does")
+        for argument, value in (("img_size", img_size), ("pretrain_img_size", pretrain_img_size)):
+            if value < patch_size:
+                raise ValueError(
+                    f"{argument}={value} does not fit: at least patch_size={patch_size} does"
+                )
+        if img_size % patch_size:
             raise ValueError(
                 f"img_size={img_size} does not fit: a multiple of patch_size={patch_size} does"
             )

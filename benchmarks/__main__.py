@@ -5,6 +5,7 @@ Rows of a case take turns, so that what else the machine does hits all alike; me
 
 import datetime
 import multiprocessing
+import signal
 import statistics
 import sys
 from typing import Annotated
@@ -23,7 +24,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__d
 console = Console(soft_wrap=True, markup=False, highlight=False)
 
 _SLOW = 3.0  # seconds; a first run that takes longer is measured, a shorter one warms up
-_PACKAGES = ("torch", "transformers", "timm", "segment-anything")
 
 
 @app.command()
@@ -60,7 +60,7 @@ def bench(
         device=environment.device_name(device),
         threads=torch.get_num_threads() if device == "cpu" else None,
         commit=environment.git_commit(),
-        **environment.versions(_PACKAGES),
+        **environment.versions(report.PACKAGES),
     )
     folder = report.folder(provenance)
     # Processes fork from one that has the libraries loaded and has computed nothing.
@@ -73,6 +73,10 @@ def bench(
         table = report.table(case, rows, dict(date=now, **provenance))
         console.print(report.shown(table))
         report.keep(table, folder)
+    compared = report.over_window_only(folder)
+    if len(compared):
+        console.print("\n" + report.shown_over_window_only(compared))
+    report.markdown(folder)
     console.print("\nwritten: " + "  ".join(str(path) for path in report.plot(folder)))
 
 
@@ -103,7 +107,8 @@ class _Row:
             answer = self.pipe.recv()
         except EOFError:
             self.process.join()
-            answer = f"ended with exit code {self.process.exitcode}"
+            killed = self.process.exitcode == -signal.SIGKILL
+            answer = "killed by the system: out of memory" if killed else "crashed, see above"
         if isinstance(answer, str):
             self.error = answer
             return None

@@ -43,7 +43,7 @@ def _image(case: Case, seed: int) -> Tensor:
     return torch.randn(1, 3, 16 * case.tokens, 16 * case.tokens)
 
 
-def _map(case: Case, seed: int) -> dict[str, Tensor]:
+def _map(case: Case, seed: int) -> Tensor:
     """As an encoder leaves it: channels last in memory."""
     torch.manual_seed(seed)
     x_BHWC = torch.randn(1, case.tokens, case.tokens, SIZES[case.size]["embed_dim"])
@@ -101,6 +101,8 @@ def _timm(case: Case) -> nn.Module:
     from timm import create_model
 
     names = {"vit-b": "base", "vit-l": "large", "vit-h": "huge"}
+    if case.size not in names:
+        raise ValueError(f"timm has no samvit of size {case.size}")
     net = create_model(
         f"samvit_{names[case.size]}_patch16",
         img_size=16 * case.tokens,
@@ -172,7 +174,7 @@ def _detector(case: Case, implementation: str) -> nn.Module:
     from experiments import config
 
     cfg = config.load(config.base_path("coco", case.size))
-    cfg.model.backbone.update(**{k: v for k, v in case.words().items() if k != "size"})
+    cfg.model.backbone.update(case.words(), square_pad=16 * case.tokens)
     detector = instantiate(cfg.model)
     if implementation == "detectron2":
         from detectron2.modeling.backbone.vit import SimpleFeaturePyramid as Theirs

@@ -11,11 +11,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import seaborn as sns
 
+from analysis.paper import published
 from experiments.config import ROOT
 
 from .cases import Case
 
 BASE = "detectron2"  # ratios are to it
+PACKAGES = ("torch", "transformers", "timm", "segment-anything")
 _KEY = list(Case().key())
 
 
@@ -65,6 +67,26 @@ def _seconds(row: pd.Series) -> str:
     return f"{row.seconds:.4g} ({row.fastest:.4g} to {row.slowest:.4g}, {row.runs} runs)"
 
 
+def shown_over_window_only(found: pd.DataFrame) -> str:
+    """The same, for the terminal."""
+    return tabulate(_over_window_only(found), headers="keys", disable_numparse=True)
+
+
+def _over_window_only(found: pd.DataFrame) -> dict:
+    return {
+        "over window only": [str(_case(row)) for row in _rows(found)],
+        "by": found.implementation,
+        "time": _format(found.time_ratio, "{:.2f}x"),
+        "paper": _format(found.paper_time_ratio, "{:.2f}x"),
+        "peak memory": _format(found.memory_ratio, "{:.2f}x"),
+        "paper ": _format(found.paper_memory_ratio, "{:.2f}x"),
+    }
+
+
+def _case(row) -> Case:
+    return Case(**{name: getattr(row, name) for name in _KEY})
+
+
 def _format(values: pd.Series, form: str) -> list[str]:
     return ["" if pd.isna(value) else form.format(value) for value in values]
 
@@ -81,11 +103,80 @@ def keep(found: pd.DataFrame, to: Path) -> None:
     found.sort_values([*_KEY], kind="stable").to_csv(path, index=False, float_format="%.6g")
 
 
+# Rows of Table 3: a detector with ViT-L, training memory and test time over window-only blocks.
+_TABLE_3 = {"window only": "T3:0", "4 conv": "T3:1", "4 global": "T3:2", "all global": "T3:3"}
+
+
+def over_window_only(to: Path) -> pd.DataFrame:
+    """What propagation costs: each case over the same case with window blocks only, by the same
+    implementation, beside the paper's Table 3 where it has the figure. Also kept as a file."""
+    found = pd.read_csv(to / "encoder.csv")
+    found = found[found.seconds.notna()]
+    case = [column for column in _KEY if column != "blocks"] + ["implementation"]
+    windows = found[found.blocks == "window only"]
+    both = found.merge(windows, on=case, suffixes=("", "_windows"))
+    both["time_ratio"] = both.seconds / both.seconds_windows
+    both["memory_ratio"] = both.peak_mib / both.peak_mib_windows
+    both["paper_time_ratio"] = [_table_3(row, "forward", "test_time_ratio") for row in _rows(both)]
+    both["paper_memory_ratio"] = [_table_3(row, "train", "train_mem_ratio") for row in _rows(both)]
+    ratios = ["time_ratio", "memory_ratio", "paper_time_ratio", "paper_memory_ratio"]
+    both = both[[*_KEY, "implementation", "seconds", "peak_mib", *ratios, "date"]]
+    if (both.blocks != "window only").any():
+        both.to_csv(to / "over-window-only.csv", index=False, float_format="%.4g")
+    return both[both.blocks != "window only"]
+
+
+def _rows(frame: pd.DataFrame) -> list:
+    return list(frame.itertuples())
+
+
+def _table_3(row, mode: str, column: str) -> float | None:
+    if (row.module, row.size, row.rel_pos, row.mode) != ("detector", "vit-l", False, mode):
+        return None
+    return float(published().loc[_TABLE_3[row.blocks], column])
+
+
+def markdown(to: Path) -> None:
+    """encoder.md: everything measured on this device, with how and when."""
+    found = pd.read_csv(to / "encoder.csv", keep_default_na=True)
+    found["error"] = found.error.fillna("")
+    columns = {
+        "case": [str(_case(row)) for row in _rows(found)],
+        "row": found.implementation,
+        "seconds": [_seconds(row) for _, row in found.iterrows()],
+        f"speed / {BASE}": _format(found.speed_ratio, "{:.2f}x"),
+        "share of matrix rate": _format(found.matrix_share, "{:.0%}"),
+        "peak MiB": _format(found.peak_mib, "{:,.0f}"),
+        f"memory / {BASE}": _format(found.memory_ratio, "{:.0%}"),
+    }
+    lines = [f"# {found.device.iloc[0]}, measured by `make bench`", "", _pipe(columns), ""]
+    windows = over_window_only(to)
+    if len(windows):
+        lines += ["Over the same network with window blocks only:", ""]
+        lines += [_pipe(_over_window_only(windows)), ""]
+    lines += [
+        "Seconds: median (fastest to slowest). Ratios: of one run, rows taking turns. Matrix rate:",
+        "the machine's own, measured beside each case; the share counts the least MACs that the",
+        "function needs, times 2. Peak memory: what the row adds to a process that has loaded the",
+        'libraries, weights included. "paper": Table 3 of arXiv:2203.16527v2, on a GPU.',
+        "",
+    ]
+    for column in ("device", "threads", "python", *PACKAGES, "detectron2", "commit"):
+        values = list(dict.fromkeys(str(value) for value in found[column].dropna()))
+        lines.append(f"- {column}: {', '.join(values)}")
+    lines.append(f"- dates: {found.date.min()[:10]} to {found.date.max()[:10]}")
+    (to / "encoder.md").write_text("\n".join(lines) + "\n")
+
+
+def _pipe(columns: dict) -> str:
+    return tabulate(columns, headers="keys", tablefmt="pipe", disable_numparse=True)
+
+
 def plot(to: Path) -> list[Path]:
     """Time and memory against tokens, for what was measured at more than one size.
 
     Returns:
-        All files of the folder's results.
+        The folder's files.
     """
     path = to / "encoder.csv"
     found = pd.read_csv(path)
@@ -93,9 +184,8 @@ def plot(to: Path) -> list[Path]:
     found["tokens of the map"] = found.tokens**2
     groups = ["size", "blocks", "dtype", "mode"]
     growing = found.groupby([*groups, "implementation"]).filter(lambda rows: len(rows) > 1)
-    written = [path]
     if growing.empty:
-        return written
+        return sorted(to.iterdir())
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     plt.rcParams["svg.fonttype"] = "none"  # text stays text: small, and it can be searched
     cases = list(growing.groupby(groups))
@@ -123,7 +213,7 @@ def plot(to: Path) -> list[Path]:
             axis.set_xticks([s * s for s in sides], [f"{s} x {s}" for s in sides], minor=False)
             axis.minorticks_off()
     for kind in ("png", "svg"):
-        written.append(to / f"growth.{kind}")
-        figure.savefig(written[-1], dpi=110, metadata={"Date": None} if kind == "svg" else None)
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(to / f"growth.{kind}", dpi=110, metadata=metadata)
     plt.close(figure)
-    return written
+    return sorted(to.iterdir())

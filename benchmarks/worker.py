@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 
 import torch
 import torch.nn.functional as F
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from .cases import Case
@@ -51,7 +52,7 @@ def _limit_memory() -> None:
     """What does not fit fails here, instead of taking the machine down."""
     with open("/proc/meminfo") as file:
         (line,) = (line for line in file if line.startswith("MemAvailable"))
-    limit = int(int(line.split()[1]) * 1024 * 0.95)
+    limit = int(int(line.split()[1]) * 1024 * 0.85)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
@@ -105,7 +106,7 @@ def _runner(case: Case, net: nn.Module, make_input, device: str) -> Callable[[],
         net.zero_grad()
         for leaf in leaves:
             leaf.requires_grad_().grad = None
-        with autocast():
+        with autocast(), EventStorage():  # detectron2's heads log into one
             outputs = net(x)
         loss = sum(outputs.values()) if case.module == "detector" else _sum_of_squares(outputs)
         loss.backward()

@@ -215,11 +215,6 @@ def test_no_tensor_of_all_scores():
     assert allocated["fused"] <= max(limit, scores // 8)
 
 
-def test_wrong_kernel():
-    with pytest.raises(ValueError, match=r"attention='fusd' is unknown: did you mean 'fused'\?"):
-        build_encoder("vit-ti", attention="fusd")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("propagation", ["global", "shifted"])
 def test_vit_b_at_1024_pixels(propagation):

@@ -1,0 +1,167 @@
+"""The benchmark: rows are what they say, and its tables follow from what was measured."""
+
+import pandas as pd
+import pytest
+import torch
+
+from backbones import build_encoder
+from benchmarks import __main__ as bench
+from benchmarks import report, worker
+from benchmarks.cases import OURS, PEERS, SUITES, Case, suite
+from benchmarks.implementations import build
+from experiments import cost, environment
+
+TINY = dict(tokens=15, implementations=OURS + PEERS)  # one window and a token: padding
+
+
+def output(case: Case, implementation: str) -> torch.Tensor:
+    net, make_input = build(case, implementation)
+    with torch.no_grad():
+        found = net.eval()(make_input(0))
+    if hasattr(found, "feature_maps"):
+        return found.feature_maps[0]
+    return found["last_feat"] if isinstance(found, dict) else found
+
+
+@pytest.mark.parametrize("implementation", ["reference", *PEERS])
+def test_every_row_is_a_network_of_the_same_size(implementation):
+    case = Case(**TINY)
+    ours, theirs = build(case, "fused")[0], build(case, implementation)[0]
+    # Peers differ in the cls token's position, which is not used.
+    sizes = {tuple(p.shape) for name, p in theirs.named_parameters() if "position" not in name}
+    expected = {tuple(p.shape) for name, p in ours.named_parameters()}
+    positions = {s for s in sizes ^ expected if len(s) in (3, 4) and s[-1] == 768}
+    assert sizes ^ expected <= positions
+    blocks = sum(p.numel() for name, p in theirs.named_parameters() if p.ndim == 2)
+    assert blocks == sum(p.numel() for name, p in ours.named_parameters() if p.ndim == 2)
+    shape = output(case, implementation).shape
+    assert set(shape) == {1, 768, 15}
+
+
+def test_least_macs_are_the_textbooks_where_nothing_is_padded():
+    """56 x 56 tokens are whole windows."""
+    for blocks in ("window only", "4 global", "all global"):
+        case = Case(size="vit-ti", blocks=blocks, tokens=28, rel_pos=False)
+        encoder = build_encoder(**case.words())
+        counted = cost.count(encoder, torch.zeros(1, 3, 448, 448))[""].macs
+        assert case.macs() == counted
+        assert Case(size="vit-ti", blocks=blocks, tokens=28, mode="train").macs() == 3 * counted
+
+
+def test_conv_blocks_are_counted():
+    case = Case(size="vit-ti", blocks="4 conv", tokens=28, rel_pos=False)
+    counted = cost.count(build_encoder(**case.words()), torch.zeros(1, 3, 448, 448))[""].macs
+    assert case.macs() == counted
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_suites_have_no_case_twice(name):
+    for device in ("cpu", "cuda"):
+        keys = [tuple(case.key().values()) for case in suite(name, device)]
+        assert len(keys) == len(set(keys))
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A suite of two small cases, run as the command runs it."""
+    cases = tuple(
+        Case(size="vit-ti", blocks=blocks, tokens=8, implementations=rows, rounds=2)
+        for blocks, rows in (
+            ("window only", ("fused", "detectron2")),
+            ("all global", ("fused", "detectron2", "timm")),
+        )
+    )
+    monkeypatch.setitem(SUITES, "tiny", cases)
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    bench.bench("tiny", device="cpu", only="", implementations="", list_cases=False)
+    (folder,) = (tmp_path / "results" / "benchmarks").iterdir()
+    return folder
+
+
+def test_a_suite_from_start_to_files(measured, capsys):
+    found = pd.read_csv(measured / "encoder.csv")
+    ran = found[found.seconds.notna()]
+    assert list(ran.implementation) == ["fused", "detectron2"] * 2
+    assert (ran.fastest <= ran.seconds).all()
+    assert (ran.seconds <= ran.slowest).all()
+    assert (ran.runs == 2).all()
+    # Weights and more, but not the libraries.
+    assert (ran.peak_mib > ran.weights_mib).all()
+    assert (ran.peak_mib < ran.weights_mib + 400).all()
+    for _, rows in ran.groupby("blocks"):
+        rows = rows.set_index("implementation")
+        base = rows.loc["detectron2"]
+        assert rows.speed_ratio["fused"] == pytest.approx(
+            base.seconds / rows.seconds["fused"], 1e-4
+        )
+        assert rows.memory_ratio["fused"] == pytest.approx(
+            rows.peak_mib["fused"] / base.peak_mib, 1e-4
+        )
+    rate = 2 * ran.gmacs / ran.seconds / ran.matrix_gflops
+    assert ran.matrix_share.tolist() == pytest.approx(rate.tolist(), rel=1e-4)
+    assert (found.device == environment.device_name("cpu")).all()
+    assert found.torch.notna().all()
+    # A row that cannot be built is told, and the others run.
+    (failed,) = found[found.seconds.isna()].itertuples()
+    assert failed.implementation == "timm"
+    assert "vit-ti" in failed.error
+    compared = pd.read_csv(measured / "over-window-only.csv")
+    assert set(compared.blocks) == {"window only", "all global"}
+    assert compared[compared.blocks == "window only"].time_ratio.tolist() == [1.0, 1.0]
+
+
+def test_a_case_measured_again_replaces_its_rows(tmp_path):
+    def rows(seconds):
+        return [
+            dict(implementation=name, seconds=seconds, peak_mib=1.0, matrix_gflops=1.0, error="")
+            for name in ("fused", "detectron2")
+        ]
+
+    for tokens, seconds in ((32, 1.0), (64, 2.0), (32, 3.0)):
+        case = Case(tokens=tokens)
+        report.keep(report.table(case, rows(seconds), dict(device="x", threads=2)), tmp_path)
+    found = pd.read_csv(tmp_path / "encoder.csv")
+    assert found.tokens.tolist() == [32, 32, 64, 64]
+    assert found.seconds.tolist() == [3.0, 3.0, 2.0, 2.0]
+
+
+def test_table_3_stands_beside_the_papers(tmp_path):
+    for blocks, seconds in (("window only", 1.0), ("4 global", 1.5), ("all global", 2.0)):
+        for mode in ("train", "forward"):
+            case = Case("detector", "vit-l", blocks, mode=mode, rel_pos=False)
+            row = dict(implementation="fused", seconds=seconds, peak_mib=100 * seconds)
+            row |= dict(matrix_gflops=1.0, error="")
+            provenance = dict(device="x", threads=2, date="2026-11-22")
+            report.keep(report.table(case, [row], provenance), tmp_path)
+    found = report.over_window_only(tmp_path).set_index(["blocks", "mode"])
+    assert found.loc[("all global", "train"), "memory_ratio"] == 2.0
+    assert found.loc[("all global", "train"), "paper_memory_ratio"] == 3.34
+    assert found.loc[("all global", "forward"), "paper_time_ratio"] == 1.86
+    assert pd.isna(found.loc[("all global", "forward"), "paper_memory_ratio"])
+
+
+def test_peak_memory_is_what_comes_on_top():
+    memory = worker._Memory("cpu")
+    memory.reset()
+    before = memory.peak()
+    block = torch.ones(64 * 2**20)  # 256 MiB
+    assert 250 <= memory.peak() - before <= 262
+    del block
+    memory.reset()
+    assert memory.peak() - before < 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="defalt"), "unknown suite 'defalt': did you mean 'default'?"),
+        (dict(implementations="fusd"), "unknown implementation 'fusd': did you mean 'fused'?"),
+        (dict(only="1024"), "no case of suite default has all of '1024': see --list"),
+        (dict(device="cudaa"), "device 'cudaa' is not here"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    words = dict(name="default", device="cpu", only="", implementations="", list_cases=False)
+    with pytest.raises(bench.UserError) as error:
+        bench.bench(**{**words, **arguments})
+    assert str(error.value).startswith(message)
