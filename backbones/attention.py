@@ -107,8 +107,10 @@ class Attention(nn.Module):
         """On a GPU, see `kernels.folded_attention`."""
         B, H, W, C = x_BHWC.shape
         padded = self.partition.padded_size(H, W)
-        of_padding_E = self._qkv_of_padding(x_BHWC)
-        qkv_GhwE = self.partition.split(pad_tokens(self.qkv(x_BHWC), padded, of_padding_E))
+        qkv_BHWE = self.qkv(x_BHWC)
+        if padded != (H, W):
+            qkv_BHWE = pad_tokens(qkv_BHWE, padded, self._qkv_of_padding(x_BHWC))
+        qkv_GhwE = self.partition.split(qkv_BHWE)
         h, w = qkv_GhwE.shape[1:3]
         tables = None
         if self.use_rel_pos:
@@ -127,4 +129,4 @@ class Attention(nn.Module):
 
     def _qkv_of_padding(self, x_BHWC: Tensor) -> Tensor:
         """(E,): padding is a zero token, so its q, k and v are what `qkv` makes of zeros."""
-        return self.qkv(x_BHWC.new_zeros(x_BHWC.shape[-1]))
+        return self.qkv(x_BHWC.new_zeros(1, 1, 1, x_BHWC.shape[-1])).flatten()

@@ -1,8 +1,7 @@
 """Fast forms of the encoder's two expensive operations: linear layers and attention.
 
-They compute what `torch.nn.Linear` and the reference in attention.py compute. Which form runs is
-decided here and nowhere else, by `benchmarks/` measurements; see docs/speed.md. Shape letters
-beyond those of partition.py:
+They compute what `torch.nn.Linear` and the reference in attention.py compute; docs/speed.md says
+what was measured. Shape letters beyond those of partition.py:
     T tokens of an image, E = 3 * M * D channels of q, k and v, L offsets of both axes,
     U = groups x heads that are computed at once, n query tokens that are computed at once.
 """
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .positions import relative_terms
 
@@ -36,7 +36,7 @@ class Linear(nn.Linear):
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], x_BHWC: Tensor, hidden: int) -> Tensor:
-    """`function`, which treats each token alone and is `hidden` channels wide inside.
+    """`function`, which must treat each token alone and is `hidden` channels wide inside.
 
     On a CPU and without gradients, where nothing is kept, it gets a few rows of the map at a time,
     so that its inside stays in the cache.
@@ -45,7 +45,7 @@ def in_chunks(function: Callable[[Tensor], Tensor], x_BHWC: Tensor, hidden: int)
         return function(x_BHWC)
     size = 2 if torch.is_autocast_enabled("cpu") else x_BHWC.element_size()
     row_bytes = x_BHWC.shape[0] * x_BHWC.shape[2] * hidden * size
-    rows = max(1, _HIDDEN_BYTES // row_bytes)
+    rows = max(1, _HIDDEN_BYTES // max(1, row_bytes))
     return torch.cat([function(part) for part in x_BHWC.split(rows, 1)], 1)
 
 
@@ -69,7 +69,7 @@ def folded_attention(
     The relative positions of query i and key j, q . Rh[row offset] + q . Rw[column offset], are a
     product too: of the query's terms for every row and column with the key's row and column as
     one-hot vectors. Both are appended to the channels of q and k, D + h + w in all, so any kernel
-    that never holds the (N, N) scores computes them exactly.
+    that never holds the (N, N) scores computes them too, with the terms in the precision of q.
 
     Args:
         q_GMND, k_GMND, v_GMND: (G, M, N, D), unscaled.
@@ -98,9 +98,9 @@ def folded_attention(
 
 # Scores that a core works on at a time. More miss the cache, fewer make small products.
 _CHUNK_BYTES = 4 * 2**20
+_ALL_CHUNKS_BYTES = 64 * 2**20  # on many cores
 
 
-@torch.library.custom_op("backbones::chunked_attention", mutates_args=(), device_types="cpu")
 def chunked_attention(
     qkv_BTE: Tensor,
     pad_E: Tensor | None,
@@ -126,13 +126,53 @@ def chunked_attention(
         num_heads, h, w: heads; rows and columns of a group, N = h * w.
 
     Returns:
-        (B, T, M * D).
+        (B, T, M * D), with a first derivative.
     """
-    chunks = _Chunks(qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w)
+    tensors = (qkv_BTE.contiguous(), pad_E, index_GN, tables_LD, mask_GNN)
+    return _ChunkedAttention.apply(*tensors, num_heads, h, w)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """Not the operators' own `register_autograd`: torch.func cannot differentiate that."""
+
+    @staticmethod
+    def forward(*inputs):
+        return _forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:5])
+        ctx.sizes = inputs[5:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_BTC):
+        qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN = ctx.saved_tensors
+        grad_qkv, grad_pad, grad_tables = _backward(
+            grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, *ctx.sizes
+        )
+        grad_pad = None if pad_E is None else grad_pad
+        grad_tables = None if tables_LD is None else grad_tables
+        return grad_qkv, grad_pad, None, grad_tables, None, None, None, None
+
+
+# Operators, so that torch.compile and torch.export take each for one node.
+@torch.library.custom_op("backbones::chunked_attention", mutates_args=(), device_types="cpu")
+def _forward(
+    qkv_BTE: Tensor,
+    pad_E: Tensor | None,
+    index_GN: Tensor | None,
+    tables_LD: Tensor | None,
+    mask_GNN: Tensor | None,
+    num_heads: int,
+    h: int,
+    w: int,
+) -> Tensor:
+    chunks = _Chunks(1, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w)
     qkv_TE = qkv_BTE.flatten(0, 1)
     out_TC = qkv_TE.new_empty(qkv_TE.shape[0], num_heads * chunks.D)
     for groups in chunks.groups():
-        qkv, out = chunks.read(qkv_TE, groups, pad_E), chunks.rows_of(out_TC, groups)
+        qkv, out = chunks.read(qkv_TE, groups, pad_E), chunks.room_for(out_TC, groups)
         for heads in chunks.heads():
             q, k, v = chunks.to_heads(qkv, heads)
             terms, o_UND = chunks.terms(q), torch.empty_like(q)
@@ -144,8 +184,10 @@ def chunked_attention(
     return out_TC.unflatten(0, qkv_BTE.shape[:2])
 
 
-@torch.library.custom_op("backbones::chunked_attention_backward", mutates_args=())
-def _chunked_attention_backward(
+@torch.library.custom_op(
+    "backbones::chunked_attention_backward", mutates_args=(), device_types="cpu"
+)
+def _backward(
     grad_BTC: Tensor,
     qkv_BTE: Tensor,
     pad_E: Tensor | None,
@@ -157,7 +199,7 @@ def _chunked_attention_backward(
     w: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `qkv_BTE`, `pad_E` and `tables_LD`; empty ones for what is None."""
-    chunks = _Chunks(qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w)
+    chunks = _Chunks(2, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w)
     qkv_TE, grad_TC = qkv_BTE.flatten(0, 1), grad_BTC.flatten(0, 1)
     grad_qkv_TE = torch.empty_like(qkv_TE)
     exact = torch.promote_types(qkv_TE.dtype, torch.float32)  # of sums over chunks
@@ -165,7 +207,7 @@ def _chunked_attention_backward(
     grad_tables = qkv_TE.new_zeros(() if tables_LD is None else tables_LD.shape, dtype=exact)
     for groups in chunks.groups():
         qkv, grad_out = chunks.read(qkv_TE, groups, pad_E), chunks.read(grad_TC, groups, 0)
-        grad_qkv = chunks.rows_of(grad_qkv_TE, groups)
+        grad_qkv = chunks.room_for(grad_qkv_TE, groups)
         for heads in chunks.heads():
             q, k, v = chunks.to_heads(qkv, heads)
             (grad_o,) = chunks.to_heads(grad_out, heads)
@@ -189,38 +231,16 @@ def _chunked_attention_backward(
     return grad_qkv_TE.view_as(qkv_BTE), grad_pad.to(dtype), grad_tables.to(dtype)
 
 
-@chunked_attention.register_fake
+@_forward.register_fake
 def _(qkv_BTE, *_):
     return qkv_BTE.new_empty(*qkv_BTE.shape[:2], qkv_BTE.shape[2] // 3)
 
 
-@_chunked_attention_backward.register_fake
+@_backward.register_fake
 def _(grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, *_):
     return tuple(
         qkv_BTE.new_empty(() if x is None else x.shape) for x in (qkv_BTE, pad_E, tables_LD)
     )
-
-
-def _keep(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:5])
-    ctx.sizes = inputs[5:]
-
-
-def _backward(ctx, grad_BTC):
-    qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN = ctx.saved_tensors
-    grad_qkv, grad_pad, grad_tables = _chunked_attention_backward(
-        grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, *ctx.sizes
-    )
-    return (
-        grad_qkv,
-        None if pad_E is None else grad_pad,
-        None,
-        None if tables_LD is None else grad_tables,
-        *[None] * 4,
-    )
-
-
-chunked_attention.register_autograd(_backward, setup_context=_keep)
 
 
 def relative_tables(table_h: Tensor, table_w: Tensor) -> Tensor:
@@ -232,7 +252,7 @@ def relative_tables(table_h: Tensor, table_w: Tensor) -> Tensor:
 class _Chunks:
     """How the work of `chunked_attention` is cut, and the steps that both directions share."""
 
-    def __init__(self, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w):
+    def __init__(self, buffers, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w):
         B, T, E = qkv_BTE.shape
         self.h, self.w, self.N, self.M, self.D = h, w, h * w, num_heads, E // num_heads // 3
         self.scale = self.D**-0.5
@@ -250,14 +270,14 @@ class _Chunks:
             self.index_GN = torch.where(index_GN < 0, -1, index_GN + first_B11).flatten(0, 1)
             self.G = B * len(index_GN)
         threads = torch.get_num_threads()
-        scores = threads * _CHUNK_BYTES // qkv_BTE.element_size()
+        scores = min(threads * _CHUNK_BYTES, _ALL_CHUNKS_BYTES) // qkv_BTE.element_size()
         self.groups_at_once = max(1, scores // (num_heads * self.N**2))
         self.heads_at_once = num_heads
         if num_heads * self.N**2 > scores:
-            self.heads_at_once = min(num_heads, max(threads, scores // self.N**2))
+            self.heads_at_once = min(num_heads, max(threads, scores // self.N**2, 1))
         self.rows_at_once = min(h, max(1, scores // (self.heads_at_once * self.N * w)))
         largest = min(self.groups_at_once, self.G) * self.heads_at_once * self.rows_at_once * w
-        self.buffers = qkv_BTE.new_empty(2, largest * self.N)
+        self.buffers = qkv_BTE.new_empty(buffers, largest * self.N)
 
     def groups(self) -> Iterator[slice]:
         for g in range(0, self.G, self.groups_at_once):
@@ -273,8 +293,8 @@ class _Chunks:
         for n in range(0, self.N, step):
             yield slice(n, min(n + step, self.N))
 
-    def rows_of(self, x_TE: Tensor, groups: slice) -> Tensor:
-        """Room for the tokens of `groups`: (tokens, E)."""
+    def room_for(self, x_TE: Tensor, groups: slice) -> Tensor:
+        """Memory for the tokens of `groups`: (tokens, E), in `x_TE` itself where that does."""
         if self.index_GN is None:
             return x_TE[groups.start * self.N : groups.stop * self.N]
         return x_TE.new_empty((groups.stop - groups.start) * self.N, x_TE.shape[1])
@@ -282,7 +302,7 @@ class _Chunks:
     def read(self, x_TE: Tensor, groups: slice, padding: Tensor | int | None) -> Tensor:
         """The tokens of `groups`, group by group: (tokens, E)."""
         if self.index_GN is None:
-            return self.rows_of(x_TE, groups)
+            return x_TE[groups.start * self.N : groups.stop * self.N]
         tokens = self.index_GN[groups].flatten()
         if not self.padded:
             return x_TE.index_select(0, tokens)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .arguments import whole_number
+
 
 class Partition:
     """All tokens in one group, i.e. global attention; subclass for another grouping.
@@ -62,9 +64,7 @@ class Windows(Partition):
     word = "window"
 
     def __init__(self, size: int):
-        if size < 1:
-            raise ValueError(f"window_size={size} is too small: windows need at least 1 token")
-        self.size = size
+        self.size = whole_number("window_size", size, least=1)
 
     def padded_size(self, H: int, W: int) -> tuple[int, int]:
         return -(-H // self.size) * self.size, -(-W // self.size) * self.size
@@ -96,7 +96,7 @@ class ShiftedWindows(Windows):
     def __init__(self, size: int):
         super().__init__(size)
         if size < 2:
-            raise ValueError(f"window_size={size} is too small for shifted windows: at least 2")
+            raise ValueError(f"window_size={size} is too small for shifted windows: 2 is the least")
 
     def shifts(self, H: int, W: int) -> tuple[int, int]:
         """Rows and columns to move by, for a padded map of H x W tokens."""

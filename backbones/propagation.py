@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .arguments import whole_number
 from .partition import Partition, ShiftedWindows, Windows
 from .registries import CONV_BLOCKS, PROPAGATIONS, choose, lookup
 
@@ -100,7 +101,7 @@ def propagation_blocks(depth: int, count: int, placement: str) -> tuple[int, ...
         ValueError: `count` outside 0..depth, or an unknown placement.
     """
     choose("placement", placement, PLACEMENTS)
-    if not 0 <= count <= depth:
+    if whole_number("count", count, least=0) > depth:
         raise ValueError(
             f"count={count} does not fit: an encoder of depth={depth} allows 0..{depth}"
         )

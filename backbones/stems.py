@@ -41,7 +41,7 @@ class ConvStem(_Stem):
     then a 1x1 conv. Channels double from conv to conv and reach `embed_dim` in the last one.
 
     Raises:
-        ValueError: if `patch_size` is not a power of two.
+        ValueError: `patch_size` is no power of two, or `embed_dim` too small to halve that often.
     """
 
     def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768):
@@ -50,6 +50,10 @@ class ConvStem(_Stem):
         if 2**steps != patch_size:
             raise ValueError(
                 f"patch_size={patch_size} does not fit stem='conv': a power of two does"
+            )
+        if embed_dim < 2 ** (steps - 1):
+            raise ValueError(
+                f"embed_dim={embed_dim} does not fit stem='conv': at least {2 ** (steps - 1)} does"
             )
         widths = [in_chans, *(embed_dim // 2 ** (steps - 1 - i) for i in range(steps))]
         layers: list[nn.Module] = []

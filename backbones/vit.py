@@ -4,7 +4,7 @@ Constructor words and state-dict keys are those of detectron2's `ViT` where it h
 checkpoints load strictly. See partition.py for the shape letters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from detectron2.modeling.backbone import Backbone
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
+from .arguments import builder, number, whole_number
 from .attention import ATTENTION, Attention
 from .kernels import Linear, in_chunks
 from .partition import Partition, Windows
@@ -100,7 +101,7 @@ class ViT(Backbone):
         qkv_bias: whether q, k and v have a bias.
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
         norm_layer: builds a norm from a number of channels.
-        act_layer: builds the MLPs' activation.
+        act_layer: builds the MLPs' activation, which treats each token alone.
         use_abs_pos: add absolute positions to the tokens.
         use_rel_pos: add decomposed relative positions in every attention.
         rel_pos_zero_init: start relative positions at zero.
@@ -163,22 +164,19 @@ class ViT(Backbone):
             ("embed_dim", embed_dim),
             ("depth", depth),
             ("num_heads", num_heads),
+            ("window_size", window_size),
         ):
-            if value < 1:
-                raise ValueError(f"{argument}={value} does not fit: at least 1 does")
+            whole_number(argument, value, least=1)
+        for argument, value in (("img_size", img_size), ("pretrain_img_size", pretrain_img_size)):
+            whole_number(argument, value, least=patch_size)
+        number("drop_path_rate", drop_path_rate, least=0, below=1)
+        number("mlp_ratio", mlp_ratio, least=1 / embed_dim)
+        builder("norm_layer", norm_layer)
+        builder("act_layer", act_layer)
         if embed_dim % num_heads:
             raise ValueError(
                 f"num_heads={num_heads} does not fit: it must divide embed_dim={embed_dim}"
             )
-        if int(embed_dim * mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio={mlp_ratio} does not fit: above 0 does")
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate={drop_path_rate} does not fit: 0 to below 1 does")
-        for argument, value in (("img_size", img_size), ("pretrain_img_size", pretrain_img_size)):
-            if value < patch_size:
-                raise ValueError(
-                    f"{argument}={value} does not fit: at least patch_size={patch_size} does"
-                )
         if img_size % patch_size:
             raise ValueError(
                 f"img_size={img_size} does not fit: a multiple of patch_size={patch_size} does"
@@ -196,12 +194,12 @@ class ViT(Backbone):
         lookup(CONV_BLOCKS, "conv_block", conv_block)
         if window_block_indexes is None and residual_block_indexes is None:
             roles = _roles_of_words(spec, propagation or "global", count, placement)
-        elif propagation is None and count is None:
+        elif propagation is None and count is None and placement == "even":
             roles = _roles_of_indexes(spec, window_block_indexes, residual_block_indexes)
         else:
             raise ValueError(
-                f"propagation={propagation!r}, count={count} contradict window_block_indexes / "
-                "residual_block_indexes: give the words or the indexes"
+                f"propagation={propagation!r}, count={count}, placement={placement!r} contradict "
+                "window_block_indexes / residual_block_indexes: give the words or the indexes"
             )
 
         grid = (img_size // patch_size, img_size // patch_size)
@@ -274,14 +272,15 @@ def _roles_of_indexes(
     spec: EncoderSpec, windowed: Sequence[int] | None, residual: Sequence[int] | None
 ) -> list[Role]:
     conv_block = lookup(CONV_BLOCKS, "conv_block", spec.conv_block)
-    windowed, residual = set(windowed or ()), set(residual or ())
+    windowed, residual = windowed or (), residual or ()
     for argument, indexes in (
         ("window_block_indexes", windowed),
         ("residual_block_indexes", residual),
     ):
-        wrong = sorted(indexes - set(range(spec.depth)))
-        if wrong:
-            raise ValueError(f"{argument}={wrong} do not fit: allowed are 0..{spec.depth - 1}")
+        if not isinstance(indexes, Iterable) or not set(indexes) <= set(range(spec.depth)):
+            raise ValueError(
+                f"{argument}={indexes!r} does not fit: indexes in 0..{spec.depth - 1} do"
+            )
     return [
         (
             Windows(spec.window_size) if i in windowed else Partition(),

@@ -4,6 +4,7 @@ Rows of a case take turns, so that what else the machine does hits all alike; me
 """
 
 import datetime
+import math
 import multiprocessing
 import signal
 import statistics
@@ -19,11 +20,10 @@ from experiments.errors import UserError, unknown
 
 from . import report, worker
 from .cases import OURS, PEERS, SUITES, Case, suite
+from .implementations import MODULES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-
-_SLOW = 3.0  # seconds; a first run that takes longer is measured, a shorter one warms up
 
 
 @app.command()
@@ -63,21 +63,29 @@ def bench(
         **environment.versions(report.PACKAGES),
     )
     folder = report.folder(provenance)
+    started = _now()
     # Processes fork from one that has the libraries loaded and has computed nothing.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["benchmarks.worker", "transformers", "timm"])
+    processes.set_forkserver_preload(["benchmarks.worker", *MODULES])
     for number, case in enumerate(cases, start=1):
         console.print(f"\n[{number}/{len(cases)}] {case}")
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         rows = _measure(case, _rows(case, wanted), device, processes)
-        table = report.table(case, rows, dict(date=now, **provenance))
+        table = report.table(case, rows, dict(date=_now(), run=started, **provenance))
         console.print(report.shown(table))
-        report.keep(table, folder)
+        if not wanted:
+            report.keep(table, folder)
+    if wanted:
+        console.print("\nnot kept: ratios are among all rows of a case, some were left out")
+        return
     compared = report.over_window_only(folder)
     if len(compared):
         console.print("\n" + report.shown_over_window_only(compared))
     report.markdown(folder)
     console.print("\nwritten: " + "  ".join(str(path) for path in report.plot(folder)))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _rows(case: Case, wanted: list[str]) -> list[str]:
@@ -124,15 +132,13 @@ def _measure(case: Case, names: list[str], device: str, processes) -> list[dict]
     rows = {name: _Row(processes, worker.measure, case, name, device) for name in names}
     try:
         for name, row in rows.items():
-            first = row.run()
-            if first and first[0] > _SLOW and name != "compiled" and device == "cpu":
-                row.samples.append(first)
+            if case.warm_up or device == "cuda" or name == "compiled":
+                row.run()
         rates = []
         for turn in range(case.rounds):
-            rates.append(rate.run()[0])
+            sample = rate.run()
+            rates.append(sample[0] if sample else math.nan)
             for name, row in rows.items():
-                if len(row.samples) > turn:
-                    continue
                 with console.status(f"round {turn + 1} of {case.rounds}: {name}"):
                     sample = row.run()
                 if sample:
@@ -140,6 +146,9 @@ def _measure(case: Case, names: list[str], device: str, processes) -> list[dict]
     finally:
         for row in (rate, *rows.values()):
             row.stop()
+    for row in rows.values():
+        if row.error:
+            row.samples.clear()
     return [
         dict(
             implementation=name,

@@ -24,10 +24,16 @@ class Case:
     blocks: str = "4 global"
     tokens: int = 64  # along a side of the map; images are 16 times larger
     dtype: str = "float32"  # or "bfloat16", by autocast
-    mode: str = "forward"  # or "train": forward and backward
+    mode: str = "forward"  # or "train": forward and backward, no optimizer
     rel_pos: bool = True
     implementations: tuple[str, ...] = ("fused", "detectron2")
     rounds: int = 3
+
+    @property
+    def warm_up(self) -> bool:
+        """Whether each row runs once before it counts. On a CPU the long ones of large inputs do
+        not: all rows alike begin cold, and what that costs is small beside them."""
+        return self.module == "neck" or self.tokens <= 32
 
     def key(self) -> dict[str, str | int | bool]:
         """What tells this case from another one in a table."""
@@ -53,7 +59,8 @@ class Case:
         """The least multiply-accumulates of one image that the encoder's function needs.
 
         Linear layers on real tokens, attention of real tokens to the keys they see, padding among
-        them; backward twice the forward. What an implementation computes on top does not count.
+        them; backward twice the forward. Relative positions (about 0.5 %) and what an
+        implementation computes on top do not count.
         """
         if self.module != "encoder":
             return None

@@ -16,6 +16,14 @@ _NECK = dict(
     in_feature="last_feat", out_channels=256, scale_factors=(4.0, 2.0, 1.0, 0.5), norm="LN"
 )
 
+# Loaded before a row's memory counts.
+MODULES = (
+    "detectron2.modeling.backbone.vit",
+    "transformers.models.vitdet.modeling_vitdet",
+    "timm.models.vision_transformer_sam",
+    "segment_anything.modeling.image_encoder",
+)
+
 
 def build(case: Case, implementation: str) -> tuple[nn.Module, Callable[[int], object]]:
     """A network with random weights, and what makes its input from a seed.
@@ -174,7 +182,7 @@ def _detector(case: Case, implementation: str) -> nn.Module:
     from experiments import config
 
     cfg = config.load(config.base_path("coco", case.size))
-    cfg.model.backbone.update(case.words(), square_pad=16 * case.tokens)
+    cfg.model.backbone.update(case.words(), square_pad=16 * case.tokens, drop_path_rate=0.0)
     detector = instantiate(cfg.model)
     if implementation == "detectron2":
         from detectron2.modeling.backbone.vit import SimpleFeaturePyramid as Theirs

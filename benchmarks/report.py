@@ -74,7 +74,7 @@ def shown_over_window_only(found: pd.DataFrame) -> str:
 
 def _over_window_only(found: pd.DataFrame) -> dict:
     return {
-        "over window only": [str(_case(row)) for row in _rows(found)],
+        "over window only": [str(_case(row)) for row in _tuples(found)],
         "by": found.implementation,
         "time": _format(found.time_ratio, "{:.2f}x"),
         "paper": _format(found.paper_time_ratio, "{:.2f}x"),
@@ -109,16 +109,21 @@ _TABLE_3 = {"window only": "T3:0", "4 conv": "T3:1", "4 global": "T3:2", "all gl
 
 def over_window_only(to: Path) -> pd.DataFrame:
     """What propagation costs: each case over the same case with window blocks only, by the same
-    implementation, beside the paper's Table 3 where it has the figure. Also kept as a file."""
+    implementation in the same run (one after the other, not in turns), beside the paper's Table 3
+    where it has the figure. Also kept as a file."""
     found = pd.read_csv(to / "encoder.csv")
     found = found[found.seconds.notna()]
-    case = [column for column in _KEY if column != "blocks"] + ["implementation"]
+    case = [column for column in _KEY if column != "blocks"] + ["implementation", "run"]
     windows = found[found.blocks == "window only"]
     both = found.merge(windows, on=case, suffixes=("", "_windows"))
     both["time_ratio"] = both.seconds / both.seconds_windows
     both["memory_ratio"] = both.peak_mib / both.peak_mib_windows
-    both["paper_time_ratio"] = [_table_3(row, "forward", "test_time_ratio") for row in _rows(both)]
-    both["paper_memory_ratio"] = [_table_3(row, "train", "train_mem_ratio") for row in _rows(both)]
+    both["paper_time_ratio"] = [
+        _table_3(row, "forward", "test_time_ratio") for row in _tuples(both)
+    ]
+    both["paper_memory_ratio"] = [
+        _table_3(row, "train", "train_mem_ratio") for row in _tuples(both)
+    ]
     ratios = ["time_ratio", "memory_ratio", "paper_time_ratio", "paper_memory_ratio"]
     both = both[[*_KEY, "implementation", "seconds", "peak_mib", *ratios, "date"]]
     if (both.blocks != "window only").any():
@@ -126,7 +131,7 @@ def over_window_only(to: Path) -> pd.DataFrame:
     return both[both.blocks != "window only"]
 
 
-def _rows(frame: pd.DataFrame) -> list:
+def _tuples(frame: pd.DataFrame) -> list:
     return list(frame.itertuples())
 
 
@@ -141,7 +146,7 @@ def markdown(to: Path) -> None:
     found = pd.read_csv(to / "encoder.csv", keep_default_na=True)
     found["error"] = found.error.fillna("")
     columns = {
-        "case": [str(_case(row)) for row in _rows(found)],
+        "case": [str(_case(row)) for row in _tuples(found)],
         "row": found.implementation,
         "seconds": [_seconds(row) for _, row in found.iterrows()],
         f"speed / {BASE}": _format(found.speed_ratio, "{:.2f}x"),
@@ -182,7 +187,8 @@ def plot(to: Path) -> list[Path]:
     found = pd.read_csv(path)
     found = found[(found.module == "encoder") & found.seconds.notna()]
     found["tokens of the map"] = found.tokens**2
-    groups = ["size", "blocks", "dtype", "mode"]
+    found["positions"] = ["rel-pos" if rel_pos else "no rel-pos" for rel_pos in found.rel_pos]
+    groups = ["size", "blocks", "dtype", "mode", "positions"]
     growing = found.groupby([*groups, "implementation"]).filter(lambda rows: len(rows) > 1)
     if growing.empty:
         return sorted(to.iterdir())

@@ -68,13 +68,116 @@ def test_every_window_size(propagation, window):
     assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-5)
 
 
+@pytest.mark.parametrize("propagation", ["global", "shifted"])
 @pytest.mark.parametrize("chunk", [1, 10_000, 100_000, 2**40])
-def test_how_the_work_is_cut_changes_nothing(chunk, monkeypatch):
-    """From a row of one head at a time to everything at once."""
+def test_how_the_work_is_cut_changes_nothing(chunk, propagation, monkeypatch):
+    """From a row of queries at a time to everything at once, padding and masks among it."""
     monkeypatch.setattr(kernels, "_CHUNK_BYTES", chunk)
-    fused, reference = twins(propagation="global", use_rel_pos=True)
+    monkeypatch.setattr(kernels, "_ALL_CHUNKS_BYTES", chunk)
+    monkeypatch.setattr(kernels, "_HIDDEN_BYTES", chunk)
+    fused, reference = twins(propagation=propagation, use_rel_pos=True)
     image = torch.randn(3, 3, 176, 304)
     assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-5)
+    with torch.no_grad():
+        found, expected = fused(image)["last_feat"], reference(image)["last_feat"]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class Scattered(Partition):
+    """A user's: tokens in an order of their own, padding among them."""
+
+    def padded_size(self, H, W):
+        return H + 1, W + 2
+
+    def split(self, x_BHWC):
+        order = torch.randperm(x_BHWC.shape[1] * x_BHWC.shape[2], generator=self.generator())
+        return x_BHWC.flatten(1, 2)[:, order].view_as(x_BHWC)
+
+    def join(self, x_GhwC, H, W):
+        order = torch.randperm(H * W, generator=self.generator())
+        return x_GhwC.flatten(1, 2)[:, order.argsort()].view_as(x_GhwC)
+
+    def generator(self):
+        return torch.Generator().manual_seed(5)
+
+
+@pytest.mark.parametrize("kernel", ["_chunked", "_folded"])
+def test_a_partition_of_ones_own(kernel):
+    torch.manual_seed(0)
+    attention = normal_weights(Attention(16, 2, Scattered(), (9, 9), use_rel_pos=True))
+    x = torch.randn(2, 6, 7, 16)
+    results = []
+    for name in (kernel, "_reference"):
+        attention.forward = getattr(attention, name)
+        results.append(outputs_and_gradients(attention, x))
+    assert_same(*results, 1e-5)
+
+
+def test_frozen_parameters_and_no_images():
+    fused, reference = twins(propagation="shifted", use_rel_pos=True)
+    for net in (fused, reference):
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_("rel_pos" not in name and "qkv" not in name)
+    image = torch.randn(1, 3, 176, 304)
+    results = []
+    for net in (fused, reference):
+        net(image)["last_feat"].square().sum().backward()
+        results.append({n: p.grad for n, p in net.named_parameters() if p.requires_grad})
+        assert all(p.grad is None for p in net.parameters() if not p.requires_grad)
+        assert net(image[:0])["last_feat"].shape == (0, 48, 11, 19)
+        with torch.no_grad():
+            assert net(image[:0])["last_feat"].shape == (0, 48, 11, 19)
+    assert_same(*results, 1e-5)
+
+
+def test_a_model_in_bfloat16():
+    """Without autocast."""
+    fused, reference = twins(propagation="global", use_rel_pos=True)
+    image = torch.randn(1, 3, 176, 304)
+    exact = reference(image)["last_feat"]
+    rough = fused.bfloat16()(image.bfloat16())["last_feat"]
+    assert rough.dtype == torch.bfloat16
+    assert (rough - exact).norm() <= 0.05 * exact.norm()
+
+
+def test_derivatives_by_torch_func():
+    """First ones are right; what the kernel has not (forward mode, second) is refused."""
+    fused, reference = twins(propagation="none", depth=1, use_rel_pos=True)
+    image = torch.randn(1, 3, 96, 96)
+
+    def loss(net):
+        return lambda x: net(x)["last_feat"].square().mean()
+
+    found, expected = (torch.func.grad(loss(net))(image) for net in (fused, reference))
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(loss(fused), (image,), (image,))
+    leaf = image.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(fused)(leaf), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+def test_the_operators_keep_torchs_rules(size):
+    """`opcheck`: schema, fake tensors, and no hidden aliasing."""
+    torch.manual_seed(0)
+    partition = ShiftedWindows(3)
+    H, W = size[0] // 16, size[1] // 16
+    h, w = partition.size, partition.size
+    qkv, pad = torch.randn(2, H * W, 24), torch.randn(24)
+    padded = partition.padded_size(H, W)
+    others = (
+        pad if padded != (H, W) else None,
+        partition.index(H, W, "cpu"),
+        torch.randn(2 * (2 * h - 1), 4),
+        partition.mask(*padded, "cpu"),
+        2,
+        h,
+        w,
+    )
+    torch.library.opcheck(kernels._forward, (qkv, *others))
+    torch.library.opcheck(kernels._backward, (torch.randn(2, H * W, 8), qkv, *others))
 
 
 @pytest.mark.parametrize("partition", [Partition(), Windows(3), ShiftedWindows(4)])
@@ -126,7 +229,8 @@ def test_bfloat16_errs_no_more_than_the_reference(kernel, propagation, monkeypat
         errors[name] = {
             key: ((rough[key] - value).norm() / value.norm()).item() for key, value in exact.items()
         }
-    assert errors["fused"]["output"] <= 1.1 * errors["reference"]["output"]
+    # Equal but for the luck of rounding, of which one output averages away more than gradients do.
+    assert errors["fused"]["output"] <= 1.01 * errors["reference"]["output"]
     mean = {name: sum(e.values()) / len(e) for name, e in errors.items()}
     assert mean["fused"] <= 1.1 * mean["reference"]
 
@@ -201,8 +305,9 @@ def largest_allocation(net, image) -> int:
     return max(event.cpu_memory_usage for event in profile.events() if not event.cpu_children)
 
 
-def test_no_tensor_of_all_scores():
+def test_no_tensor_of_all_scores(monkeypatch):
     """64 x 64 tokens, one head: the scores would be 64 MiB; weights and maps are less than 4."""
+    monkeypatch.setattr(kernels, "_ALL_CHUNKS_BYTES", 2**20)
     words = dict(depth=1, num_heads=1, embed_dim=32, propagation="global", count=1)
     scores = 4096**2 * 4
     allocated = {}
@@ -211,8 +316,7 @@ def test_no_tensor_of_all_scores():
         image = torch.randn(1, 3, 1024, 1024)
         allocated[attention] = largest_allocation(net, image)
     assert allocated["reference"] >= scores
-    limit = 2 * torch.get_num_threads() * kernels._CHUNK_BYTES  # both buffers of the backward pass
-    assert allocated["fused"] <= max(limit, scores // 8)
+    assert allocated["fused"] <= scores // 8
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Which block does what, for every strategy, count and placement; and words that do not fit."""
 
+import re
+
 import pytest
 import torch
 
@@ -84,32 +86,49 @@ def test_every_size_and_strategy_gives_the_promised_map(size, propagation):
         (dict(placement="middle"), "placement='middle' is unknown"),
         (dict(stem="convs"), "stem='convs' is unknown: did you mean 'conv'?"),
         (dict(count=13), "count=13 does not fit: an encoder of depth=12 allows 0..12"),
-        (dict(count=-1), "count=-1 does not fit"),
+        (dict(count=-1), "count=-1 does not fit: a whole number of at least 0 does"),
         (dict(propagation="none", count=2), "count=2 does not fit propagation='none'"),
         (dict(num_heads=7), "num_heads=7 does not fit: it must divide embed_dim=768"),
-        (dict(num_heads=0), "num_heads=0 does not fit: at least 1 does"),
-        (dict(depth=0), "depth=0 does not fit: at least 1 does"),
-        (dict(embed_dim=-64), "embed_dim=-64 does not fit: at least 1 does"),
-        (dict(patch_size=0), "patch_size=0 does not fit: at least 1 does"),
-        (dict(mlp_ratio=0), "mlp_ratio=0 does not fit: above 0 does"),
-        (dict(drop_path_rate=1.5), r"drop_path_rate=1.5 does not fit: 0 to below 1 does"),
-        (dict(pretrain_img_size=8), "pretrain_img_size=8 does not fit: at least patch_size=16"),
         (dict(attention="fusd"), "attention='fusd' is unknown: did you mean 'fused'?"),
-        (dict(window_size=0), "window_size=0 is too small"),
-        (dict(window_size=-3, propagation="shifted"), "window_size=-3 is too small"),
         (dict(window_size=1, propagation="shifted"), "window_size=1 is too small for shifted"),
         (dict(img_size=1000), "img_size=1000 does not fit: a multiple of patch_size=16"),
+        (dict(img_size=8), "img_size=8 does not fit: a whole number of at least 16"),
+        (dict(pretrain_img_size=8), "pretrain_img_size=8 does not fit"),
+        (dict(drop_path_rate=1), "drop_path_rate=1 does not fit: a number of at least 0 and below"),
+        (dict(mlp_ratio=0), "mlp_ratio=0 does not fit: a number of at least"),
+        (dict(norm_layer="LN"), "norm_layer='LN' does not fit: a class or function does"),
+        (dict(act_layer=torch.nn.GELU()), "act_layer=GELU.* does not fit"),
+        (dict(stem="conv", embed_dim=4, num_heads=1), "embed_dim=4 does not fit stem='conv'"),
         (dict(stem="conv", patch_size=12, img_size=1020), "patch_size=12 does not fit stem='conv'"),
         (dict(window_block_indexes=(0,), propagation="conv"), "contradict window_block_indexes"),
         (
             dict(window_block_indexes=(0, 12)),
-            r"window_block_indexes=\[12\] do not fit: allowed are 0..11",
+            r"window_block_indexes=\(0, 12\) does not fit: indexes in 0..11 do",
         ),
+        (dict(window_block_indexes=3), "window_block_indexes=3 does not fit"),
+        (dict(window_block_indexes=(), placement="first"), "placement='first' contradict"),
     ],
 )
 def test_words_that_do_not_fit(words, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         encoder(**words)
+
+
+@pytest.mark.parametrize("value", [0, -3, 2.0, "2", None, True, (64, 64)])
+@pytest.mark.parametrize(
+    "argument", ["patch_size", "in_chans", "embed_dim", "depth", "num_heads", "window_size"]
+)
+def test_sizes_that_are_no_whole_number(argument, value):
+    message = f"{argument}={value!r} does not fit: a whole number of at least 1 does"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        encoder(**{argument: value})
+
+
+@pytest.mark.parametrize("value", [-0.5, "0.1", None, float("nan"), float("inf")])
+@pytest.mark.parametrize("argument", ["mlp_ratio", "drop_path_rate"])
+def test_rates_that_are_no_number(argument, value):
+    with pytest.raises(ValueError, match=re.escape(f"{argument}={value!r} does not fit")):
+        encoder(**{argument: value})
 
 
 def test_necks_that_do_not_fit():
