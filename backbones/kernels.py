@@ -20,19 +20,23 @@ _HIDDEN_BYTES = 12 * 2**20
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
-class Linear(nn.Linear):
-    """`nn.Linear`; a map (B, H, W, C) on a CPU goes through oneDNN as a 1x1 convolution.
+def linear(x_BHWC: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`; a map on a CPU goes through oneDNN as a 1x1 convolution.
 
-    torch hands float32 products to MKL, which leaves about a quarter of an AMD core unused, and
-    convolutions to oneDNN, which does not. A channels-last 1x1 convolution is the same product on
-    the same memory.
+    A channels-last 1x1 convolution is the same product on the same memory. torch hands float32
+    products to MKL and convolutions to oneDNN, whose threads do more on the AMD cores measured.
     """
+    if x_BHWC.device.type != "cpu" or x_BHWC.ndim != 4 or not _ONEDNN:
+        return F.linear(x_BHWC, weight, bias)
+    x_BCHW = x_BHWC.permute(0, 3, 1, 2)
+    return F.conv2d(x_BCHW, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.ndim != 4 or not _ONEDNN:
-            return super().forward(x)
-        x_BCHW = x.permute(0, 3, 1, 2)
-        return F.conv2d(x_BCHW, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
+        return linear(x, self.weight, self.bias)
 
 
 def in_chunks(function: Callable[[Tensor], Tensor], x_BHWC: Tensor, hidden: int) -> Tensor:
@@ -334,7 +338,7 @@ class _Chunks:
         """(U, N, L): what relative positions add to the scores, by query and offset."""
         if self.tables_LD is None:
             return None
-        return (q_UND.flatten(0, 1) @ self.tables_LD.T).unflatten(0, q_UND.shape[:2])
+        return linear(q_UND[None], self.tables_LD)[0]
 
     def probabilities(
         self, q_UND: Tensor, k_UND: Tensor, terms_UNL: Tensor | None, groups: slice, n: slice

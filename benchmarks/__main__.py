@@ -102,6 +102,10 @@ class _Row:
         theirs.close()
         self.error = ""
         self.samples: list[tuple[float, float]] = []
+        self.weights: float | None = None
+
+    def wait(self) -> None:
+        """Until it is built."""
         self.weights = self._answer()
 
     def run(self) -> tuple[float, float] | None:
@@ -131,6 +135,8 @@ def _measure(case: Case, names: list[str], device: str, processes) -> list[dict]
     rate = _Row(processes, worker.matrix_rate, case.dtype, device)
     rows = {name: _Row(processes, worker.measure, case, name, device) for name in names}
     try:
+        for row in (rate, *rows.values()):
+            row.wait()
         for name, row in rows.items():
             if case.warm_up or device == "cuda" or name == "compiled":
                 row.run()

@@ -19,7 +19,9 @@ PEERS = ("detectron2", "transformers", "timm", "segment-anything")
 class Case:
     """One input to one network, computed by several implementations."""
 
-    module: str = "encoder"  # "encoder"; "neck" on an encoder's map; "detector": Mask R-CNN
+    # "encoder"; "neck", on an encoder's map; "linear", the first layer of an MLP; "detector", a
+    # Mask R-CNN.
+    module: str = "encoder"
     size: str = "vit-b"
     blocks: str = "4 global"
     tokens: int = 64  # along a side of the map; images are 16 times larger
@@ -33,7 +35,7 @@ class Case:
     def warm_up(self) -> bool:
         """Whether each row runs once before it counts. On a CPU the long ones of large inputs do
         not: all rows alike begin cold, and what that costs is small beside them."""
-        return self.module == "neck" or self.tokens <= 32
+        return self.module in ("neck", "linear") or self.tokens <= 32
 
     def key(self) -> dict[str, str | int | bool]:
         """What tells this case from another one in a table."""
@@ -56,16 +58,18 @@ class Case:
         return dict(size=self.size, img_size=16 * self.tokens, use_rel_pos=self.rel_pos, **words)
 
     def macs(self) -> int | None:
-        """The least multiply-accumulates of one image that the encoder's function needs.
+        """The least multiply-accumulates of one image that the function needs, if known.
 
         Linear layers on real tokens, attention of real tokens to the keys they see, padding among
         them; backward twice the forward. Relative positions (about 0.5 %) and what an
         implementation computes on top do not count.
         """
-        if self.module != "encoder":
-            return None
         dim, depth = SIZES[self.size]["embed_dim"], SIZES[self.size]["depth"]
         tokens = self.tokens**2
+        if self.module == "linear":
+            return tokens * 4 * dim**2 * (3 if self.mode == "train" else 1)
+        if self.module != "encoder":
+            return None
         propagating = {"window only": 0, "all global": depth}.get(self.blocks, 4)
         globals_ = 0 if self.blocks == "4 conv" else propagating
         keys = globals_ * tokens + (depth - globals_) * 14**2
@@ -81,7 +85,7 @@ _B = Case()
 DEFAULT_CPU = (
     replace(_B, implementations=("fused", *PEERS)),
     replace(_B, tokens=32, implementations=OURS + PEERS),
-    replace(_B, tokens=32, mode="train", implementations=("fused", "reference", *PEERS)),
+    replace(_B, tokens=32, mode="train", implementations=("fused", "detectron2", "timm")),
     replace(_B, mode="train", rounds=2),
     replace(_B, dtype="bfloat16"),
     replace(_B, blocks="all global", tokens=32),
@@ -89,6 +93,8 @@ DEFAULT_CPU = (
     replace(_B, blocks="all global", tokens=128, implementations=("fused",), rounds=1),
     replace(_B, module="neck"),
     replace(_B, module="neck", mode="train"),
+    replace(_B, module="linear"),
+    replace(_B, module="linear", dtype="bfloat16"),
 )
 
 DEFAULT_GPU = tuple(

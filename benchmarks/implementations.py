@@ -9,6 +9,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from backbones import SIZES, SimpleFeaturePyramid, build_encoder
+from backbones.kernels import Linear
 
 from .cases import Case
 
@@ -34,6 +35,10 @@ def build(case: Case, implementation: str) -> tuple[nn.Module, Callable[[int], o
     torch.manual_seed(0)
     if case.module == "neck":
         return _neck(case, implementation), partial(_map, case)
+    if case.module == "linear":
+        kinds = {"fused": Linear, "detectron2": nn.Linear}
+        dim = SIZES[case.size]["embed_dim"]
+        return kinds[implementation](dim, 4 * dim), partial(_tokens, case)
     if case.module == "detector":
         return _detector(case, implementation), partial(_labelled_image, case)
     ours = {"fused": "fused", "compiled": "fused", "reference": "reference"}
@@ -51,11 +56,14 @@ def _image(case: Case, seed: int) -> Tensor:
     return torch.randn(1, 3, 16 * case.tokens, 16 * case.tokens)
 
 
+def _tokens(case: Case, seed: int) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.randn(1, case.tokens, case.tokens, SIZES[case.size]["embed_dim"])
+
+
 def _map(case: Case, seed: int) -> Tensor:
     """As an encoder leaves it: channels last in memory."""
-    torch.manual_seed(seed)
-    x_BHWC = torch.randn(1, case.tokens, case.tokens, SIZES[case.size]["embed_dim"])
-    return x_BHWC.permute(0, 3, 1, 2)
+    return _tokens(case, seed).permute(0, 3, 1, 2)
 
 
 def _global_blocks(case: Case) -> list[int]:
