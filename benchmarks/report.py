@@ -10,6 +10,7 @@ from tabulate import tabulate
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import seaborn as sns
+from matplotlib.ticker import LogLocator
 
 from analysis.paper import published
 from experiments.config import ROOT
@@ -198,7 +199,7 @@ def plot(to: Path) -> list[Path]:
     figure, axes = plt.subplots(
         len(cases), 2, figsize=(10, 3.2 * len(cases)), squeeze=False, layout="constrained"
     )
-    order = list(dict.fromkeys(found.implementation))
+    order = list(dict.fromkeys(growing.implementation))
     for (case, rows), pair in zip(cases, axes, strict=True):
         for axis, column, label in zip(
             pair, ("seconds", "peak_mib"), ("seconds", "peak memory, MiB"), strict=True
@@ -214,10 +215,15 @@ def plot(to: Path) -> list[Path]:
                 markers=True,
                 ax=axis,
             )
+            handles = axis.get_legend_handles_labels()
+            axis.get_legend().remove()
             axis.set(xscale="log", yscale="log", ylabel=label, title=", ".join(case))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
             sides = sorted(set(rows.tokens))
             axis.set_xticks([s * s for s in sides], [f"{s} x {s}" for s in sides], minor=False)
             axis.minorticks_off()
+    figure.legend(*handles, loc="outside lower center", ncols=4)
     for kind in ("png", "svg"):
         metadata = {"Date": None} if kind == "svg" else None
         figure.savefig(to / f"growth.{kind}", dpi=110, metadata=metadata)
