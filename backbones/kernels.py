@@ -153,7 +153,7 @@ class _ChunkedAttention(torch.autograd.Function):
     def backward(ctx, grad_BTC):
         qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN = ctx.saved_tensors
         grad_qkv, grad_pad, grad_tables = _backward(
-            grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, *ctx.sizes
+            grad_BTC.contiguous(), qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, *ctx.sizes
         )
         grad_pad = None if pad_E is None else grad_pad
         grad_tables = None if tables_LD is None else grad_tables

@@ -158,6 +158,16 @@ def test_derivatives_by_torch_func():
         gradient.square().sum().backward()
 
 
+def test_a_gradient_in_any_memory_layout():
+    qkv = torch.randn(2, 6, 24, requires_grad=True)
+    out = kernels.chunked_attention(qkv, None, None, None, None, 2, 2, 3)
+    grad = torch.randn(8, 2, 6).permute(1, 2, 0)
+    found, expected = (
+        torch.autograd.grad(out, qkv, g, retain_graph=True)[0] for g in (grad, grad.contiguous())
+    )
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
 def test_the_operators_keep_torchs_rules(size):
     """`opcheck`: schema, fake tensors, and no hidden aliasing."""
