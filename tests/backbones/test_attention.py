@@ -158,10 +158,11 @@ def test_derivatives_by_torch_func():
         gradient.square().sum().backward()
 
 
-def test_a_gradient_in_any_memory_layout():
-    qkv = torch.randn(2, 6, 24, requires_grad=True)
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_gradient_in_any_memory_layout(images):
+    qkv = torch.randn(images, 6, 24, requires_grad=True)
     out = kernels.chunked_attention(qkv, None, None, None, None, 2, 2, 3)
-    grad = torch.randn(8, 2, 6).permute(1, 2, 0)
+    grad = torch.randn(8, images, 6).permute(1, 2, 0)
     found, expected = (
         torch.autograd.grad(out, qkv, g, retain_graph=True)[0] for g in (grad, grad.contiguous())
     )
