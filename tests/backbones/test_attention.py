@@ -284,9 +284,8 @@ class _Checkpointed(torch.nn.Module):
 
 # What torch.compile and torch.export see is the same for "conv" as for "none", plus a conv.
 # torch 2.8 on a CPU computes gradients of its attention in another layout than it told autograd.
-_OLD = pytest.mark.xfail(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15), reason="torch"
-)
+_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+_OLD = pytest.mark.xfail(_VERSION < (2, 15), reason="torch's own attention, compiled")
 
 
 @pytest.mark.parametrize("kernel", ["_chunked", pytest.param("_folded", marks=_OLD)])
