@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .positions import relative_terms
 
-# Inside of an MLP that is computed at a time: a third of a server processor's last-level cache.
+# Inside of an MLP that is computed at a time: it should stay in the last-level cache.
 _HIDDEN_BYTES = 12 * 2**20
 _ONEDNN = torch.backends.mkldnn.is_available()
 
@@ -130,14 +130,15 @@ def chunked_attention(
         num_heads, h, w: heads; rows and columns of a group, N = h * w.
 
     Returns:
-        (B, T, M * D), with a first derivative.
+        (B, T, M * D), with a first derivative in reverse mode only; others raise RuntimeError.
     """
     tensors = (qkv_BTE.contiguous(), pad_E, index_GN, tables_LD, mask_GNN)
     return _ChunkedAttention.apply(*tensors, num_heads, h, w)
 
 
 class _ChunkedAttention(torch.autograd.Function):
-    """Not the operators' own `register_autograd`: torch.func cannot differentiate that."""
+    """The derivative of `_forward`. By the operators' own `register_autograd`, torch.func would be
+    refused its gradients and get forward-mode derivatives of zero."""
 
     @staticmethod
     def forward(*inputs):
@@ -153,7 +154,7 @@ class _ChunkedAttention(torch.autograd.Function):
     def backward(ctx, grad_BTC):
         qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN = ctx.saved_tensors
         grad_qkv, grad_pad, grad_tables = _backward(
-            grad_BTC.contiguous(), qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, *ctx.sizes
+            grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, *ctx.sizes
         )
         grad_pad = None if pad_E is None else grad_pad
         grad_tables = None if tables_LD is None else grad_tables
@@ -278,7 +279,7 @@ class _Chunks:
         self.groups_at_once = max(1, scores // (num_heads * self.N**2))
         self.heads_at_once = num_heads
         if num_heads * self.N**2 > scores:
-            self.heads_at_once = min(num_heads, max(threads, scores // self.N**2, 1))
+            self.heads_at_once = min(num_heads, max(threads, scores // self.N**2))
         self.rows_at_once = min(h, max(1, scores // (self.heads_at_once * self.N * w)))
         largest = min(self.groups_at_once, self.G) * self.heads_at_once * self.rows_at_once * w
         self.buffers = qkv_BTE.new_empty(buffers, largest * self.N)

@@ -115,7 +115,8 @@ def _runner(case: Case, net: nn.Module, make_input, device: str) -> Callable[[],
 
 
 def measure(case: Case, implementation: str, device: str, pipe: Connection) -> None:
-    """Serves one row: sends "ready" or an error, then for each "run" (seconds, peak MiB)."""
+    """Serves one row: sends the MiB of its weights, then for each "run" (seconds, peak MiB); what
+    goes wrong as one line of text."""
     try:
         memory = _Memory(device)
         net, make_input = build(case, implementation)
@@ -142,7 +143,7 @@ def measure(case: Case, implementation: str, device: str, pipe: Connection) -> N
 def matrix_rate(dtype: str, device: str, pipe: Connection) -> None:
     """Serves the machine's own rate of matrix products: for each "run" sends FLOP/s.
 
-    The better of torch's two ways to multiply, a matrix product and a 1x1 convolution.
+    On a CPU the better of torch's two ways, a matrix product and a 1x1 convolution.
     """
     a_rows, inner, columns = (8192,) * 3 if device == "cuda" else (4096, 1024, 4096)
     a = torch.randn(a_rows, inner, dtype=_DTYPES[dtype], device=device)
