@@ -5,7 +5,14 @@ from .build import SIZES, build_backbone, build_encoder
 from .norms import LayerNorm2d
 from .partition import Partition, ShiftedWindows, Windows
 from .propagation import PLACEMENTS, EncoderSpec, Propagation
-from .pyramids import SimpleFeaturePyramid
+from .pyramids import (
+    AvgPoolPyramid,
+    FeaturePyramid,
+    LastMapFPN,
+    NoPyramid,
+    SimpleFeaturePyramid,
+    StageFPN,
+)
 from .registries import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS
 from .stems import ConvStem, PatchEmbed
 from .vit import ViT
@@ -18,14 +25,19 @@ __all__ = [
     "PYRAMIDS",
     "SIZES",
     "STEMS",
+    "AvgPoolPyramid",
     "ConvStem",
     "EncoderSpec",
+    "FeaturePyramid",
+    "LastMapFPN",
     "LayerNorm2d",
+    "NoPyramid",
     "Partition",
     "PatchEmbed",
     "Propagation",
     "ShiftedWindows",
     "SimpleFeaturePyramid",
+    "StageFPN",
     "ViT",
     "Windows",
     "add_vit_config",

@@ -1,11 +1,11 @@
 """Named sizes, and the two builders that configs and notebooks use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from detectron2.modeling.backbone import Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
 from .registries import PYRAMIDS, choose, lookup
@@ -32,6 +32,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "vit-h": dict(embed_dim=1280, depth=32, num_heads=16),
 }
 
+# Levels on top of p5, each built for a number of channels.
+_TOP_BLOCKS: dict[str, Callable[[int], nn.Module | None]] = {
+    "max_pool": lambda channels: LastLevelMaxPool(),
+    "p6p7": lambda channels: LastLevelP6P7(channels, channels, in_feature="p5"),
+    "none": lambda channels: None,
+}
+
 
 def build_encoder(size: str = "vit-b", **words: Any) -> ViT:
     """An encoder of a named size.
@@ -56,27 +63,34 @@ def build_backbone(
     scale_factors: Sequence[float] = (4.0, 2.0, 1.0, 0.5),
     norm: str = "LN",
     square_pad: int = 0,
-    top_level: bool = True,
+    top_block: str = "max_pool",
     **words: Any,
 ) -> Backbone:
     """Encoder and neck: levels p2..p6 of an image, for any detectron2 detector.
 
+    A neck with a true `reads_stages` gets an encoder of as many `stages` as scale factors.
+
     Args:
         size, **words: as of `build_encoder`.
         pyramid: one of `PYRAMIDS`.
-        out_channels, scale_factors, norm, square_pad: as of `SimpleFeaturePyramid`.
-        top_level: add one more level by taking every second position of the last (p6 of p5).
+        out_channels, scale_factors, norm, square_pad: as of `FeaturePyramid`.
+        top_block: "max_pool": one more level by taking every second position of p5, as FPN does;
+            "p6p7": two by stride-2 convs on p5, as RetinaNet does; "none".
 
     Raises:
-        ValueError: as of `build_encoder`, or an unknown pyramid.
+        ValueError: as of `build_encoder`; an unknown pyramid or top block; scale factors or a top
+            block that do not fit the pyramid.
     """
     neck = lookup(PYRAMIDS, "pyramid", pyramid)
+    choose("top_block", top_block, _TOP_BLOCKS)
+    if getattr(neck, "reads_stages", False):
+        words = dict(stages=len(scale_factors)) | words
     return neck(
         net=build_encoder(size, **words),
         in_feature="last_feat",
         out_channels=out_channels,
         scale_factors=scale_factors,
-        top_block=LastLevelMaxPool() if top_level else None,
+        top_block=_TOP_BLOCKS[top_block](out_channels),
         norm=norm,
         square_pad=square_pad,
     )

@@ -30,6 +30,11 @@ class LayerNorm2d(nn.Module):
         return x_BHWC.permute(0, 3, 1, 2)
 
 
+def layer_norm(channels: int) -> nn.LayerNorm:
+    """With the epsilon of the ViT family, 1e-6."""
+    return nn.LayerNorm(channels, eps=1e-6)
+
+
 def norm_layer(norm: str, channels: int) -> nn.Module | None:
     """detectron2's `get_norm`, with "LN" as above; None for ""."""
     return LayerNorm2d(channels) if norm == "LN" else get_norm(norm, channels)

@@ -112,7 +112,7 @@ class ViT(Backbone):
         use_act_checkpoint: recompute each block's activations in the backward pass.
         pretrain_img_size: image side of the pre-training, sizes the absolute positions.
         pretrain_use_cls_token: absolute positions start with one of a cls token.
-        out_feature: name of the output.
+        out_feature: name of the output, the last block's map.
         propagation: how windows exchange information, a word of `PROPAGATIONS`: "none", "global",
             "conv", "shifted" or your own. None means "global", the paper's default.
         count: how many blocks propagate. None: the strategy's own, see `default_count`.
@@ -120,6 +120,8 @@ class ViT(Backbone):
         conv_block: for "conv", a word of `CONV_BLOCKS`: "naive", "basic" or "bottleneck".
         stem: image to tokens, a word of `STEMS`: "patchify" or "conv".
         attention: the kernel, "fused" or "reference": one function, see `Attention`.
+        stages: stages of equal length (as equal as `depth` allows, see "even" placement). The maps
+            at the ends of all but the last are outputs too: "stage1_feat", "stage2_feat", ...
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -155,6 +157,7 @@ class ViT(Backbone):
         conv_block: str = "bottleneck",
         stem: str = "patchify",
         attention: str = "fused",
+        stages: int = 1,
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)
@@ -177,6 +180,10 @@ class ViT(Backbone):
             raise ValueError(
                 f"num_heads={num_heads} does not fit: it must divide embed_dim={embed_dim}"
             )
+        if whole_number("stages", stages, least=1) > depth:
+            raise ValueError(
+                f"stages={stages} does not fit: an encoder of depth={depth} allows 1..{depth}"
+            )
         if img_size % patch_size:
             raise ValueError(
                 f"img_size={img_size} does not fit: a multiple of patch_size={patch_size} does"
@@ -190,7 +197,7 @@ class ViT(Backbone):
             self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-        spec = EncoderSpec(embed_dim, depth, num_heads, window_size, conv_block)
+        self.spec = spec = EncoderSpec(embed_dim, depth, num_heads, window_size, conv_block)
         lookup(CONV_BLOCKS, "conv_block", conv_block)
         if window_block_indexes is None and residual_block_indexes is None:
             roles = _roles_of_words(spec, propagation or "global", count, placement)
@@ -222,9 +229,11 @@ class ViT(Backbone):
             for i, (partition, residual) in enumerate(roles)
         )
         self.use_act_checkpoint = use_act_checkpoint
-        self._out_features = [out_feature]
-        self._out_feature_channels = {out_feature: embed_dim}
-        self._out_feature_strides = {out_feature: patch_size}
+        self._out_features = [*(f"stage{i}_feat" for i in range(1, stages)), out_feature]
+        self._out_feature_channels = dict.fromkeys(self._out_features, embed_dim)
+        self._out_feature_strides = dict.fromkeys(self._out_features, patch_size)
+        ends = propagation_blocks(depth, stages, "even")
+        self._feature_of_block = dict(zip(ends, self._out_features, strict=True))
         self.apply(_init_weights)
 
     @property
@@ -233,19 +242,23 @@ class ViT(Backbone):
         return tuple(block.word for block in self.blocks)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}."""
+        """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, and the
+        maps of earlier `stages`, which come first."""
         x_BHWC = self.patch_embed(x)
         if self.pos_embed is not None:
             x_BHWC = x_BHWC + absolute_positions(
                 self.pos_embed, self.pretrain_use_cls_token, tuple(x_BHWC.shape[1:3])
             )
         x_BHWC = x_BHWC.contiguous()  # stems put channels first in memory
-        for block in self.blocks:
+        features = {}
+        for i, block in enumerate(self.blocks):
             if self.use_act_checkpoint and self.training:
                 x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
             else:
                 x_BHWC = block(x_BHWC)
-        return {self._out_features[0]: x_BHWC.permute(0, 3, 1, 2)}
+            if i in self._feature_of_block:
+                features[self._feature_of_block[i]] = x_BHWC.permute(0, 3, 1, 2)
+        return features
 
 
 Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its residual module

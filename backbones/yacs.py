@@ -28,12 +28,13 @@ def add_vit_config(cfg: CfgNode) -> None:
             OUT_CHANNELS=256,
             SCALE_FACTORS=(4.0, 2.0, 1.0, 0.5),
             NORM="LN",
+            TOP_BLOCK="max_pool",
             SQUARE_PAD=0,
         )
     )
 
 
-_NECK_WORDS = {"PYRAMID", "OUT_CHANNELS", "SCALE_FACTORS", "NORM", "SQUARE_PAD"}
+_NECK_WORDS = {"PYRAMID", "OUT_CHANNELS", "SCALE_FACTORS", "NORM", "TOP_BLOCK", "SQUARE_PAD"}
 
 
 @BACKBONE_REGISTRY.register()

@@ -34,7 +34,7 @@ model = L(GeneralizedRCNN)(
         out_channels=256,
         scale_factors=(4.0, 2.0, 1.0, 0.5),
         norm="LN",
-        top_level=True,
+        top_block="max_pool",
         square_pad="${.img_size}",
     ),
     # ImageNet mean and std of RGB, in 0..255: what the encoders were pre-trained with.

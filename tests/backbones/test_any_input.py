@@ -74,7 +74,7 @@ def test_bfloat16_autocast_stays_near_float32(propagation):
 
 def test_builders():
     backbone = build_backbone(
-        "vit-mini", scale_factors=(2.0, 1.0), top_level=False, out_channels=16
+        "vit-mini", scale_factors=(2.0, 1.0), top_block="none", out_channels=16
     )
     assert {k: v.stride for k, v in backbone.output_shape().items()} == {"p2": 4, "p3": 8}
     with torch.device("meta"):

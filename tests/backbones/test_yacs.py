@@ -29,6 +29,20 @@ def test_backbone_by_name():
     assert list(levels) == ["p2", "p3", "p4", "p5", "p6"]
 
 
+@pytest.mark.parametrize(
+    ("words", "levels"),
+    [
+        (dict(PYRAMID="none", TOP_BLOCK="none"), ["p4"]),
+        (dict(PYRAMID="avg_pool", TOP_BLOCK="p6p7"), ["p2", "p3", "p4", "p5", "p6", "p7"]),
+        (dict(PYRAMID="fpn_last_map", SCALE_FACTORS=(2.0, 1.0, 0.5)), ["p3", "p4", "p5", "p6"]),
+        (dict(PYRAMID="fpn_4stage"), ["p2", "p3", "p4", "p5", "p6"]),
+    ],
+)
+def test_pyramids_by_name(words, levels):
+    backbone = build_backbone(config(OUT_CHANNELS=16, **words))
+    assert list(backbone(torch.randn(1, 3, 64, 96))) == list(backbone.output_shape()) == levels
+
+
 def test_encoder_by_name():
     cfg = config()
     cfg.MODEL.BACKBONE.NAME = "build_vit_encoder"
