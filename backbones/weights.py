@@ -3,32 +3,50 @@
 from pathlib import Path
 
 import torch
+from detectron2.modeling import MViT, SwinTransformer
+from torch import nn
 
 from .vit import ViT
 
-# What MAE's checkpoints hold beside the encoder, or what detection leaves out: cls token, the norm
-# behind the last block, decoder.
+# What classifiers and MAE hold beside the encoder, or what detection leaves out: cls token, the
+# norm behind the last block, decoder; and Swin's masks, which depend on the image's size.
 _NOT_ENCODER = ("cls_token", "mask_token", "norm.", "fc_norm.", "head.", "decoder_")
+_NOT_ENCODER_INSIDE = (".attn_mask",)
+# What an encoder has beyond its pre-training, by kind; it keeps its initial values.
+_NEW = {
+    ViT: (".rel_pos_", ".residual."),
+    SwinTransformer: ("norm0.", "norm1.", "norm2.", "norm3."),
+    MViT: ("scale2_norm.", "scale3_norm.", "scale4_norm.", "scale5_norm."),
+}
 
 
-def load_mae_encoder(encoder: ViT, path: Path) -> None:
-    """Load the encoder of an MAE checkpoint, `mae_pretrain_vit_*` (facebookresearch/mae).
+def load_encoder(encoder: nn.Module, path: Path) -> None:
+    """Load the encoder of a pre-training's checkpoint.
 
-    Relative positions and residual conv blocks are not in it and keep their initial values; every
-    other parameter must be there with its shape.
+    Formats: `mae_pretrain_vit_*` (facebookresearch/mae) for ViT, Swin's own
+    (microsoft/Swin-Transformer), and MViTv2's own (facebookresearch/mvit), whose keys are those of
+    detectron2's modules. Every parameter that pre-training knows must be there with its shape.
 
     Args:
-        encoder: changed in place.
-        path: file with {"model": {key: tensor}}.
+        encoder: ViT, or detectron2's SwinTransformer or MViT; changed in place.
+        path: file with {"model": {key: tensor}} or {"model_state": {key: tensor}}.
 
     Raises:
-        ValueError: missing, unexpected or differently shaped keys, by name.
+        ValueError: missing, unexpected or differently shaped keys, by name; or no such dict.
         OSError, pickle.UnpicklingError: the file cannot be read.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-    state = {k: v for k, v in state.items() if not k.startswith(_NOT_ENCODER)}
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state = next((content[k] for k in ("model", "model_state") if k in content), None)
+    if state is None:
+        raise ValueError(f"{path} is no checkpoint of an encoder: it has no 'model'")
+    state = {
+        k: v
+        for k, v in state.items()
+        if not k.startswith(_NOT_ENCODER) and not k.endswith(_NOT_ENCODER_INSIDE)
+    }
     own = encoder.state_dict()
-    new = {k for k in own if ".rel_pos_" in k or ".residual." in k}
+    marks = next(marks for kind, marks in _NEW.items() if isinstance(encoder, kind))
+    new = {k for k in own if any(mark in k for mark in marks) and k not in state}
     wrong = [
         f"{k} {tuple(v.shape)}" for k, v in state.items() if k not in own or own[k].shape != v.shape
     ]
