@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from .positions import relative_terms
 
@@ -246,6 +247,26 @@ def _(grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, *_):
     return tuple(
         qkv_BTE.new_empty(() if x is None else x.shape) for x in (qkv_BTE, pad_E, tables_LD)
     )
+
+
+# torch's counter takes an operator without a formula for free. As for torch's own attention, the
+# products of the textbook form count, of each token with the group's N and the tables' h + w.
+@register_flop_formula(torch.ops.backbones.chunked_attention)
+def _forward_flops(qkv_BTE, pad_E, index_GN, tables_LD, mask, num_heads, h, w, out_shape=None):
+    positions = 0 if tables_LD is None else h + w
+    return _flops(qkv_BTE, index_GN, 2 * h * w + positions)
+
+
+@register_flop_formula(torch.ops.backbones.chunked_attention_backward)
+def _backward_flops(grad, qkv_BTE, pad_E, index_GN, tables_LD, mask, M, h, w, out_shape=None):
+    positions = 0 if tables_LD is None else h + w
+    return _flops(qkv_BTE, index_GN, 5 * h * w + 3 * positions)  # scores and terms made again
+
+
+def _flops(qkv_BTE: torch.Size, index_GN: torch.Size | None, per_channel: int) -> int:
+    B, T, E = qkv_BTE
+    tokens = T if index_GN is None else index_GN.numel()
+    return 2 * B * tokens * (E // 3) * per_channel
 
 
 def relative_tables(table_h: Tensor, table_w: Tensor) -> Tensor:

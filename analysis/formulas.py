@@ -1,0 +1,366 @@
+"""What a plain-ViT detector costs, in closed form: parameters and MACs, nothing built or computed.
+
+MACs are multiply-accumulates of one image, of convs, linear layers and attention's products in
+their textbook form, as `experiments.cost` counts them; biases, norms, activation functions and
+resizing count none. docs/cost.md writes the formulas out. The words are those of `backbones`.
+Letters:
+    E channels of a token, T tokens of the image, P tokens padded to whole windows, h x w = N tokens
+    of a group (a window, or the map), D channels of a head, C channels of a pyramid level.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from tabulate import tabulate
+
+from backbones import SIZES
+from experiments.errors import unknown
+
+PAPER_SIZES = ("vit-b", "vit-l", "vit-h")
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Parameters and MACs of a part."""
+
+    params: int = 0
+    macs: int = 0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(self.params + other.params, self.macs + other.macs)
+
+    def __mul__(self, times: int) -> "Amount":
+        return Amount(self.params * times, self.macs * times)
+
+
+def total(parts: Iterable[Amount]) -> Amount:
+    return sum(parts, Amount())
+
+
+def linear(dim_in: int, dim_out: int, tokens: int, bias: bool = True) -> Amount:
+    """A linear layer on each of `tokens`, or a 1x1 conv."""
+    return Amount(dim_in * dim_out + bias * dim_out, dim_in * dim_out * tokens)
+
+
+def conv(dim_in: int, dim_out: int, kernel: int, positions: int, bias: bool = False) -> Amount:
+    """A kernel x kernel conv with `positions` outputs; a deconv of stride `kernel` with as many
+    inputs."""
+    weights = dim_in * dim_out * kernel**2
+    return Amount(weights + bias * dim_out, weights * positions)
+
+
+def norm(dim: int) -> Amount:
+    """Weight and bias of a layer or batch norm."""
+    return Amount(2 * dim)
+
+
+# ---- Encoder -----------------------------------------------------------------------------------
+
+
+def patch_embedding(dim: int, patch_size: int, tokens: int, in_chans: int = 3) -> Amount:
+    """One conv whose kernel is the patch."""
+    return conv(in_chans, dim, patch_size, tokens, bias=True)
+
+
+def conv_stem(dim: int, patch_size: int, tokens: int, in_chans: int = 3) -> Amount:
+    """Stride-2 3x3 convs with batch norm down to `tokens`, then a 1x1 conv."""
+    steps = patch_size.bit_length() - 1
+    parts, width_in = [], in_chans
+    for later in reversed(range(steps)):
+        width = dim // 2**later
+        parts += [conv(width_in, width, 3, tokens * 4**later), norm(width)]
+        width_in = width
+    return total([*parts, linear(dim, dim, tokens)])
+
+
+def absolute_positions(dim: int, positions: int) -> Amount:
+    return Amount(dim * positions)
+
+
+def attention_linear(dim: int, tokens: int) -> Amount:
+    """q, k, v and the projection: 4 E^2 + 4 E and 4 E^2 P. All heads together."""
+    return linear(dim, 3 * dim, tokens) + linear(dim, dim, tokens)
+
+
+def attention_products(dim: int, tokens: int, group: tuple[int, int]) -> Amount:
+    """q k and attention v, of each token with the N of its group: 2 N E P. All heads together."""
+    return Amount(macs=2 * math.prod(group) * dim * tokens)
+
+
+def relative_positions(
+    dim: int, num_heads: int, tokens: int, group: tuple[int, int], table: tuple[int, int]
+) -> Amount:
+    """Decomposed relative positions: (2 h' - 1 + 2 w' - 1) D and (h + w) E P.
+
+    Args:
+        group: (h, w), rows and columns of a group.
+        table: (h', w'), those that the tables are for.
+    """
+    rows = sum(2 * length - 1 for length in table)
+    return Amount(rows * (dim // num_heads), sum(group) * dim * tokens)
+
+
+def mlp(dim: int, tokens: int, mlp_ratio: float = 4.0) -> Amount:
+    """With ratio 4: 8 E^2 + 5 E and 8 E^2 T."""
+    hidden = int(dim * mlp_ratio)
+    return linear(dim, hidden, tokens) + linear(hidden, dim, tokens)
+
+
+def residual_conv_block(kind: str, dim: int, tokens: int) -> Amount:
+    """A residual conv block, by its word: weights are also the MACs of each token."""
+    half = dim // 2
+    weights, norms = {
+        "naive": (9 * dim**2, norm(dim)),
+        "basic": (18 * dim**2, norm(dim) * 2),
+        "bottleneck": (2 * dim * half + 9 * half**2, norm(half) * 2 + norm(dim)),
+    }[kind]
+    return Amount(weights, weights * tokens) + norms
+
+
+def encoder(
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    *,
+    propagation: str = "global",
+    count: int | None = None,
+    conv_block: str = "bottleneck",
+    use_rel_pos: bool = False,
+    patch_size: int = 16,
+    window_size: int = 14,
+    img_size: int = 1024,
+    mlp_ratio: float = 4.0,
+    pretrain_img_size: int = 224,
+    pretrain_use_cls_token: bool = True,
+    stem: str = "patchify",
+    size: tuple[int, int] | None = None,
+) -> dict[str, Amount]:
+    """Parts of a plain ViT, blocks of a kind together: `total(encoder(...).values())` is its cost.
+
+    Args:
+        size: height and width of the image in pixels; None: a square of `img_size`.
+        ...: as of `backbones.ViT`; the words of `backbones.SIZES` fit.
+    """
+    E = embed_dim
+    rows, columns = grid(size or (img_size, img_size), patch_size)
+    T = rows * columns
+    padded = [-(-length // window_size) * window_size for length in (rows, columns)]
+    own = {"none": 0, "shifted": depth // 2}.get(propagation, min(4, depth // 2))
+    count = own if count is None else count
+    n_global = count if propagation == "global" else 0
+    positions = (pretrain_img_size // patch_size) ** 2 + pretrain_use_cls_token
+    parts = {
+        "patch embedding": {"patchify": patch_embedding, "conv": conv_stem}[stem](E, patch_size, T),
+        "absolute positions": absolute_positions(E, positions),
+    }
+    window, img_grid = (window_size, window_size), grid((img_size, img_size), patch_size)
+    for name, n, tokens, group, table in (
+        ("window blocks", depth - n_global, math.prod(padded), window, window),
+        ("global blocks", n_global, T, (rows, columns), img_grid),
+    ):
+        block = {
+            "norms": norm(E) * 2,
+            "attention's linear layers": attention_linear(E, tokens),
+            "attention's products": attention_products(E, tokens, group),
+            "relative positions": relative_positions(E, num_heads, tokens, group, table),
+            "MLP": mlp(E, T, mlp_ratio),
+        }
+        if not use_rel_pos:
+            block.pop("relative positions")
+        parts |= {f"{name}: {part}": amount * n for part, amount in block.items() if n}
+    if propagation == "conv":
+        parts["conv blocks"] = residual_conv_block(conv_block, E, T) * count
+    return parts
+
+
+def grid(size: tuple[int, int], patch_size: int = 16) -> tuple[int, int]:
+    """Rows and columns of tokens of an image (height, width)."""
+    return -(-size[0] // patch_size), -(-size[1] // patch_size)
+
+
+def sam_params(embed_dim: int, depth: int) -> int:
+    """Parameters of SAM's encoder without relative positions and neck: per block 12 E^2 + 13 E;
+    4,096 absolute positions, and 3 x 16 x 16 weights and a bias to embed patches, for each of E."""
+    return (12 * embed_dim**2 + 13 * embed_dim) * depth + (4096 + 768 + 1) * embed_dim
+
+
+# ---- Neck and heads ----------------------------------------------------------------------------
+
+
+def simple_pyramid(
+    dim: int,
+    grid: tuple[int, int],
+    channels: int = 256,
+    scale_factors: Sequence[float] = (4.0, 2.0, 1.0, 0.5),
+) -> Amount:
+    """Deconvs to each level's size, then 1x1 and 3x3 convs, with norms.
+
+    Args:
+        dim, grid: channels, rows and columns of the encoder's map.
+    """
+    T = math.prod(grid)
+    parts = []
+    for scale in scale_factors:
+        width = dim
+        if scale == 4.0:
+            parts += [conv(dim, dim // 2, 2, T, bias=True), norm(dim // 2)]
+            parts += [conv(dim // 2, dim // 4, 2, 4 * T, bias=True)]
+            width = dim // 4
+        elif scale == 2.0:
+            parts += [conv(dim, dim // 2, 2, T, bias=True)]
+            width = dim // 2
+        positions = math.prod(int(length * scale) for length in grid)
+        parts += [conv(width, channels, 1, positions), norm(channels)]
+        parts += [conv(channels, channels, 3, positions), norm(channels)]
+    return total(parts)
+
+
+def rpn(positions: int, channels: int = 256, convs: int = 2, anchors: int = 3) -> Amount:
+    """3x3 convs, then an objectness and 4 box numbers per anchor, shared by all levels.
+
+    Args:
+        positions: of all levels together.
+    """
+    hidden = conv(channels, channels, 3, positions, bias=True) * convs
+    return hidden + linear(channels, 5 * anchors, positions)
+
+
+def box_head(
+    boxes: int = 1000,
+    channels: int = 256,
+    side: int = 7,
+    convs: int = 4,
+    hidden: int = 1024,
+    classes: int = 80,
+    class_agnostic: bool = False,
+) -> Amount:
+    """3x3 convs with norms on side x side, a linear layer, then classes and boxes. A cascade has
+    three, class-agnostic, of all boxes each."""
+    positions = boxes * side**2
+    convolutions = (conv(channels, channels, 3, positions) + norm(channels)) * convs
+    flat = linear(channels * side**2, hidden, boxes)
+    scores_and_boxes = classes + 1 + 4 * (1 if class_agnostic else classes)
+    return convolutions + flat + linear(hidden, scores_and_boxes, boxes)
+
+
+def mask_head(
+    masks: int = 100, channels: int = 256, side: int = 14, convs: int = 4, classes: int = 80
+) -> Amount:
+    """3x3 convs with norms on side x side, a deconv to twice that, and a mask per class."""
+    positions = masks * side**2
+    convolutions = (conv(channels, channels, 3, positions) + norm(channels)) * convs
+    deconv = conv(channels, channels, 2, positions, bias=True)
+    return convolutions + deconv + linear(channels, classes, 4 * positions)
+
+
+def mask_rcnn(
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    *,
+    size: tuple[int, int] = (1024, 1024),
+    cascade: bool = False,
+    patch_size: int = 16,
+    **words,
+) -> dict[str, Amount]:
+    """Parts of the paper's Mask R-CNN or Cascade Mask R-CNN: simple pyramid of p2 to p6, 1,000
+    proposals, 100 masks, 80 classes.
+
+    Args:
+        size: height and width of the image, multiples of 32 pixels.
+        ...: as of `encoder`.
+    """
+    words = dict(words, patch_size=patch_size, size=size)
+    rows, columns = grid(size, patch_size)
+    scales = (4, 2, 1, 1 / 2)
+    levels = [math.prod(int(length * scale) for length in (rows, columns)) for scale in scales]
+    top = -(-rows // 4) * -(-columns // 4)
+    return {
+        "encoder": total(encoder(embed_dim, depth, num_heads, **words).values()),
+        "pyramid": simple_pyramid(embed_dim, (rows, columns), scale_factors=scales),
+        "RPN": rpn(sum(levels) + top),
+        "box heads": box_head(class_agnostic=True) * 3 if cascade else box_head(),
+        "mask head": mask_head(),
+    }
+
+
+# ---- Tables of docs/cost.md ---------------------------------------------------------------------
+
+
+def encoder_table(sizes: Sequence[str] = PAPER_SIZES, **words) -> pd.DataFrame:
+    """Parts of encoders of named sizes as text cells, with the totals of ViTDet's and of SAM's.
+
+    SAM (arXiv:2304.02643) has 64 x 64 absolute positions and no cls token's; its neck is left out.
+
+    Args:
+        sizes: of `backbones.SIZES`.
+        **words: of `encoder`, over those of the sizes.
+
+    Raises:
+        UserError: an unknown size.
+    """
+    columns = {}
+    for size in sizes:
+        if size not in SIZES:
+            raise unknown("size", size, SIZES)
+        parts = encoder(**SIZES[size] | dict(use_rel_pos=True) | words)
+        sam = parts | {"absolute positions": absolute_positions(SIZES[size]["embed_dim"], 64 * 64)}
+        rows = parts | {"encoder": total(parts.values()), "SAM's encoder": total(sam.values())}
+        columns[f"{size} params"] = {k: f"{amount.params:,}" for k, amount in rows.items()}
+        columns[f"{size} GMACs"] = {k: f"{amount.macs / 1e9:,.3f}" for k, amount in rows.items()}
+    return pd.DataFrame(columns).rename_axis("part").reset_index()
+
+
+def propagation_table(sizes: Sequence[str] = PAPER_SIZES) -> pd.DataFrame:
+    """Encoders by their propagation, at their `img_size`, without relative positions, as text
+    cells; and what a counter finds that does not know the operator of attention's products."""
+    rows = []
+    for name, words in (
+        ("none", dict(propagation="none")),
+        ("4 global", dict(propagation="global", count=4)),
+        ("all global", dict(propagation="global")),
+        ("4 conv, naive", dict(propagation="conv", count=4, conv_block="naive")),
+        ("4 conv, basic", dict(propagation="conv", count=4, conv_block="basic")),
+        ("4 conv, bottleneck", dict(propagation="conv", count=4, conv_block="bottleneck")),
+        ("shifted", dict(propagation="shifted")),
+    ):
+        row = {"propagation": name}
+        for size in sizes:
+            if name == "all global":
+                words["count"] = SIZES[size]["depth"]
+            parts = encoder(**SIZES[size] | words)
+            found = total(parts.values())
+            known = total(v for part, v in parts.items() if not part.endswith("products"))
+            row[f"{size} params M"] = f"{found.params / 1e6:.1f}"
+            row[f"{size} TMACs"] = f"{found.macs / 1e12:.3f}"
+            row[f"{size} products unknown"] = f"{known.macs / 1e12:.3f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def per_head_table(sizes: Sequence[str] = PAPER_SIZES, num_heads: int = 16) -> pd.DataFrame:
+    """What comes out when the blocks' products are counted once for each of `num_heads`, though a
+    head has only its share of the channels, and each MAC as 2 FLOPs; beside the encoder's MACs.
+    Text cells."""
+    rows = []
+    for size in sizes:
+        parts = encoder(**SIZES[size], use_rel_pos=True)
+        layers, products = (
+            total(v for part, v in parts.items() if part.endswith(kinds)).macs / 1e12
+            for kinds in (("linear layers", "MLP"), "products")
+        )
+        row = {"size": size, "linear layers, TMACs": f"{layers:.4f}"}
+        row["products, TMACs"] = f"{products:.4f}"
+        row[f"both x {num_heads} x 2, T"] = f"{(layers + products) * num_heads * 2:.1f}"
+        row["encoder, TMACs"] = f"{total(parts.values()).macs / 1e12:.2f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text cells, numbers to the right."""
+    align = ("left", *["right"] * (table.shape[1] - 1))
+    words = dict(tablefmt="pipe", showindex=False, disable_numparse=True, colalign=align)
+    return tabulate(table, headers="keys", **words)
