@@ -1,36 +1,64 @@
-"""Box and mask AP of a detector on a COCO-format set, by detectron2's evaluator and pycocotools."""
+"""Box and mask AP of a detector, by detectron2's evaluators with pycocotools, or lvis for LVIS."""
 
 import contextlib
 import io
+import json
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation import COCOEvaluator, LVISEvaluator, inference_on_dataset
+from lvis import LVIS, LVISEval, LVISResults
 from omegaconf import DictConfig
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from . import test_time
 from .data.catalog import Split
-from .records import COCO_FIGURES
+from .records import COCO_FIGURES, LVIS_FIGURES
 
 PREDICTIONS = "coco_instances_results.json"  # detectron2's name
+LVIS_DETECTIONS = 300  # per image, those that LVIS scores
+# COCO's ranges of an object's area, which are LVIS's too.
+_AREAS = {"s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
+
+logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns of results that come from a program
 
 
 @dataclass(frozen=True)
 class Result:
-    """COCO's twelve figures (0..100; None where there is no such object) for boxes and masks."""
+    """The figures of the split's kind (0..100; None where there is no such object) for boxes and
+    masks; none for masks if the detector finds none."""
 
     box: dict[str, float | None]
     mask: dict[str, float | None]
     seconds: float
 
 
-class _Evaluator(COCOEvaluator):
+def _nothing_found(
+    figure: str, objects: Iterable[dict], frequencies: dict[int, str] | None = None
+) -> float | None:
+    """0 if the set has an object that the figure is about.
+
+    Args:
+        frequencies: of categories, in LVIS.
+    """
+    low, high = _AREAS.get(figure[-1], (0, 1e10))
+    groups = figure[-1] if figure[-1] in "rcf" else "rcf"
+    some = any(
+        low <= a["area"] <= high and (not frequencies or frequencies[a["category_id"]] in groups)
+        for a in objects
+    )
+    return 0.0 if some else None
+
+
+class _CocoEvaluator(COCOEvaluator):
     """detectron2's, keeping all twelve figures; it derives six."""
 
     def __init__(self, *args, **kwargs):
@@ -39,21 +67,58 @@ class _Evaluator(COCOEvaluator):
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         if coco_eval is None:  # no detection at all: of all that there is, nothing was found
-            self.figures[iou_type] = {
-                figure: 0.0 if self._some_object(figure) else None for figure in COCO_FIGURES
-            }
+            objects = [a for a in self._coco_api.anns.values() if not a["iscrowd"]]
+            self.figures[iou_type] = {f: _nothing_found(f, objects) for f in COCO_FIGURES}
         else:
             values = [float(v) * 100 if v > -1 else None for v in coco_eval.stats]
             self.figures[iou_type] = dict(zip(COCO_FIGURES, values, strict=True))
         return super()._derive_coco_results(coco_eval, iou_type, class_names)
 
-    def _some_object(self, figure: str) -> bool:
-        """Whether the set has an object that the figure is about, by COCO's ranges of area."""
-        low, high = {"s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}.get(
-            figure[-1], (0, 1e10)
-        )
-        objects = (a for a in self._coco_api.anns.values() if not a["iscrowd"])
-        return any(low <= a["area"] <= high for a in objects)
+
+class _LvisEvaluator(LVISEvaluator):
+    """detectron2's, with None for figures of objects that are not there, and predictions where
+    those of COCO are."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.figures: dict[str, dict[str, float | None]] = {}
+
+    def _eval_predictions(self, predictions):
+        results = [result for image in predictions for result in image["instances"]]
+        for result in results:
+            result["category_id"] += 1  # LVIS counts from 1
+        (Path(self._output_dir) / PREDICTIONS).write_text(json.dumps(results))
+        for task in self._tasks:
+            self.figures[task] = lvis_figures(self._lvis_api, results, task)
+
+
+class _LvisEval(LVISEval):
+    def accumulate(self):
+        np.float = float  # lvis 0.5.3 uses this alias, which numpy dropped
+        try:
+            super().accumulate()
+        finally:
+            del np.float
+
+
+def lvis_figures(lvis: LVIS, results: list[dict], task: str) -> dict[str, float | None]:
+    """`LVIS_FIGURES` of detections, 0..100; None where the set has no such object.
+
+    Args:
+        lvis: the set; scoring leaves notes in its annotations.
+        results: detections in COCO's result format, of them `LVIS_DETECTIONS` per image count.
+        task: "bbox" or "segm".
+    """
+    if not results:
+        frequencies = {number: category["frequency"] for number, category in lvis.cats.items()}
+        return {f: _nothing_found(f, lvis.anns.values(), frequencies) for f in LVIS_FIGURES}
+    # Copies, as lvis writes into them; of those with a box it would take the size from that.
+    left_out = "bbox" if task == "segm" else ""
+    results = [{k: v for k, v in result.items() if k != left_out} for result in results]
+    scores = _LvisEval(lvis, LVISResults(lvis, results, max_dets=LVIS_DETECTIONS), task)
+    scores.run()
+    values = scores.get_results()
+    return {f: float(values[f]) * 100 if values[f] > -1 else None for f in LVIS_FIGURES}
 
 
 class _Images(Dataset):
@@ -78,7 +143,7 @@ def evaluate(
 
     Args:
         model: detector; left in the mode it was in.
-        cfg: config, for `dataloader.test`.
+        cfg: config, for `dataloader.test` and `test`.
         progress: called with batches done and in all.
     """
     start = time.perf_counter()
@@ -92,18 +157,29 @@ def evaluate(
         num_workers=test.num_workers,
         collate_fn=list,
     )
-    evaluator = _Evaluator(name, ("bbox", "segm"), False, str(folder), use_fast_impl=False)
+    masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
+    tasks = ("bbox", "segm") if masks else ("bbox",)
+    if split.kind == "coco":
+        evaluator = _CocoEvaluator(name, tasks, False, str(folder), use_fast_impl=False)
+    else:
+        evaluator = _LvisEvaluator(name, tasks, False, str(folder))
     done = iter(range(1, len(loader) + 1))
     # In float32, as detectron2 does: bfloat16 scores have ties, whose order decides AP.
-    inference_on_dataset(
-        model,
-        loader,
-        evaluator,
-        callbacks=dict(after_inference=lambda: progress(next(done), len(loader))),
-    )
+    with test_time.applied(model, cfg.test) as detector:
+        inference_on_dataset(
+            detector,
+            loader,
+            evaluator,
+            callbacks=dict(after_inference=lambda: progress(next(done), len(loader))),
+        )
     os.remove(folder / "instances_predictions.pth")  # the same as PREDICTIONS, another format
     return Result(
         box=evaluator.figures["bbox"],
-        mask=evaluator.figures["segm"],
+        mask=evaluator.figures.get("segm", {}),
         seconds=time.perf_counter() - start,
     )
+
+
+def set_num_classes(cfg: DictConfig, count: int) -> None:
+    """Make the detector that `cfg.model` describes one of `count` categories."""
+    (cfg.model.roi_heads if "roi_heads" in cfg.model else cfg.model).num_classes = count

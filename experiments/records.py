@@ -27,13 +27,16 @@ COCO_FIGURES = (
     "ARm",
     "ARl",
 )
+# LVIS's: the last three are of rare, common and frequent categories.
+LVIS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
 @dataclass(frozen=True)
 class Record:
     """One finished run.
 
-    `box` and `mask` map `COCO_FIGURES` to 0..100, None where the set has no such object.
+    `box` and `mask` map `COCO_FIGURES`, or `LVIS_FIGURES` if `data["kind"]` is "lvis", to 0..100,
+    None where the set has no such object. `mask` is empty for a detector without masks.
     `predictions` is COCO's result format, beside the record: what resampling needs per image.
     """
 
@@ -116,7 +119,10 @@ def read(path: Path) -> Record:
 
 
 def row(record: Record, path: Path) -> dict[str, Any]:
-    """A record as one flat row: ap_box, ap50_box, ..., ap_mask, ..., macs, and its path."""
+    """A record as one flat row: ap_box, ap50_box, ..., ap_mask, ..., macs, and its path.
+
+    It has no column of figures that the record has not.
+    """
     flat = asdict(record)
     for kind in ("box", "mask"):
         flat |= {f"{figure.lower()}_{kind}": value for figure, value in flat.pop(kind).items()}

@@ -51,7 +51,7 @@ def write(split: Split, path: Path, columns: int = 6, rows: int = 4) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, image in zip(axes.flat, coco.imgs.values(), strict=False):
-        with Image.open(Path(split.image_root) / image["file_name"]) as pixels:
+        with Image.open(Path(split.image_root) / split.image_file(image)) as pixels:
             axis.imshow(pixels.convert("RGB"))
         annotations = coco.imgToAnns[image["id"]]
         plt.sca(axis)

@@ -5,13 +5,32 @@ whatever state numpy is in. Here position i of the stream is the same image with
 augmentation in every process, for any number of workers, before and after a resume.
 """
 
+import bisect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+
+def repeat_factors(dicts: list[dict], threshold: float) -> np.ndarray:
+    """How often repeat-factor sampling wants each image in an epoch (arXiv:1908.03195, B.2).
+
+    Args:
+        dicts: detectron2 dataset dicts.
+        threshold: share of images; those with a category that fewer images have are repeated.
+            0: none.
+
+    Returns:
+        float64 (len(dicts),): of the image's rarest category, max(1, sqrt(threshold / its share)).
+    """
+    present = [{a["category_id"] for a in entry.get("annotations", ())} for entry in dicts]
+    images = Counter(category for categories in present for category in categories)
+    of_category = {c: (threshold * len(dicts) / count) ** 0.5 for c, count in images.items()}
+    return np.array([max((1.0, *map(of_category.get, categories))) for categories in present])
 
 
 class Stream(Dataset):
@@ -21,19 +40,40 @@ class Stream(Dataset):
         dicts: detectron2 dataset dicts.
         mapper: turns one into a model input.
         seed: of order and augmentation.
+        repeat_threshold: of `repeat_factors`; what is fractional in them is rounded at random,
+            anew in each epoch, up as often as the fraction says.
     """
 
-    def __init__(self, dicts: list[dict], mapper: Callable[[dict], Any], seed: int):
+    def __init__(
+        self,
+        dicts: list[dict],
+        mapper: Callable[[dict], Any],
+        seed: int,
+        repeat_threshold: float = 0.0,
+    ):
         self.dicts, self.mapper, self.seed = dicts, mapper, seed
+        self.factors = repeat_factors(dicts, repeat_threshold)
+        self._starts = [0]  # position of each epoch's first image, as far as was asked for
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
 
     def source(self, position: int) -> dict:
         """The dataset dict at a position."""
-        epoch, index = divmod(position, len(self.dicts))
+        while self._starts[-1] <= position:
+            length = self._repeats(len(self._starts) - 1).sum()
+            self._starts.append(self._starts[-1] + int(length))
+        epoch = bisect.bisect_right(self._starts, position) - 1
         if self._order[0] != epoch:
+            # Without repeats the same as rng.permutation(len(self.dicts)).
+            indexes = np.repeat(np.arange(len(self.dicts)), self._repeats(epoch))
             rng = np.random.default_rng([self.seed, epoch])
-            self._order = (epoch, rng.permutation(len(self.dicts)))
-        return self.dicts[self._order[1][index]]
+            self._order = (epoch, rng.permutation(indexes))
+        return self.dicts[self._order[1][position - self._starts[epoch]]]
+
+    def _repeats(self, epoch: int) -> np.ndarray:
+        """int (len(dicts),): how often each image is in an epoch."""
+        whole = np.floor(self.factors)
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        return (whole + (rng.random(len(whole)) < self.factors - whole)).astype(int)
 
     def __getitem__(self, position: int) -> Any:
         # detectron2's augmentations draw from numpy's global generator.
@@ -58,15 +98,17 @@ def training_loader(
     start: int,
     batch_size: int,
     num_workers: int = 0,
+    repeat_threshold: float = 0.0,
 ) -> DataLoader:
     """Batches (lists of model inputs) without end.
 
     Args:
         start: position of the first image.
         batch_size: images of one batch.
+        repeat_threshold: as of `Stream`.
     """
     return DataLoader(
-        Stream(dicts, mapper, seed),
+        Stream(dicts, mapper, seed, repeat_threshold),
         batch_size=batch_size,
         sampler=_PositionsFrom(start),
         num_workers=num_workers,

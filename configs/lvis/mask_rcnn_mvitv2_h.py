@@ -1,0 +1,21 @@
+"""Mask R-CNN, MViTv2-H, LVIS v1, IN-21K supervised, 50 epochs.
+
+The recipe of detectron2's released Cascade Mask R-CNN; the paper plots its AP only (Figure 4).
+"""
+
+from configs.common.lvis import lvis
+
+from ..coco.mask_rcnn_mvitv2_h import (
+    dataloader,
+    model,
+    optimizer,
+    param_groups,
+    schedule,
+    test,
+    train,
+)
+
+lvis(model, dataloader)
+optimizer.lr = 2e-5
+schedule.decay.milestones = [24, 26]  # of 27, unlike on COCO
+train.max_iter = 156250 // 2  # 50 epochs of 100,000 images in batches of 64

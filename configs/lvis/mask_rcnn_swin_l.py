@@ -1,0 +1,20 @@
+"""Mask R-CNN, Swin-L, LVIS v1, IN-21K supervised, 50 epochs.
+
+The recipe of detectron2's released Cascade Mask R-CNN; the paper plots its AP only (Figure 4).
+"""
+
+from configs.common.lvis import lvis
+
+from ..coco.mask_rcnn_swin_l import (
+    dataloader,
+    model,
+    optimizer,
+    param_groups,
+    schedule,
+    test,
+    train,
+)
+
+lvis(model, dataloader)
+optimizer.lr = 1e-4
+train.max_iter = 156250 // 2  # 50 epochs of 100,000 images in batches of 64
