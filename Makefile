@@ -3,11 +3,13 @@ SHELL := bash
 
 # Variables, the same for every target that runs something.
 SCALE ?= mini#      mini: embedded data, minutes on a CPU; coco: COCO 2017, the paper's recipe
-SIZE ?=#            model size: vit-mini, vit-ti, vit-b, vit-l, vit-h; default: the study's
+SIZE ?=#            model size: vit-mini, vit-ti, vit-b, vit-l, vit-h, swin-b, ...; default: the study's
 SEEDS ?=#           number of seeds; default: the study's
 VARIANTS ?=#        some rows only, comma-separated
 OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
 JOBS ?=#            runs side by side; default: one per GPU or core
+YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
+KEEP ?=#            KEEP=1: keep the table and plot in results/ too
 DATASET ?=#         train on your own COCO-format set: annotations.json,images/
 VAL ?=#             evaluate on your own: annotations.json,images/
 CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
@@ -27,9 +29,12 @@ INSTALLED_TEST := $(VENV)/.installed-test
 # The community wheel of detectron2 with ViTDet in it is pure Python for our purposes, but tagged
 # for CPython 3.10; hence the way it is installed below. Its own needs are in requirements.txt.
 DETECTRON2_WHEEL := sal-detectron2==0.7.2
+# lvis asks for OpenCV with windows, which needs libGL (requirements.txt has the one without), and for
+# Cython, which it does not use.
+NOT_INSTALLED := opencv-python cython
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
+export SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS YES KEEP DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 
 ifneq ($(GPUS)$(LAUNCHER),)
@@ -60,7 +65,8 @@ $(INSTALLED): requirements.txt
 		|| "$$PYTHON" -m venv --clear $(VENV)
 	@test -x $(UV) || $(PY) -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	@tr ' ' '\n' <<< "$$TORCH" > $(VENV)/.torch
-	$(UV) pip install --quiet --compile-bytecode --python $(PY) --overrides $(VENV)/.torch -r requirements.txt
+	@tr ' ' '\n' <<< "$(NOT_INSTALLED)" > $(VENV)/.excludes
+	$(UV) pip install --quiet --compile-bytecode --python $(PY) --overrides $(VENV)/.torch --excludes $(VENV)/.excludes -r requirements.txt
 	@if [ -z "$$DETECTRON2" ]; then $(UV) pip install --quiet --compile-bytecode --no-deps --python-version 3.10 $(DETECTRON2_WHEEL) \
 		--target "$$($(PY) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')"; \
 	else $(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation "$$DETECTRON2"; fi
@@ -75,11 +81,16 @@ $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
 .PHONY: ablation-%
 ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make ablation-global-vs-conv
 	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
-		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --overrides "$$OVERRIDES" $(data_options); \
-	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" || exit; exit $$code
+		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --overrides "$$OVERRIDES" $(data_options) \
+		$(if $(YES),--yes); \
+	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" $(if $(KEEP),--keep) || exit; exit $$code
+
+.PHONY: paper-tables
+paper-tables: $(INSTALLED) ## Every table of the paper beside our costs and AP: results/paper/
+	@$(RUN) analysis paper-tables
 
 .PHONY: studies
-studies: $(INSTALLED) ## List the studies: question and rows
+studies: $(INSTALLED) ## List the studies: question, rows, runs done
 	@$(RUN) experiments studies
 
 .PHONY: data

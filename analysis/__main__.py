@@ -1,5 +1,6 @@
 """Tables and plots from records: `python -m analysis --help`."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,16 +17,12 @@ app = typer.Typer(
 console = Console(soft_wrap=True, markup=False)
 
 
-@app.callback()
-def _commands() -> None:
-    pass
-
-
 @app.command()
 def study(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a study, e.g. runs/mini/global-vs-conv.")
     ],
+    keep: Annotated[bool, typer.Option("--keep", help="Copy them to results/ as well.")] = False,
 ) -> None:
     """Write table.csv, table.md and the plot of a study that was run, and print the table."""
     from . import plots, tables
@@ -40,7 +37,46 @@ def study(
     for text in (tables.summary(table), tables.details(table)):
         shown = tabulate(text, headers="keys", showindex=False, disable_numparse=True)
         console.print(shown + "\n", highlight=False)
+    if keep:
+        kept = Path("results") / manifest["scale"] / manifest["study"]
+        kept.mkdir(parents=True, exist_ok=True)
+        written += [Path(shutil.copy(path, kept)) for path in written]
     console.print("written: " + "  ".join(str(path) for path in written))
+
+
+@app.command("paper-tables")
+def paper_tables(
+    runs: Annotated[Path, typer.Option(help="Folder that runs are kept in.")] = Path("runs"),
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("results/paper"),
+) -> None:
+    """Every table of the paper: published figures, and ours beside them, counted and trained."""
+    from . import figures
+    from . import paper_tables as tables
+
+    rows = tables.Rows(runs=runs)
+    table = tables.paper_tables(rows)
+    written = tables.write(table, out)
+    ours = tables.points(rows)
+    for number, draw in ((3, figures.figure3), (4, figures.figure4), (5, figures.figure5)):
+        written += draw(ours, out / f"figure-{number}")
+    for name, title in tables.TITLES.items():
+        part = table[table["table"] == name]
+        shown = tabulate(tables.cells(part), headers="keys", showindex=False, disable_numparse=True)
+        console.print(f"{title}: {tables.caption(part)}\n{shown}\n", highlight=False)
+    console.print("written: " + "  ".join(str(path) for path in written))
+
+
+@app.command()
+def cost(
+    sizes: Annotated[
+        list[str] | None, typer.Argument(help="Model sizes; default: vit-b, vit-l and vit-h.")
+    ] = None,
+) -> None:
+    """Closed formulas for parameters and MACs, module by module: the tables of docs/cost.md."""
+    from . import formulas
+
+    for table in (formulas.encoder_table, formulas.propagation_table, formulas.per_head_table):
+        console.print(formulas.markdown(table(sizes or formulas.PAPER_SIZES)) + "\n")
 
 
 if __name__ == "__main__":

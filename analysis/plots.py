@@ -24,13 +24,23 @@ def ap_vs_macs(manifest: dict, table: pd.DataFrame, path: Path) -> list[Path]:
     table = table.dropna(subset=["ap_box", "macs"])
     if table.empty:
         return []
+    kinds = [kind for kind in ("box", "mask") if table[f"ap_{kind}"].notna().any()]
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     plt.rcParams["svg.fonttype"] = "none"  # text stays text: small, and it can be searched
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharex=True, layout="constrained")
-    for axis, kind in zip(axes, ("box", "mask"), strict=True):
+    figure, axes = plt.subplots(
+        1,
+        len(kinds),
+        figsize=(5 * len(kinds), 4.2),
+        sharex=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, kind in zip(axes[0], kinds, strict=True):
         colors = sns.color_palette(n_colors=len(table))
         for i, (_, row) in enumerate(table.iterrows()):
             x, y = row["macs"] / 1e9, row[f"ap_{kind}"]
+            if pd.isna(y):
+                continue
             axis.errorbar(
                 x,
                 y,
@@ -48,7 +58,7 @@ def ap_vs_macs(manifest: dict, table: pd.DataFrame, path: Path) -> list[Path]:
         axis.margins(x=0.25, y=0.2)
     seeds = sorted(set(table["seeds"]))
     figure.suptitle(
-        f"{manifest['study']}: {manifest['size']}, {manifest['scale']} scale, "
+        f"{manifest['study']}: {', '.join(table['size'].unique())}, {manifest['scale']} scale, "
         f"{'-'.join(str(s) for s in seeds)} seed{'s' if seeds != [1] else ''} (bars: ± 1 std)"
     )
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]

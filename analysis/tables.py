@@ -8,7 +8,8 @@ from experiments.records import load_study
 
 from .paper import published
 
-FIGURES = ("ap", "ap50", "ap75", "aps", "apm", "apl")
+# COCO's, and LVIS's by how often a category occurs: rare, common, frequent.
+FIGURES = ("ap", "ap50", "ap75", "aps", "apm", "apl", "apr", "apc", "apf")
 KINDS = ("box", "mask")
 PAPER_SIZES = ("vit-b", "vit-l")
 _COSTS = ("params", "macs", "activations", "encoder_params", "encoder_macs")
@@ -32,9 +33,10 @@ def study_table(folder: str | Path) -> tuple[dict, pd.DataFrame]:
 
 
 def _row(manifest: dict, variant: dict, records: pd.DataFrame) -> dict:
-    row = dict(variant=variant["name"], scale=manifest["scale"], size=manifest["size"], seeds=0)
     mine = _of(records, variant["name"])
-    row["seeds"] = len(mine)
+    row = dict(
+        variant=variant["name"], scale=manifest["scale"], size=variant["size"], seeds=len(mine)
+    )
     for kind in KINDS:
         for figure in FIGURES:
             values = mine.get(f"{figure}_{kind}", pd.Series(dtype=float)).astype(float)
@@ -43,7 +45,8 @@ def _row(manifest: dict, variant: dict, records: pd.DataFrame) -> dict:
     base = _of(records, manifest["base"])
     for kind in KINDS:
         column = f"ap_{kind}"
-        difference = (mine[column] - base[column]).dropna() if len(mine) and len(base) else None
+        both = column in mine and column in base
+        difference = (mine[column] - base[column]).dropna() if both else None
         is_base = variant["name"] == manifest["base"]
         known = difference is not None and not is_base
         row[f"{column}_diff"] = difference.mean() if known else None
@@ -52,12 +55,22 @@ def _row(manifest: dict, variant: dict, records: pd.DataFrame) -> dict:
         row[column] = mine[column].iloc[0] if len(mine) else None
     for column in _MEASURED:
         row[column] = mine[column].mean() if len(mine) else None
-    for size in PAPER_SIZES:
+    for size in _paper_sizes(manifest):
         for kind in KINDS:
-            where = variant["published"].get(size)
-            value = published().at[where, f"ap_{kind}"] if where else None
-            row[f"paper_ap_{kind}_{size.replace('-', '')}"] = value
+            where = variant["published"].get(size or variant["size"], "").split()
+            value = published().at[where[0], f"ap_{kind}"] if where else None
+            row[_paper_column(kind, size)] = value
     return row
+
+
+def _paper_sizes(manifest: dict) -> tuple[str, ...]:
+    """Sizes that the paper's figures are shown for; "": of each row its own."""
+    sizes = {variant["size"] for variant in manifest["variants"]}
+    return PAPER_SIZES if len(sizes) == 1 and sizes <= {"vit-mini", *PAPER_SIZES} else ("",)
+
+
+def _paper_column(kind: str, size: str) -> str:
+    return f"paper_ap_{kind}" + f"_{size.replace('-', '')}" * bool(size)
 
 
 def _of(records: pd.DataFrame, variant: str) -> pd.DataFrame:
@@ -102,10 +115,14 @@ def _amount(value: float, unit: float, digits: int) -> str:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """AP, differences, costs and the paper's AP as text cells, units in the headers."""
     digits = 1 if table["macs"].max() > 1e10 else 3
+    kinds = [k for k in KINDS if k == "box" or table[f"ap_{k}"].notna().any()]
+    several = table["size"].nunique() > 1
     rows = []
     for _, r in table.iterrows():
         cells = {"variant": r["variant"], "seeds": str(r["seeds"])}
-        for kind in KINDS:
+        if several:
+            cells["size"] = r["size"]
+        for kind in kinds:
             cells[f"{kind} AP"] = _spread(r[f"ap_{kind}"], r[f"ap_{kind}_std"])
             cells[f"diff {kind}"] = _spread(
                 r[f"ap_{kind}_diff"], r[f"ap_{kind}_diff_std"], sign="+"
@@ -114,10 +131,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         cells["GMACs"] = _amount(r["macs"], 1e9, digits)
         cells["train s"] = _amount(r["train_seconds"], 1, 0)
         cells["peak MiB"] = _amount(r["peak_memory_mib"], 1, 0)
-        for size in PAPER_SIZES:
-            column = size.replace("-", "")
-            aps = [_amount(r[f"paper_ap_{kind}_{column}"], 1, 1) for kind in KINDS]
-            cells[f"paper {size}"] = " / ".join(aps) if any(aps) else ""
+        for size in ("", *PAPER_SIZES):
+            if _paper_column("box", size) in table:
+                aps = [_amount(r[_paper_column(kind, size)], 1, 1) for kind in KINDS]
+                cells[f"paper {size}".strip()] = " / ".join(aps) if any(aps) else ""
         rows.append(cells)
     return pd.DataFrame(rows)
 
@@ -128,8 +145,10 @@ def details(table: pd.DataFrame) -> pd.DataFrame:
     for _, r in table.iterrows():
         cells = {"variant": r["variant"]}
         for kind in KINDS:
-            for figure, name in zip(FIGURES[1:], ("50", "75", "S", "M", "L"), strict=True):
-                cells[f"{kind} AP{name}"] = _amount(r[f"{figure}_{kind}"], 1, 1)
+            for figure in FIGURES[1:]:
+                if table[f"{figure}_{kind}"].notna().any():
+                    name = f"{kind} AP{figure.removeprefix('ap').upper()}"
+                    cells[name] = _amount(r[f"{figure}_{kind}"], 1, 1)
         rows.append(cells)
     return pd.DataFrame(rows)
 
@@ -144,8 +163,9 @@ def _markdown_table(text: pd.DataFrame) -> list[str]:
 
 def markdown(manifest: dict, table: pd.DataFrame, provenance: list[str]) -> str:
     """The table as Markdown, with its question and where its numbers come from."""
+    sizes = ", ".join(dict.fromkeys(variant["size"] for variant in manifest["variants"]))
     lines = [
-        f"# {manifest['study']}, {manifest['scale']} scale, {manifest['size']}",
+        f"# {manifest['study']}, {manifest['scale']} scale, {sizes}",
         "",
         manifest["question"],
         "",

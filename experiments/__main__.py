@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from . import commands
+from .errors import UserError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -38,6 +39,7 @@ def run(
     overrides: Overrides = "",
     dataset: Dataset = "",
     val: Val = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Train for days on a CPU if need be.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Train and evaluate what is not done yet of a study."""
@@ -49,24 +51,32 @@ def run(
     from . import runs as planning
     from .data import catalog
 
-    config.check_scale(scale)
-    size = size or found.sizes.get(scale, "")
     words = config.parse_overrides(overrides)
+    chosen = [name.strip() for name in variants.split(",") if name.strip()]
+    rows = planning.rows(found, scale, size, words, chosen)
     folder = runs / scale / found.name
     config.check_writable(folder)
-    data = catalog.prepare(scale, dataset or None, val or None)
-    chosen = [name.strip() for name in variants.split(",") if name.strip()]
+    from_scratch = "start at random with OVERRIDES='train.init_weights='"
+    missing = planning.missing_weights(row.cfg for row in rows)
+    try:
+        data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *missing])) from error
     planned = planning.plan(
-        found, study, scale, size, seeds or found.seeds.get(scale, 1), words, data, runs, chosen
+        found, study, scale, rows, seeds or found.seeds.get(scale, 1), data, runs
     )
-    planning.check_init_weights(planned)
-    planning.write_manifest(found, planned, folder, _command())
-
     todo = [r for r in planned if not r.done]
+    if missing := planning.missing_weights(r.cfg for r in todo):
+        raise UserError("; ".join([*missing, f"put them there, or {from_scratch}"]))
     console.print(
         f"{found.question}\n"
         f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
     )
+    if scale == "coco" and todo:
+        from . import budget
+
+        budget.announce(todo, yes, console)
+    planning.write_manifest(found, rows, planned, folder, _command())
     if not todo:
         return
     from . import launch, view
@@ -87,14 +97,32 @@ def run(
 
 
 @app.command()
-def studies() -> None:
-    """List the studies with their questions."""
+def studies(runs: Runs = Path("runs")) -> None:
+    """List the studies: question, rows, and how many of the runs last asked for are done."""
     from . import studies as package
 
     for name in package.files():
         study = package.find(name)
         console.print(f"{name}  {study.question}")
-        console.print("  rows: " + ", ".join(v.name for v in study.variants))
+        rows = {scale: ", ".join(v.name for v in study.rows(scale)) for scale in ("coco", "mini")}
+        console.print(f"  rows: {rows['coco']}")
+        if rows["mini"] != rows["coco"]:
+            console.print(f"  rows at mini scale: {rows['mini']}")
+        console.print(f"  done: {_state(runs, name)}")
+
+
+def _state(runs: Path, study: str) -> str:
+    """How many of the runs that were last asked for are done, at each scale."""
+    from . import config, records
+
+    states = []
+    for scale in config.SCALES:
+        if (runs / scale / study / records.MANIFEST).is_file():
+            manifest, done = records.load_study(runs / scale / study)
+            states.append(f"{scale} {len(done)} of {len(manifest['runs'])} runs")
+        elif (config.ROOT / "results" / scale / study).is_dir():
+            states.append(f"{scale} in results/")
+    return ", ".join(states) or "nothing yet"
 
 
 @app.command()
@@ -103,6 +131,7 @@ def data(
     show: Annotated[
         bool, typer.Option("--show", help="Write a sheet of annotated images.")
     ] = False,
+    kind: Annotated[str, typer.Option(help="coco or lvis.")] = "coco",
     dataset: Dataset = "",
     val: Val = "",
     runs: Runs = Path("runs"),
@@ -112,7 +141,7 @@ def data(
     from .data import catalog, sheet
 
     config.check_scale(scale)
-    found = catalog.prepare(scale, dataset or None, val or None)
+    found = catalog.prepare(scale, dataset or None, val or None, kind)
     for name, split in (("train", found.train), ("val", found.val)):
         console.print(f"{name}: {split.json_file}\n  images in {split.image_root}")
         for line in sheet.summary(split):

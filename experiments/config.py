@@ -1,12 +1,14 @@
 """From a study row to one resolved config, and to the fingerprint that identifies a run."""
 
 import ast
+import copy
 import functools
 import hashlib
 import inspect
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,19 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from backbones import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, SIZES, STEMS
+from backbones import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS
 
+from . import test_time
 from .errors import UserError, unknown
 from .studies import Study, Variant, Words
 
 ROOT = Path(__file__).resolve().parents[1]
-# Base config of each scale and size: what the paper or the suite recommends there.
-BASES = {
-    "mini": {"vit-mini": "configs/mini/mask_rcnn_vit_mini.py"},
-    "coco": {
-        "vit-ti": "configs/coco/mask_rcnn_vit_ti.py",
-        "vit-b": "configs/coco/mask_rcnn_vit_b.py",
-        "vit-l": "configs/coco/mask_rcnn_vit_l.py",
-        "vit-h": "configs/coco/mask_rcnn_vit_h.py",
-    },
-}
+SCALES = ("mini", "coco")
 # What does not change the result of a run, and so is no part of its identity.
-_NOT_IDENTITY = (
+NOT_IDENTITY = (
     "train.checkpoint_period",
     "train.log_period",
     "dataloader.train.num_workers",
@@ -44,6 +40,7 @@ _NOT_BY_OVERRIDE = {
     "dataloader.train.dataset": "choose with DATASET= and VAL=",
     "dataloader.test.dataset": "choose with DATASET= and VAL=",
     "model.roi_heads.num_classes": "it is the data set's number of categories",
+    "model.num_classes": "it is the data set's number of categories",
 }
 _AT_LEAST = {
     "train.max_iter": 1,
@@ -56,28 +53,32 @@ _AT_LEAST = {
     "dataloader.test.batch_size": 1,
     "dataloader.test.num_workers": 0,
 }
-_REQUIRED = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train")
+_REQUIRED = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train", "test")
 
 
 def check_scale(scale: str) -> None:
     """Raises UserError for an unknown scale."""
-    if scale not in BASES:
-        raise unknown("scale", scale, BASES)
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
 
 
-def base_path(scale: str, size: str) -> Path:
-    """The base config's file.
+def base_path(scale: str, size: str, detector: str = "mask_rcnn", dataset: str = "coco") -> Path:
+    """The base config's file: what the paper or the suite recommends there.
 
     Raises:
-        UserError: unknown scale, unknown size, or a size that the scale has no recipe for.
+        UserError: unknown scale, or a size that the scale has no recipe for.
     """
     check_scale(scale)
-    if size not in SIZES:
-        raise unknown("size", size, SIZES)
-    if size not in BASES[scale]:
-        allowed = ", ".join(BASES[scale])
-        raise UserError(f"size {size!r} has no recipe at scale {scale!r}: there are {allowed}")
-    return ROOT / BASES[scale][size]
+    # At full scale the folder is the data set's, as in detectron2's ViTDet project.
+    if scale == "coco":
+        folder, prefix = dataset, detector
+    else:
+        folder, prefix = scale, detector if dataset == "coco" else f"{dataset}_{detector}"
+    files = sorted((ROOT / "configs" / folder).glob(f"{prefix}_*.py"))
+    of_size = {file.stem.removeprefix(f"{prefix}_").replace("_", "-"): file for file in files}
+    if size not in of_size:
+        raise unknown("size", size, of_size, f" of configs/{folder}/{prefix}_*")
+    return of_size[size]
 
 
 def load(path: str | Path) -> DictConfig:
@@ -182,10 +183,14 @@ def parse_overrides(text: str) -> Words:
 def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Words) -> DictConfig:
     """The config of a row: base, then the study's words, the row's, the user's. Seed 0.
 
+    Args:
+        size: of rows that have none of their own.
+
     Raises:
         UserError: as of `base_path` and `set_words`.
     """
-    cfg = load(base_path(scale, size))
+    size = variant.size or size
+    cfg = load(base_path(scale, size, variant.detector or study.detector, study.dataset))
     set_words(cfg, study.words, f"study {study.name!r}")
     row = {**variant.words, **variant.words_of_size.get(size, {})}
     set_words(cfg, row, f"variant {variant.name!r}")
@@ -193,12 +198,19 @@ def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Wo
         raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
     set_words(cfg, overrides, "OVERRIDES")
     cfg.train.amp = bool(cfg.train.amp) and computes_bfloat16()
-    check(cfg, f"variant {variant.name!r}")
+    backbone = check(cfg, f"variant {variant.name!r}").backbone
+    words = cfg.model.backbone
+    if words.get("count", 0) is None:
+        # The strategy's own count, written out: the same network is the same run.
+        words.count = PROPAGATIONS.get(words.propagation)(backbone.net.spec).default_count()
     return cfg
 
 
-def check(cfg: DictConfig, where: str) -> None:
+def check(cfg: DictConfig, where: str) -> nn.Module:
     """Find what does not fit before anything runs: ranges, and a model built without memory.
+
+    Returns:
+        That model, on the meta device.
 
     Raises:
         UserError: naming `where`, the key and what is allowed.
@@ -213,12 +225,26 @@ def check(cfg: DictConfig, where: str) -> None:
             f"{where}: dataloader.train.micro_batch_size={micro} does not divide "
             f"total_batch_size={batch}"
         )
+    test_time.check(cfg.test)
     try:
-        with torch.device("meta"):
-            instantiate(cfg.model)
+        return build_on_meta(cfg.model)
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where}: {message}") from error
+
+
+class _ScheduleOnCpu(TorchFunctionMode):
+    """Swin and MViT read their drop path rates off a `linspace`, which a meta tensor has not."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        on_cpu = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **(kwargs or {}), **on_cpu)
+
+
+def build_on_meta(cfg_model: DictConfig) -> nn.Module:
+    """The model that a config describes, on the meta device: shapes without memory."""
+    with torch.device("meta"), _ScheduleOnCpu():
+        return instantiate(cfg_model)
 
 
 def computes_bfloat16() -> bool:
@@ -231,13 +257,16 @@ def computes_bfloat16() -> bool:
 def fingerprint(cfg: DictConfig, data_digest: str) -> str:
     """Sixteen hex digits that identify a run: its config, its data, its initial weights, and the
     source file of variants that are not part of this suite (editing it makes a new run)."""
-    plain = plain_config(cfg)
-    for key in _NOT_IDENTITY:
-        *parents, leaf = key.split(".")
-        node = plain
-        for parent in parents:
-            node = node[parent]
-        node.pop(leaf, None)
+    return _identity(cfg, data_digest, NOT_IDENTITY)
+
+
+def training_fingerprint(cfg: DictConfig, data_digest: str) -> str:
+    """As `fingerprint`, of training alone: runs that differ at test time only have the same."""
+    return _identity(cfg, data_digest, (*NOT_IDENTITY, "test", "dataloader.test"))
+
+
+def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
+    plain = without_keys(plain_config(cfg), without)
     words = {str(v) for v in plain["model"].get("backbone", {}).values()}
     foreign = {
         word: inspect.getsource(inspect.getmodule(entry))
@@ -248,6 +277,18 @@ def fingerprint(cfg: DictConfig, data_digest: str) -> str:
     parts = [plain, data_digest, _file_digest(cfg.train.init_weights), foreign]
     identity = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def without_keys(plain: dict, keys: Sequence[str]) -> dict:
+    """A copy of a plain config without some dotted keys, whether it has them or not."""
+    plain = copy.deepcopy(plain)
+    for key in keys:
+        *parents, leaf = key.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(leaf, None)
+    return plain
 
 
 @functools.cache

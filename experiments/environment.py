@@ -11,7 +11,7 @@ import torch
 
 from .config import ROOT
 
-_PACKAGES = ("torch", "torchvision", "fvcore", "pycocotools", "numpy")
+_PACKAGES = ("torch", "torchvision", "fvcore", "pycocotools", "lvis", "numpy")
 
 
 def device_name(device: str | None = None) -> str:

@@ -13,8 +13,8 @@ from torch import nn
 from . import config
 from .data import catalog
 from .errors import UserError
-from .evaluate import Result, evaluate
-from .records import COCO_FIGURES, write_json
+from .evaluate import Result, evaluate, set_num_classes
+from .records import write_json
 
 
 def evaluate_checkpoint(
@@ -40,7 +40,7 @@ def evaluate_checkpoint(
     cfg = config.load(config_file)
     config.set_words(cfg, config.parse_overrides(overrides), "OVERRIDES")
     split = catalog.parse_split(val) if val else catalog.test_split(cfg.dataloader.test.dataset)
-    cfg.model.roi_heads.num_classes = len(catalog.read_split(split).categories)
+    set_num_classes(cfg, len(catalog.read_split(split).categories))
     config.check(cfg, str(config_file))
     # One folder per data set and overrides.
     mark = hashlib.sha256(f"{split} {overrides}".encode()).hexdigest()[:8]
@@ -74,10 +74,11 @@ def evaluate_checkpoint(
             mask=result.mask,
         ),
     )
-    console.print(f"{'':5}" + "".join(f"{figure:>7}" for figure in COCO_FIGURES))
+    console.print(f"{'':5}" + "".join(f"{figure:>7}" for figure in result.box))
     for kind, figures in (("box", result.box), ("mask", result.mask)):
-        cells = ("" if figures[f] is None else f"{figures[f]:.1f}" for f in COCO_FIGURES)
-        console.print(f"{kind:5}" + "".join(f"{cell:>7}" for cell in cells))
+        cells = ("" if value is None else f"{value:.1f}" for value in figures.values())
+        if figures:
+            console.print(f"{kind:5}" + "".join(f"{cell:>7}" for cell in cells))
     console.print(f"predictions and figures: {folder}")
     return result
 

@@ -6,11 +6,12 @@ Both are read off the modules, not off parameter names, so that a wrapped model 
 
 from collections.abc import Iterator, Sequence
 
+from detectron2.modeling.backbone.swin import WindowAttention
 from torch import nn
 
 from backbones import ViT
 
-NO_DECAY_KINDS = ("norm", "pos_embed")
+NO_DECAY_KINDS = ("norm", "pos_embed", "relative_position_bias")
 # As in detectron2's optimizer, and so in the released recipe: torch's norms. Channel-first
 # LayerNorms, of neck and heads, are decayed.
 _NORMS = (
@@ -43,14 +44,15 @@ def param_groups(
     lr: float,
     weight_decay: float,
     layer_decay: float = 1.0,
-    no_weight_decay: Sequence[str] = NO_DECAY_KINDS,
+    no_weight_decay: Sequence[str] = ("norm", "pos_embed"),
 ) -> list[dict]:
     """Groups of parameters with their own `lr` and `weight_decay`, for a torch optimizer.
 
     Args:
         model: detector with any number of encoders in it.
         layer_decay: see `lr_factors`; parameters outside encoders keep `lr`.
-        no_weight_decay: kinds of parameter without weight decay, of "norm" and "pos_embed".
+        no_weight_decay: kinds of parameter without weight decay, of `NO_DECAY_KINDS`;
+            "relative_position_bias" is Swin's table.
 
     Raises:
         ValueError: an unknown kind.
@@ -67,6 +69,8 @@ def param_groups(
             factors |= lr_factors(module, layer_decay)
             if "pos_embed" in no_weight_decay and module.pos_embed is not None:
                 without_decay.add(module.pos_embed)
+        if isinstance(module, WindowAttention) and "relative_position_bias" in no_weight_decay:
+            without_decay.add(module.relative_position_bias_table)
         if isinstance(module, _NORMS) and "norm" in no_weight_decay:
             without_decay |= set(module.parameters(recurse=False))
 

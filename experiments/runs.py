@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from . import config
 from .data.catalog import Data
 from .errors import UserError
 from .records import MANIFEST, RECORD, VERSION, read, write_json
-from .studies import Study, Words
+from .studies import Study, Variant, Words
 
 
 @dataclass(frozen=True)
@@ -40,37 +41,66 @@ class Run:
         return path.is_file() and read(path).fingerprint == self.fingerprint
 
 
+@dataclass(frozen=True)
+class Row:
+    """One variant at one scale and model size: a run is a row with a seed, on data."""
+
+    variant: Variant
+    size: str
+    cfg: DictConfig
+
+
+def rows(
+    study: Study, scale: str, size: str, overrides: Words, variants: Sequence[str] = ()
+) -> list[Row]:
+    """The rows of a study at a scale, all that are for that size or only `variants`, resolved.
+
+    Args:
+        size: of rows that have none of their own; "": the study's default.
+
+    Raises:
+        UserError: unknown scale, size, variant or config key, or a size where rows have their own.
+    """
+    for name in variants:
+        study.variant(name, scale)  # that there is one
+    chosen = [v for v in study.rows(scale) if not variants or v.name in variants]
+    if size and all(v.size for v in chosen):
+        raise UserError(
+            f"the rows of study {study.name!r} have sizes of their own: leave out SIZE={size}, "
+            "choose rows with VARIANTS="
+        )
+    size = size or study.sizes.get(scale, "")
+    for v in chosen:
+        if v.only and size not in v.only and v.name in variants:
+            raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")
+    return [
+        Row(v, v.size or size, config.resolve(study, v, scale, size, overrides))
+        for v in chosen
+        if not v.only or size in v.only
+    ]
+
+
 def plan(
     study: Study,
     source: str,
     scale: str,
-    size: str,
+    rows: list[Row],
     seeds: int,
-    overrides: Words,
     data: Data,
     runs_root: Path,
-    variants: list[str] | None = None,
 ) -> list[Run]:
     """The runs of a study, row by row of each seed: a comparison is complete after each seed.
 
     A run that another study has finished, or begun, is taken from there.
-
-    Raises:
-        UserError: unknown scale, size, variant or config key.
     """
-    for name in variants or []:
-        study.variant(name)  # that there is one
-    names = [v.name for v in study.variants if not variants or v.name in variants]
-    rows = {
-        name: config.resolve(study, study.variant(name), scale, size, overrides) for name in names
-    }
     runs = []
     for seed in range(seeds):
-        for name in names:
-            cfg = copy.deepcopy(rows[name])
+        for row in rows:
+            cfg = copy.deepcopy(row.cfg)
             cfg.train.seed = seed
+            name = row.variant.name
             mark = config.fingerprint(cfg, data.digest)
-            here = runs_root / scale / study.name / f"{name}-{size}-seed{seed}-{mark}"
+            here = runs_root / scale / study.name / f"{name}-{row.size}-seed{seed}-{mark}"
             there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
             folder = here if here in there or not there else there[0]
             runs.append(
@@ -79,7 +109,7 @@ def plan(
                     source,
                     name,
                     scale,
-                    size,
+                    row.size,
                     seed,
                     mark,
                     str(folder.absolute()),
@@ -90,10 +120,10 @@ def plan(
     return runs
 
 
-def write_manifest(study: Study, runs: list[Run], folder: Path, command: str) -> None:
+def write_manifest(
+    study: Study, rows: list[Row], runs: list[Run], folder: Path, command: str
+) -> None:
     """Write down what was asked for, for the tables (see `records.load_study`)."""
-    names = list(dict.fromkeys(run.variant for run in runs))
-    rows = [study.variant(name) for name in names]
     write_json(
         folder / MANIFEST,
         dict(
@@ -101,15 +131,15 @@ def write_manifest(study: Study, runs: list[Run], folder: Path, command: str) ->
             study=study.name,
             question=study.question,
             scale=runs[0].scale,
-            size=runs[0].size,
-            base=names[0],
+            base=rows[0].variant.name,
             variants=[
                 dict(
-                    name=v.name,
-                    words={**v.words, **v.words_of_size.get(runs[0].size, {})},
-                    published=v.published,
+                    name=row.variant.name,
+                    size=row.size,
+                    words={**row.variant.words, **row.variant.words_of_size.get(row.size, {})},
+                    published=row.variant.published,
                 )
-                for v in rows
+                for row in rows
             ],
             runs=[
                 dict(
@@ -124,15 +154,11 @@ def write_manifest(study: Study, runs: list[Run], folder: Path, command: str) ->
     )
 
 
-def check_init_weights(runs: list[Run]) -> None:
-    """See that the encoder weights the runs start from are there.
-
-    Raises:
-        UserError: naming the file and what to do.
-    """
-    for path in sorted({run.cfg.train.init_weights for run in runs if not run.done} - {""}):
-        if not Path(path).is_file():
-            raise UserError(
-                f"no encoder weights at {Path(path).absolute()}: put {Path(path).name} there (the "
-                "config names its source), or start at random with OVERRIDES='train.init_weights='"
-            )
+def missing_weights(cfgs: Iterable[DictConfig]) -> list[str]:
+    """What to say of each file of encoder weights that is not where its configs look for it."""
+    paths = sorted({cfg.train.init_weights for cfg in cfgs} - {""})
+    return [
+        f"no encoder weights at {Path(path).absolute()} (the config names their source)"
+        for path in paths
+        if not Path(path).is_file()
+    ]

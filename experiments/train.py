@@ -1,5 +1,6 @@
 """One run: train, evaluate, record. Called in a process of its own (see launch.py)."""
 
+import contextlib
 import copy
 import datetime
 import fcntl
@@ -7,7 +8,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.solver import LRMultiplier
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, get_event_storage
@@ -24,14 +26,14 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from backbones.weights import load_mae_encoder
+from backbones.weights import load_encoder
 
 from . import config, environment, records, studies
 from .config import plain_config
 from .cost import detector_cost
 from .data.stream import training_loader
 from .errors import UserError
-from .evaluate import PREDICTIONS, evaluate
+from .evaluate import PREDICTIONS, evaluate, set_num_classes
 from .optim import param_groups
 from .runs import Run
 
@@ -146,11 +148,18 @@ def execute(run: Run) -> str:
     """
     folder = Path(run.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # waits for another process that works on this run
+    with _alone(folder / ".lock"):
         if not run.done:
             _execute(run)
     return str(folder / records.RECORD)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time; others wait."""
+    with open(path, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _execute(run: Run) -> None:
@@ -162,8 +171,8 @@ def _execute(run: Run) -> None:
     setup_logger(str(folder / "log.txt"), name="detectron2")
     setup_logger(str(folder / "log.txt"), name="fvcore")
     cfg = copy.deepcopy(run.cfg)
-    cfg.model.roi_heads.num_classes = len(run.data.categories)
-    cfg.dataloader.test.dataset = f"{run.data.val.json_file},{run.data.val.image_root}"
+    set_num_classes(cfg, len(run.data.categories))
+    cfg.dataloader.test.dataset = str(run.data.val)
     LazyConfig.save(cfg, str(folder / "config.yaml"))
     if cfg.train.threads:
         torch.set_num_threads(cfg.train.threads)
@@ -172,7 +181,8 @@ def _execute(run: Run) -> None:
     cost = detector_cost(cfg.model)
     versions, git_commit = environment.versions(), environment.git_commit()
 
-    model, meter = train(cfg, run)
+    with _alone(folder.parent.parent / f".trained-{_training_mark(run)}"):
+        model, meter = train(cfg, run)
     result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
 
     record = records.Record(
@@ -204,18 +214,35 @@ def _execute(run: Run) -> None:
         started=started,
         finished=_now(),
         data=dict(
-            train=run.data.train.json_file, val=run.data.val.json_file, digest=run.data.digest
+            kind=run.data.val.kind,
+            train=run.data.train.json_file,
+            val=run.data.val.json_file,
+            digest=run.data.digest,
         ),
         config=plain_config(cfg),
     )
     records.write(folder, record)
 
 
+def _training_mark(run: Run) -> str:
+    return config.training_fingerprint(run.cfg, run.data.digest)
+
+
+def _trained_by_another(run: Run) -> Path | None:
+    """The weights of a run at this scale that differs from this one at test time only."""
+    note = Path(run.folder).parent.parent / f".trained-{_training_mark(run)}"
+    name = note.read_text() if note.is_file() else ""
+    weights = note.parent / name / LAST_WEIGHTS
+    return weights if name and weights.is_file() else None
+
+
 def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
-    """The trained detector, from the last checkpoint in the run's folder if there is one."""
+    """The trained detector: from the last checkpoint in the run's folder if there is one, or of a
+    run that was trained in the same way."""
     folder = Path(run.folder)
     torch.manual_seed(cfg.train.seed)
     model = instantiate(cfg.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    set_federated_loss(model, run.data.image_counts)
     optimizer = _optimizer(cfg, model)
     batch = cfg.dataloader.train.total_batch_size
     micro_batch = min(cfg.dataloader.train.micro_batch_size, batch)
@@ -255,8 +282,15 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
     if checkpointer.has_checkpoint():
         checkpointer.resume_or_load("", resume=True)
         start_iter = trainer.iter + 1
+    elif twin := _trained_by_another(run):
+        checkpointer.load(str(twin))
+        start_iter = trainer.iter + 1
+        (folder / LAST_WEIGHTS).unlink(missing_ok=True)
+        (folder / LAST_WEIGHTS).symlink_to(os.path.relpath(twin, folder))
     elif cfg.train.init_weights:
-        load_mae_encoder(model.backbone.net, Path(cfg.train.init_weights))
+        backbone = model.backbone
+        encoder = backbone.net if hasattr(backbone, "net") else backbone.bottom_up
+        load_encoder(encoder, Path(cfg.train.init_weights))
     name = run.data.train.register()
     if run.data.has_rle:
         cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
@@ -267,10 +301,31 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
         start=start_iter * batch,
         batch_size=micro_batch,
         num_workers=cfg.dataloader.train.num_workers,
+        repeat_threshold=cfg.dataloader.train.repeat_threshold,
     )
     if start_iter < cfg.train.max_iter:
         trainer.train(start_iter, cfg.train.max_iter)
+        note = folder.parent.parent / f".trained-{_training_mark(run)}"
+        note.write_text(os.path.relpath(folder, note.parent))
     return model, meter
+
+
+def set_federated_loss(model: nn.Module, image_counts: Sequence[int]) -> None:
+    """Give box predictors with a federated loss (arXiv:2103.07461) the data's categories.
+
+    Categories that a batch has no box of are drawn by the square root of their training images, as
+    in the released LVIS configs; no more of them than there are.
+
+    Args:
+        image_counts: training images of each category.
+    """
+    weights = torch.tensor(image_counts, dtype=torch.float32).sqrt()
+    for module in model.modules():
+        if isinstance(module, FastRCNNOutputLayers) and module.use_fed_loss:
+            module.fed_loss_cls_weights.copy_(weights)
+            module.fed_loss_num_classes = min(
+                module.fed_loss_num_classes, int(weights.count_nonzero())
+            )
 
 
 def _optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@ from ..common.data import dataloader
 from ..common.model import model
 from ..common.optim import optimizer, param_groups
 from ..common.schedule import step as schedule
+from ..common.test import test
 from ..common.train import train
 
 # github.com/facebookresearch/mae, "pre-trained checkpoint" of its FINETUNE.md

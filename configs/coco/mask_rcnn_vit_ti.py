@@ -4,14 +4,10 @@ This recipe is not the paper's and no AP is known for it. Batch 8 at the paper's
 image (1.6e-4 for 64 from scratch, Table 11) x sqrt(8), 36 epochs.
 """
 
-from .mask_rcnn_vit_b import dataloader, model, optimizer, param_groups, schedule, train
+from .mask_rcnn_vit_b import dataloader, model, optimizer, param_groups, schedule, test, train
 
-_side = 512
-
-model.backbone.update(size="vit-ti", img_size=_side, drop_path_rate=0.0)
-dataloader.train.mapper.augmentations[1].update(target_height=_side, target_width=_side)
-dataloader.train.mapper.augmentations[2].crop_size = (_side, _side)
-dataloader.test.mapper.augmentations[0].update(short_edge_length=_side, max_size=_side)
+model.backbone.update(size="vit-ti", img_size=512, drop_path_rate=0.0)
+dataloader.image_size = 512
 dataloader.train.total_batch_size = 8
 optimizer.update(lr=1.6e-4 / 8 * 8**0.5, weight_decay=0.2)
 param_groups.layer_decay = 1.0

@@ -8,19 +8,26 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper
 
 dataloader = dict(
+    image_size=1024,  # pixels, of the training crop's side and of the longest side at test time
     train=dict(
         dataset="coco_2017_train",
         total_batch_size=64,  # images of one optimizer step, on any number of devices
         micro_batch_size=1,  # images of one forward pass; gradients accumulate to the above
         num_workers=4,
+        repeat_threshold=0.0,  # repeat-factor sampling (arXiv:1908.03195); 0: each image once
         mapper=L(DatasetMapper)(
             is_train=True,
             augmentations=[
                 L(T.RandomFlip)(horizontal=True),
                 L(T.ResizeScale)(
-                    min_scale=0.1, max_scale=2.0, target_height=1024, target_width=1024
+                    min_scale=0.1,
+                    max_scale=2.0,
+                    target_height="${dataloader.image_size}",
+                    target_width="${dataloader.image_size}",
                 ),
-                L(T.FixedSizeCrop)(crop_size=(1024, 1024), pad=False),
+                L(T.FixedSizeCrop)(
+                    crop_size=("${dataloader.image_size}", "${dataloader.image_size}"), pad=False
+                ),
             ],
             image_format="RGB",
             use_instance_mask=True,
@@ -33,7 +40,12 @@ dataloader = dict(
         num_workers=4,
         mapper=L(DatasetMapper)(
             is_train=False,
-            augmentations=[L(T.ResizeShortestEdge)(short_edge_length=1024, max_size=1024)],
+            augmentations=[
+                L(T.ResizeShortestEdge)(
+                    short_edge_length="${dataloader.image_size}",
+                    max_size="${dataloader.image_size}",
+                )
+            ],
             image_format="RGB",
         ),
     ),

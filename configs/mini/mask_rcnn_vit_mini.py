@@ -10,6 +10,7 @@ from ..common.data import dataloader
 from ..common.model import model
 from ..common.optim import optimizer, param_groups
 from ..common.schedule import cosine as schedule
+from ..common.test import test
 from ..common.train import train
 
 _side = 128
@@ -23,7 +24,7 @@ model.backbone.update(
     drop_path_rate=0.0,
     out_channels=64,
     scale_factors=(2.0, 1.0),
-    top_level=False,
+    top_block="none",
 )
 model.proposal_generator.update(
     in_features=["p2", "p3"],
@@ -61,6 +62,7 @@ model.roi_heads.box_predictor.input_shape.channels = 128
 model.roi_heads.mask_head.update(conv_dims=[64, 64])
 model.roi_heads.mask_head.input_shape.update(channels=64, height=7, width=7)
 
+dataloader.image_size = _side
 dataloader.train.update(dataset="mini_train", total_batch_size=8, micro_batch_size=8, num_workers=0)
 dataloader.train.mapper.augmentations = [
     L(T.RandomFlip)(horizontal=True, vertical=False),

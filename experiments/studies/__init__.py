@@ -19,13 +19,20 @@ class Variant:
         name: how the row is called in commands, records and tables.
         words: config keys it sets, over the study's.
         words_of_size: more words for one model size, where the paper's row differs by size.
-        published: rows of the paper with the same setting: size -> "table:row" (analysis/paper/).
+        published: rows of the paper with the same setting: size -> "table:row" (analysis/paper/),
+            several between spaces.
+        size: model size of this row, in studies that compare models; "": the size that was chosen.
+        detector: another than the study's.
+        only: model sizes that the row is for; none: any.
     """
 
     name: str
     words: Words = field(default_factory=dict)
     words_of_size: dict[str, Words] = field(default_factory=dict)
     published: dict[str, str] = field(default_factory=dict)
+    size: str = ""
+    detector: str = ""
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,10 @@ class Study:
         name: as in `make ablation-<name>`.
         question: one line.
         variants: rows; the first is the base that differences are taken to.
+        mini: rows at mini scale, where those of the paper make no sense there; none: the same.
         words: config keys that all rows set.
+        detector: "mask_rcnn", "cascade_mask_rcnn" or "retinanet".
+        dataset: "coco" or "lvis".
         sizes: default model size of each scale.
         seeds: default number of seeds of each scale.
     """
@@ -44,20 +54,28 @@ class Study:
     name: str
     question: str
     variants: tuple[Variant, ...]
+    mini: tuple[Variant, ...] = ()
     words: Words = field(default_factory=dict)
+    detector: str = "mask_rcnn"
+    dataset: str = "coco"
     sizes: dict[str, str] = field(default_factory=lambda: {"mini": "vit-mini", "coco": "vit-b"})
     seeds: dict[str, int] = field(default_factory=lambda: {"mini": 2, "coco": 1})
 
-    def variant(self, name: str) -> Variant:
+    def rows(self, scale: str) -> tuple[Variant, ...]:
+        """The rows at a scale."""
+        return self.mini if scale == "mini" and self.mini else self.variants
+
+    def variant(self, name: str, scale: str) -> Variant:
         """The row of that name.
 
         Raises:
             UserError: there is none.
         """
-        for variant in self.variants:
+        for variant in self.rows(scale):
             if variant.name == name:
                 return variant
-        raise unknown("variant", name, [v.name for v in self.variants], f" of study {self.name!r}")
+        names = [v.name for v in self.rows(scale)]
+        raise unknown("variant", name, names, f" of study {self.name!r} at scale {scale!r}")
 
 
 def files() -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """How should windows exchange information: not at all, by a few global blocks, by convs, by shifts?
 
-    make ablation-global-vs-conv                        mini scale: see README.md for its time
+    make ablation-global-vs-conv                        mini scale: 2 minutes a row and seed
     make ablation-global-vs-conv SCALE=coco SIZE=vit-b  Table 8a (vit-l: Table 2a)
 
 Published (arXiv:2203.16527, Tables 8a and 2a; COCO val2017, Mask R-CNN, no relative positions):

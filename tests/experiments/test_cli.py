@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments import records
 from tests.conftest import ROOT
+from tests.experiments.test_records import make
 
 
 def experiments(*words, **env):
@@ -120,7 +122,7 @@ def test_an_old_record_stops_before_anything_trains(small_set, tmp_path):
 
     study = studies.find("global-vs-conv")
     data = catalog.prepare("mini", small_set["dataset"], small_set["val"])
-    cfg = config.resolve(study, study.variant("none"), "mini", "vit-mini", {})
+    cfg = config.resolve(study, study.variants[0], "mini", "vit-mini", {})
     folder = old / f"none-vit-mini-seed0-{config.fingerprint(cfg, data.digest)}"
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"version": 0}')
@@ -141,11 +143,20 @@ def test_evaluating_what_does_not_fit(small_set, tmp_path):
     assert_told(experiments(*words), f"{weights} does not fit the config: it lacks backbone.")
 
 
-def test_studies_are_listed_with_their_questions():
-    done = experiments("studies")
+def test_studies_are_listed_with_question_rows_and_state(tmp_path):
+    folder = tmp_path / "mini" / "count"
+    runs = [dict(variant="none", seed=seed, folder=f"none-{seed}") for seed in (0, 1)]
+    (folder / "none-0").mkdir(parents=True)
+    records.write(folder / "none-0", make(variant="none", seed=0))
+    manifest = dict(version=records.VERSION, study="count", variants=[], runs=runs)
+    records.write_json(folder / records.MANIFEST, manifest)
+    done = experiments("studies", "--runs", tmp_path)
     assert done.returncode == 0
     assert "global-vs-conv  How should windows exchange information" in done.stdout
     assert "rows: none, global, conv, shifted" in done.stdout
+    assert "rows: none, 2, 4, all\n  rows at mini scale: none, 1, 3, 6\n" in done.stdout
+    assert "  done: mini 1 of 2 runs\n" in done.stdout
+    assert "  done: nothing yet\n" in done.stdout or "  done: mini in results/\n" in done.stdout
 
 
 def test_picture_sheet(small_set, tmp_path):

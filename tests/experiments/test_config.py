@@ -10,7 +10,8 @@ STUDY = studies.find("global-vs-conv")
 
 def resolve(variant="none", scale="mini", size="vit-mini", seed=0, **overrides):
     words = {key.replace("__", "."): value for key, value in overrides.items()}
-    cfg = config.resolve(STUDY, STUDY.variant(variant), scale, size, words)
+    row = next(v for v in STUDY.variants if v.name == variant)
+    cfg = config.resolve(STUDY, row, scale, size, words)
     cfg.train.seed = seed
     return cfg
 
@@ -19,6 +20,9 @@ def test_rows_differ_by_their_words_only():
     base, row = (config.plain_config(resolve(name)) for name in ("none", "global"))
     assert base["model"]["backbone"].pop("propagation") == "none"
     assert row["model"]["backbone"].pop("propagation") == "global"
+    # The strategies' own numbers of blocks, written out.
+    assert base["model"]["backbone"].pop("count") == 0
+    assert row["model"]["backbone"].pop("count") == 3
     assert base == row
 
 
@@ -53,12 +57,14 @@ MISTAKES = {
         "global-vs-cov"
     ),
     "no study file at none/such.py": lambda: studies.find("none/such.py"),
-    "unknown variant 'globl' of study 'global-vs-conv': did you mean 'global'": lambda: (
-        STUDY.variant("globl")
+    "unknown variant 'globl' of study 'global-vs-conv' at scale 'mini': did you mean 'global'": (
+        lambda: STUDY.variant("globl", "mini")
     ),
     "unknown scale 'cocoo': did you mean 'coco'": lambda: resolve(scale="cocoo"),
-    "unknown size 'vit-minni': did you mean 'vit-mini'": lambda: resolve(size="vit-minni"),
-    "size 'vit-b' has no recipe at scale 'mini'": lambda: resolve(size="vit-b"),
+    "unknown size 'vit-minni' of configs/mini/mask_rcnn_*: did you mean 'vit-mini'": lambda: (
+        resolve(size="vit-minni")
+    ),
+    "unknown size 'vit-b' of configs/mini/mask_rcnn_*: ": lambda: resolve(size="vit-b"),
     "unknown config key 'train.max_itr' in OVERRIDES: did you mean 'train.max_iter'": lambda: (
         resolve(train__max_itr=4)
     ),
@@ -118,7 +124,7 @@ class TestFingerprint:
             dict(variant="conv"),
             dict(seed=1),
             dict(train__max_iter=5),
-            dict(model__backbone__count=0),
+            dict(model__backbone__propagation="global", model__backbone__count=1),
             dict(optimizer__lr=1e-3),
             dict(data="other"),
         ],
@@ -132,6 +138,7 @@ class TestFingerprint:
             dict(train__log_period=1),
             dict(train__checkpoint_period=7),
             dict(dataloader__train__num_workers=2),
+            dict(model__backbone__count=0),
         ],
     )
     def test_what_changes_no_result_changes_no_fingerprint(self, words):

@@ -1,0 +1,338 @@
+"""Every table of the paper: the published figures, and beside them what this suite computes,
+measures and trains. The two are never mixed in a column; what was not done is an empty cell."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from omegaconf import DictConfig
+from tabulate import tabulate
+
+from experiments import config, environment, records, studies
+from experiments.cost import detector_cost
+from experiments.studies import Study, Variant
+
+from . import figures
+from .paper import published
+from .tables import KINDS
+
+TITLES = {
+    "T1": "Table 1: feature pyramids on a plain backbone",
+    "T2a": "Table 2a: cross-window propagation",
+    "T2b": "Table 2b: residual conv blocks",
+    "T2c": "Table 2c: placement of global blocks",
+    "T2d": "Table 2d: number of global blocks",
+    "T3": "Table 3: practical cost of propagation",
+    "T4": "Table 4: pre-training",
+    "T5": "Table 5: plain and hierarchical backbones",
+    "T6": "Table 6: system level, COCO",
+    "T7": "Table 7: system level, LVIS",
+    "T8a": "Table 8a: cross-window propagation",
+    "T8b": "Table 8b: residual conv blocks",
+    "T8c": "Table 8c: placement of global blocks",
+    "T8d": "Table 8d: number of global blocks",
+    "T9": "Table 9: plain and hierarchical backbones, measurements",
+    "T10": "Table 10: pre-training, LVIS",
+}
+_NOTE = """\
+Columns that begin with "paper" are published figures (arXiv:2203.16527v2; COCO val2017, LVIS v1 val
+in Tables 7 and 10). All others are this suite's own: params and MACs are counted (docs/cost.md) for
+the whole detector and for its encoder, on one square image of "px" pixels, with 1,000 proposals and
+100 masks (300 on LVIS); what the paper calls FLOPs is MACs. "vs paper" is ours over the paper's,
+minus 1 (docs/cost.md says why MViTv2-L differs); ratios are to the table's first row. AP "coco" is
+the paper's recipe at full scale, AP "mini" the embedded data set with another encoder (vit-mini):
+never comparable with the paper's. Measured columns name the device. An empty cell was not trained
+or measured, or is not printed in the paper. Rows without params are other works' systems, quoted by
+the paper.
+"""
+_WORDS = ("model", "strategy", "pretrain", "detector", "test_mode")
+_ALWAYS = ("box AP, coco", "box AP, mini")
+# What a run's result has in its config beside the setting of a row.
+_NOT_SETTING = ("train.seed", "train.amp", "train.threads", "dataloader.test.dataset")
+_PUBLISHED = ("ap_", "params_", "flops_t", "train_mem_", "test_time_")
+# What the benchmark of Table 3's setting calls its rows.
+_BENCHMARK_ROWS = {"4 conv": "conv", "4 global": "global", "all global": "all"}
+
+
+class Setting(NamedTuple):
+    """What a row of the paper is in this suite."""
+
+    study: Study
+    variant: Variant
+    size: str
+
+
+def settings() -> dict[str, Setting]:
+    """Row of the paper ("T8a:1") -> the first study's row with its setting."""
+    found: dict[str, Setting] = {}
+    for name in studies.files():
+        study = studies.find(name)
+        for variant in study.variants:
+            for size, rows in variant.published.items():
+                for row in rows.split():
+                    found.setdefault(row, Setting(study, variant, size))
+    return found
+
+
+def paper_tables(rows: "Rows") -> pd.DataFrame:
+    """One line per printed row of Tables 1 to 10, in the paper's order.
+
+    Columns: `paper_*` as of `analysis.paper`; study, variant and size, what runs it; params, macs,
+    activations, encoder_params, encoder_macs, px; params_vs_paper, macs_vs_paper, params_ratio (to
+    the table's first row); {coco,mini}_ap_{box,mask,mask_rare}, {coco,mini}_ap_{box,mask}_std and
+    {coco,mini}_seeds; train_memory_ratio, test_time_ratio (to window-only) and measured_on.
+    """
+    found = settings()
+    lines = []
+    for where, row in published().iterrows():
+        line = {k: row[k] for k in ("table", "row", "model", "pretrain", "detector", "strategy")}
+        line["test_mode"] = row["test_mode"]
+        line |= {f"paper_{k}": row[k] for k in row.index if k.startswith(_PUBLISHED)}
+        if where in found:
+            line |= rows.costs(found[where])
+            for scale in reversed(config.SCALES):
+                line |= rows.trained(found[where], scale)
+        lines.append(line)
+    table = pd.DataFrame(lines)
+    table["params_vs_paper"] = table["params"] / (table["paper_params_m"] * 1e6) - 1
+    table["macs_vs_paper"] = table["macs"] / (table["paper_flops_t"] * 1e12) - 1
+    is_3 = table["table"] == "T3"
+    table.loc[is_3, "params_ratio"] = table["params"] / table.loc[is_3, "params"].iloc[0]
+    return _with_measured(table, rows.root)
+
+
+_DETECTORS = {
+    "mask_rcnn": "Mask R-CNN",
+    "cascade_mask_rcnn": "Cascade Mask R-CNN",
+    "retinanet": "RetinaNet",
+}
+
+
+def points(rows: "Rows") -> pd.DataFrame:
+    """Our points of Figures 3 to 5 at full scale, with the columns of `analysis.figures.OURS`."""
+    lines = []
+    for name in ("plain-vs-hierarchical", "lvis"):
+        study = studies.find(name)
+        for variant in study.variants:
+            plain = variant.name == "mae-in1k"
+            if variant.name.endswith("-released") or not (plain or variant.size):
+                continue
+            for size in (variant.size,) if variant.size else ("vit-b", "vit-l", "vit-h"):
+                setting = Setting(study, variant, size)
+                found = rows.costs(setting) | rows.trained(setting, "coco")
+                found = {k.removeprefix("coco_"): v for k, v in found.items()}
+                sup = "1K, sup" if "-in1k" in variant.name else "21K, sup"
+                lines.append(
+                    dict(
+                        found,
+                        model=published_name(size),
+                        pretrain="1K, MAE" if size.startswith("vit-") else sup,
+                        detector=_DETECTORS[variant.detector or study.detector],
+                        dataset=study.dataset,
+                    )
+                )
+    return pd.DataFrame(lines).reindex(columns=[*figures.OURS, "ap_mask_std"])
+
+
+def published_name(size: str) -> str:
+    """What the paper calls a model size: "ViT-B" of "vit-b"."""
+    family, letter = size.rsplit("-", 1)
+    names = {"vit": "ViT", "swin": "Swin", "mvitv2": "MViTv2"}
+    return f"{names[family]}-{letter.upper()}"
+
+
+class Rows:
+    """Costs and results of settings, each looked up once.
+
+    Args:
+        root: of the project, for results/ that were kept.
+        runs: folder of runs; its records come before results/.
+    """
+
+    def __init__(self, root: Path = config.ROOT, runs: Path = Path("runs")):
+        self.root = root
+        self.configs: dict[tuple, DictConfig] = {}
+        self.costs_of: dict[str, dict] = {}
+        self.records: dict[str, pd.DataFrame] = {}
+        for scale in config.SCALES:
+            frame = records.load(runs / scale)
+            if len(frame):
+                frame["setting"] = [_setting(c) for c in frame["config"]]
+            self.records[scale] = frame
+
+    def config(self, study: Study, variant: Variant, scale: str, size: str) -> DictConfig:
+        key = (study.name, variant.name, scale, size)
+        if key not in self.configs:
+            self.configs[key] = config.resolve(study, variant, scale, size, {})
+        return self.configs[key]
+
+    def costs(self, setting: Setting) -> dict:
+        study, variant, size = setting
+        cfg = self.config(study, variant, "coco", size)
+        model = json.dumps(config.plain_config(cfg)["model"])
+        if model not in self.costs_of:
+            cost = detector_cost(cfg.model)
+            self.costs_of[model] = dict(
+                params=cost.detector.params,
+                macs=cost.detector.macs,
+                activations=cost.detector.activations,
+                encoder_params=cost.encoder.params,
+                encoder_macs=cost.encoder.macs,
+                px=cost.size[0],
+            )
+        return dict(study=study.name, variant=variant.name, size=size) | self.costs_of[model]
+
+    def trained(self, setting: Setting, scale: str) -> dict:
+        """AP of the setting at a scale: from records, or else from the results kept."""
+        study, variant, size = setting
+        if variant.name not in [v.name for v in study.rows(scale)]:
+            return {}
+        variant = study.variant(variant.name, scale)
+        size = size if scale == "coco" else study.sizes["mini"]
+        frame = self.records[scale]
+        if len(frame):
+            cfg = self.config(study, variant, scale, size)
+            frame = frame[frame["setting"] == _setting(config.plain_config(cfg))]
+        if len(frame):
+            frame = frame.drop_duplicates("seed")
+            found = {f"{scale}_seeds": len(frame)}
+            for kind in ("box", "mask"):
+                found[f"{scale}_ap_{kind}"] = frame[f"ap_{kind}"].mean()
+                found[f"{scale}_ap_{kind}_std"] = frame[f"ap_{kind}"].std()
+            if "apr_mask" in frame:
+                found[f"{scale}_ap_mask_rare"] = frame["apr_mask"].mean()
+            return found
+        return self._kept(study, variant, scale, size)
+
+    def _kept(self, study: Study, variant: Variant, scale: str, size: str) -> dict:
+        file = self.root / "results" / scale / study.name / "table.csv"
+        if not file.is_file():
+            return {}
+        kept = pd.read_csv(file)
+        kept = kept[(kept["variant"] == variant.name) & (kept["size"] == size)].squeeze()
+        names = {"seeds": "seeds", "apr_mask": "ap_mask_rare"}
+        names |= {f"ap_{kind}{end}": f"ap_{kind}{end}" for kind in KINDS for end in ("", "_std")}
+        return {f"{scale}_{name}": kept[column] for column, name in names.items() if column in kept}
+
+
+def _setting(plain: dict) -> str:
+    """A run's config without what does not belong to a row's setting."""
+    plain = config.without_keys(plain, (*config.NOT_IDENTITY, *_NOT_SETTING))
+    return json.dumps(plain, sort_keys=True)
+
+
+def _with_measured(table: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Table 3's ratios as `make bench SUITE=table-3` measured them on the first device there is."""
+    table[["train_memory_ratio", "test_time_ratio", "measured_on"]] = None
+    for file in sorted((root / "results/benchmarks").glob("*/over-window-only.csv")):
+        measured = pd.read_csv(file)
+        measured = measured[(measured["module"] == "detector") & (measured["size"] == "vit-l")]
+        measured = measured[measured["implementation"] == "fused"]
+        for mode, ratio, column in (
+            ("train", "memory_ratio", "train_memory_ratio"),
+            ("forward", "time_ratio", "test_time_ratio"),
+        ):
+            for _, row in measured[measured["mode"] == mode].iterrows():
+                here = table["variant"] == _BENCHMARK_ROWS.get(row["blocks"], "none")
+                here &= table["table"] == "T3"
+                table.loc[here, [column, "measured_on"]] = row[ratio], file.parent.name
+        if table["measured_on"].notna().any():
+            break
+    return table
+
+
+# ---- As text ------------------------------------------------------------------------------------
+
+
+def caption(part: pd.DataFrame) -> str:
+    """What all rows of a table share, e.g. "ViT-L, Mask R-CNN"."""
+    shared = (part[c].iloc[0] for c in _WORDS if part[c].nunique(dropna=False) == 1)
+    return ", ".join(word for word in shared if not pd.isna(word))
+
+
+def cells(part: pd.DataFrame) -> pd.DataFrame:
+    """A table as text cells, units in the headers.
+
+    What all rows share is in the caption; columns in which all cells are empty are left out, except
+    those of our box AP.
+    """
+    words = [c for c in _WORDS if part[c].nunique(dropna=False) > 1]
+    lines = []
+    for _, r in part.iterrows():
+        line = {c.replace("_", " "): "" if pd.isna(r[c]) else r[c] for c in words}
+        for kind in KINDS:
+            line[f"paper {kind} AP"] = _number(r[f"paper_ap_{kind}"], 1)
+        line["paper rare AP"] = _number(r["paper_ap_mask_rare"], 1)
+        for scale in reversed(config.SCALES):
+            for kind in KINDS:
+                ap = f"{scale}_ap_{kind}"
+                line[f"{kind} AP, {scale}"] = _spread(r.get(ap), r.get(f"{ap}_std"))
+            line[f"rare AP, {scale}"] = _number(r.get(f"{scale}_ap_mask_rare"), 1)
+            line[f"seeds, {scale}"] = _number(r.get(f"{scale}_seeds"), 0)
+        line["paper params M"] = _number(r["paper_params_m"], 0)
+        line["params M"] = _number(r["params"] / 1e6, 1)
+        line["vs paper"] = _percent(r["params_vs_paper"])
+        line["paper params ratio"] = _number(r["paper_params_ratio"], 2)
+        line["params ratio"] = _number(r["params_ratio"], 2)
+        line["encoder params M"] = _number(r["encoder_params"] / 1e6, 1)
+        line["paper TFLOPs"] = _number(r["paper_flops_t"], 1)
+        line["TMACs"] = _number(r["macs"] / 1e12, 3)
+        line["TMACs vs paper"] = _percent(r["macs_vs_paper"])
+        line["encoder TMACs"] = _number(r["encoder_macs"] / 1e12, 3)
+        line["activations M"] = _number(r["activations"] / 1e6, 0)
+        line["px"] = _number(r["px"], 0)
+        line["paper train GB"] = _number(r["paper_train_mem_gb"], 1)
+        line["paper memory ratio"] = _number(r["paper_train_mem_ratio"], 2)
+        line["memory ratio"] = _number(r["train_memory_ratio"], 2)
+        line["paper test ms"] = _number(r["paper_test_time_ms"], 0)
+        line["paper time ratio"] = _number(r["paper_test_time_ratio"], 2)
+        line["time ratio"] = _number(r["test_time_ratio"], 2)
+        line["measured on"] = "" if pd.isna(r["measured_on"]) else r["measured_on"]
+        lines.append(line)
+    text = pd.DataFrame(lines)
+    return text[[c for c in text if c in _ALWAYS or text[c].any()]]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:,.{digits}f}"
+
+
+def _percent(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:+.1%}"
+
+
+def _spread(mean: float | None, std: float | None) -> str:
+    text = _number(mean, 1)
+    return f"{text} ± {std:.1f}" if text and std is not None and not pd.isna(std) else text
+
+
+def provenance() -> list[str]:
+    """Command, versions and commit, one line each."""
+    versions = ", ".join(f"{k} {v}" for k, v in environment.versions().items())
+    return [
+        "command: `make paper-tables`",
+        f"versions: {versions}",
+        f"commit: {environment.git_commit()}",
+    ]
+
+
+def write(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """tables.csv (everything, tidy), tables.md and tables.tex (one table per printed table)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"tables.{suffix}" for suffix in ("csv", "md", "tex")]
+    table.to_csv(files[0], index=False)
+    markdown = ["# The paper's tables", "", _NOTE]
+    latex = ["% Needs \\usepackage{booktabs}.", *(f"% {line}" for line in _NOTE.splitlines())]
+    for name, title in TITLES.items():
+        part = table[table["table"] == name]
+        shown, words = cells(part), dict(headers="keys", showindex=False, disable_numparse=True)
+        markdown += [f"## {title}", "", caption(part), ""]
+        markdown += [tabulate(shown, tablefmt="pipe", **words), ""]
+        latex += ["", f"% {title}. {caption(part)}"]
+        latex += [tabulate(shown, tablefmt="latex_booktabs", **words)]
+    markdown += [*(f"- {line}" for line in provenance()), ""]
+    latex += ["", *(f"% {line}" for line in provenance()), ""]
+    files[1].write_text("\n".join(markdown))
+    files[2].write_text("\n".join(latex))
+    return files

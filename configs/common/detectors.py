@@ -1,0 +1,95 @@
+"""From Mask R-CNN to the other detectors of the paper, keeping backbone, RPN and kind of heads."""
+
+import copy
+import math
+from collections.abc import Sequence
+
+from detectron2.config import LazyCall as L
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.roi_heads import CascadeROIHeads
+from omegaconf import DictConfig
+
+from backbones import LayerNorm2d, build_backbone
+
+
+def cascade(model: DictConfig) -> None:
+    """Three box heads in a row, each on the boxes of the one before (arXiv:1712.00726).
+
+    IoU thresholds, box weights and class-agnostic boxes as in the released Cascade configs.
+    """
+    heads = model.roi_heads
+    box_head, predictor = heads.pop("box_head"), heads.pop("box_predictor")
+    heads.pop("proposal_matcher")
+    predictor.update(cls_agnostic_bbox_reg=True, num_classes="${...num_classes}")
+    heads.update(
+        _target_=CascadeROIHeads,
+        box_heads=[copy.deepcopy(box_head) for _ in range(3)],
+        box_predictors=[copy.deepcopy(predictor) for _ in range(3)],
+        proposal_matchers=[
+            L(Matcher)(thresholds=[iou], labels=[0, 1], allow_low_quality_matches=False)
+            for iou in (0.5, 0.6, 0.7)
+        ],
+    )
+    for stage, (xy, wh) in enumerate([(10, 5), (20, 10), (30, 15)]):
+        heads.box_predictors[stage].box2box_transform = L(Box2BoxTransform)(
+            weights=(xy, xy, wh, wh)
+        )
+
+
+def retinanet(
+    model: DictConfig,
+    strides: Sequence[int] = (8, 16, 32, 64, 128),
+    sizes: Sequence[Sequence[float]] | None = None,
+    aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
+) -> DictConfig:
+    """RetinaNet (arXiv:1708.02002) on the backbone of `model`, for Figure 5.
+
+    The paper says no more of it than that; so this is detectron2's, with LayerNorm in the head as
+    in the paper's other heads.
+
+    Args:
+        strides: of the levels that the head reads; above 32 they are made by stride-2 convs.
+        sizes: sides of each level's anchors in pixels; None: three per octave, from 4 x stride.
+        aspect_ratios: of the anchors.
+    """
+    sizes = sizes or [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in strides]
+    backbone, channels = model.backbone, model.proposal_generator.head.in_channels
+    if max(strides) > 32:
+        backbone.top_block = (
+            "p6p7"
+            if backbone._target_ is build_backbone
+            else L(LastLevelP6P7)(in_channels=channels, out_channels=channels, in_feature="p5")
+        )
+    return L(RetinaNet)(
+        backbone=backbone,
+        head=L(RetinaNetHead)(
+            input_shape=[L(ShapeSpec)(channels=channels) for _ in strides],
+            num_classes="${..num_classes}",
+            num_anchors=len(sizes[0]) * len(aspect_ratios),
+            conv_dims=[channels] * 4,
+            norm=LayerNorm2d,
+        ),
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=sizes, aspect_ratios=list(aspect_ratios), strides=list(strides), offset=0.0
+        ),
+        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        anchor_matcher=L(Matcher)(
+            thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
+        ),
+        num_classes=model.roi_heads.num_classes,
+        head_in_features=[f"p{int(math.log2(stride))}" for stride in strides],
+        focal_loss_alpha=0.25,
+        focal_loss_gamma=2.0,
+        test_score_thresh=0.05,
+        test_nms_thresh=0.5,
+        max_detections_per_image=100,
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        input_format=model.input_format,
+    )

@@ -1,0 +1,80 @@
+"""What is pre-training worth to a plain backbone, and which?
+
+    make ablation-pretraining                        mini scale: the row from random weights only
+    make ablation-pretraining SCALE=coco SIZE=vit-b  Table 4 (vit-l as well)
+
+Published (arXiv:2203.16527, Table 4; COCO val2017, Mask R-CNN, 4 global blocks, no relative
+positions; recipes of Table 11):
+
+    row        ViT-B box / mask AP   ViT-L box / mask AP   epochs
+    none       48.1 / 42.6           50.0 / 44.2           300, 200
+    sup-in1k   47.6 / 42.4           49.6 / 43.8           50
+    sup-in21k  47.8 / 42.6           50.6 / 44.8           50
+    mae-in1k   51.2 / 45.5           54.6 / 48.6           100
+
+The weights, which are not part of this suite, are looked for in weights/ under the names below, in
+the format of MAE's checkpoints. Layer-wise learning-rate decay: none from random weights (the paper
+does not say) and from supervised ones (appendix A.2: no gain seen). There are no pre-trained
+weights of vit-mini, which leaves the first row at mini scale.
+
+Hardware of the paper: 64 GPUs, one image each. By the released ViT-B's training time (0.314 s an
+iteration, A100) the rows take 48, 8, 8 and 16 hours; ViT-L's (0.603 s) 62, 15, 15 and 31.
+"""
+
+from experiments.studies import Study, Variant, Words
+
+_EPOCHS_100 = 184375  # iterations
+_SIZES = ("vit-b", "vit-l")  # of the paper's table
+
+
+def _supervised(file: str) -> tuple[Words, dict[str, Words]]:
+    """The recipe of Table 11, and the weights of each size."""
+    words = {
+        "optimizer.lr": 8e-5,
+        "param_groups.layer_decay": 1.0,
+        "train.max_iter": _EPOCHS_100 // 2,
+    }
+    sizes = {"vit-b": "base", "vit-l": "large"}
+    return words, {
+        size: {"train.init_weights": f"weights/{file.format(name)}"} for size, name in sizes.items()
+    }
+
+
+_NONE = Variant(
+    "none",
+    {
+        "optimizer.lr": 1.6e-4,
+        "optimizer.weight_decay": 0.2,
+        "param_groups.layer_decay": 1.0,
+        "train.init_weights": "",
+    },
+    words_of_size={
+        "vit-b": {"train.max_iter": 3 * _EPOCHS_100},
+        "vit-l": {"train.max_iter": 2 * _EPOCHS_100},
+    },
+    published={"vit-b": "T4:0B", "vit-l": "T4:0L"},
+    only=_SIZES,
+)
+
+study = Study(
+    name="pretraining",
+    question="What is pre-training worth to a plain backbone, and which?",
+    words={"model.backbone.use_rel_pos": False},
+    variants=(
+        _NONE,
+        Variant(
+            "sup-in1k",
+            *_supervised("supervised_in1k_vit_{}.pth"),
+            published={"vit-b": "T4:1B", "vit-l": "T4:1L"},
+            only=_SIZES,
+        ),
+        Variant(
+            "sup-in21k",
+            *_supervised("supervised_in21k_vit_{}.pth"),
+            published={"vit-b": "T4:2B", "vit-l": "T4:2L"},
+            only=_SIZES,
+        ),
+        Variant("mae-in1k", published={"vit-b": "T4:3B", "vit-l": "T4:3L"}),
+    ),
+    mini=(Variant("none"),),
+)
