@@ -132,7 +132,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         cells["train s"] = _amount(r["train_seconds"], 1, 0)
         cells["peak MiB"] = _amount(r["peak_memory_mib"], 1, 0)
         for size in ("", *PAPER_SIZES):
-            if _paper_column("box", size) in table:
+            if table.get(_paper_column("box", size), pd.Series(dtype=float)).notna().any():
                 aps = [_amount(r[_paper_column(kind, size)], 1, 1) for kind in KINDS]
                 cells[f"paper {size}".strip()] = " / ".join(aps) if any(aps) else ""
         rows.append(cells)

@@ -56,7 +56,6 @@ def run(
     rows = planning.rows(found, scale, size, words, chosen)
     folder = runs / scale / found.name
     config.check_writable(folder)
-    from_scratch = "start at random with OVERRIDES='train.init_weights='"
     missing = planning.missing_weights(row.cfg for row in rows)
     try:
         data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
@@ -67,7 +66,7 @@ def run(
     )
     todo = [r for r in planned if not r.done]
     if missing := planning.missing_weights(r.cfg for r in todo):
-        raise UserError("; ".join([*missing, f"put them there, or {from_scratch}"]))
+        raise UserError(*missing)
     console.print(
         f"{found.question}\n"
         f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"

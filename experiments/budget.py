@@ -11,7 +11,7 @@ from .errors import UserError
 from .runs import Run
 
 _PASSES = 3  # a backward pass multiplies twice what the forward pass does
-_FREE_HOURS = 1.0  # on a CPU; what takes longer must be wanted
+_FREE_HOURS = 3.0  # on a CPU; what takes longer must be wanted
 
 
 def announce(runs: Sequence[Run], yes: bool, console: Console) -> None:
@@ -22,7 +22,7 @@ def announce(runs: Sequence[Run], yes: bool, console: Console) -> None:
         yes: whether the user wants it however long it takes.
 
     Raises:
-        UserError: without a GPU it takes more than an hour, and `yes` is not said.
+        UserError: without a GPU it takes more than three hours, and `yes` is not said.
     """
     gpu = torch.cuda.is_available()
     for total, micro in sorted({_batch(run) for run in runs}):

@@ -155,10 +155,12 @@ def write_manifest(
 
 
 def missing_weights(cfgs: Iterable[DictConfig]) -> list[str]:
-    """What to say of each file of encoder weights that is not where its configs look for it."""
+    """What to say, if anything, of encoder weights that are not where the configs look for them."""
     paths = sorted({cfg.train.init_weights for cfg in cfgs} - {""})
+    missing = [str(Path(path).absolute()) for path in paths if not Path(path).is_file()]
+    if not missing:
+        return []
     return [
-        f"no encoder weights at {Path(path).absolute()} (the config names their source)"
-        for path in paths
-        if not Path(path).is_file()
+        f"no encoder weights at {', '.join(missing)}: put them there (docs/paper.md names their "
+        "sources), or start at random with OVERRIDES='train.init_weights='"
     ]

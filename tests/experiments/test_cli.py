@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
-from experiments import records
+from experiments import budget, records, runs, studies
+from experiments.data import catalog
 from tests.conftest import ROOT
 from tests.experiments.test_records import make
 
@@ -166,3 +169,37 @@ def test_picture_sheet(small_set, tmp_path):
     assert "24 images" in done.stdout
     assert "by size: small" in done.stdout
     assert (tmp_path / "mini" / "data.png").stat().st_size > 50_000
+
+
+def test_all_that_a_study_lacks_is_said_at_once(tmp_path):
+    words = ["run", "pretraining", "--scale", "coco", "--runs", tmp_path]
+    done = experiments(*words, DETECTRON2_DATASETS=str(tmp_path))
+    assert_told(done, f"no COCO 2017 at {tmp_path}/coco/annotations", "no encoder weights at ")
+    for name in ("mae_pretrain", "supervised_in1k", "supervised_in21k"):
+        assert f"{ROOT}/weights/{name}_vit_base.pth" in done.stdout
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_days_on_a_cpu_must_be_wanted(small_set, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = ["run", "count", "--scale", "coco", "--size", "vit-ti", "--runs", tmp_path]
+    done = experiments(*words, *own(small_set))
+    *_, batch, line = done.stdout.splitlines()
+    assert done.returncode == 2
+    assert batch.startswith("batches of 8 images, as in the recipe: 8 passes of 1 on one CPU")
+    assert line.startswith("error: training will take at least ")
+    assert "say YES=1 (--yes) to start all the same" in line
+
+
+def test_minutes_on_a_cpu_need_no_yes(small_set, tmp_path):
+    study = studies.find("count")
+    data = catalog.prepare("coco", small_set["dataset"], small_set["val"])
+    rows = runs.rows(study, "coco", "vit-ti", {"train.max_iter": 1})
+    planned = runs.plan(study, "count", "coco", rows, 1, data, tmp_path)
+    console = Console(record=True, width=200)
+    budget.announce(planned, yes=False, console=console)
+    if not torch.cuda.is_available():
+        assert " on this CPU, there is no GPU" in console.export_text()
+        one, four = budget.cpu_hours(planned[:1]), budget.cpu_hours(planned)
+        assert 0 < one < four
