@@ -151,7 +151,8 @@ def _draw(
     if handles:
         order = sorted(handles, key=lambda label: ("ours" in label) + ("cost only" in label))
         handles = [handles[label] for label in order]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=10)
+        columns = min(3, len(costs))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=10)
     figure.suptitle(title + _seeds(rows, points), fontsize=13)
     figure.draw_without_rendering()  # lays the panels out: distances in them are known from here
     figure.set_layout_engine("none")

@@ -179,3 +179,45 @@ def test_a_run_that_fails_names_its_error_and_spares_the_others(small_set, tmp_p
     assert "shifted seed 0 failed: " in done.stdout
     assert "FloatingPointError" in done.stdout
     assert "log: " in done.stdout
+
+
+def test_rows_that_differ_at_test_time_share_one_training(small_set, tmp_path):
+    """Side by side: the second waits for the first's weights, and detects in its own way."""
+    words = [
+        "experiments", "run", "system-level", "--seeds", 1, "--variants", "hard-nms,soft-nms",
+        "--runs", tmp_path, "--dataset", small_set["dataset"], "--val", small_set["val"],
+        "--jobs", 2, "--overrides", "train.max_iter=2 train.amp=false",
+    ]  # fmt: skip
+    done = call(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = tmp_path / "mini" / "system-level"
+    folders = [folder_of(study, name) for name in ("hard-nms", "soft-nms")]
+    first, second = sorted(folders, key=lambda f: (f / "model_final.pth").is_symlink())
+    assert not (first / "model_final.pth").is_symlink()
+    assert (second / "model_final.pth").resolve() == (first / "model_final.pth").resolve()
+    rows = records.load(study)
+    assert rows.train_seconds.nunique() == 1
+    assert rows.fingerprint.nunique() == 2
+    hard, soft = (json.loads((f / "coco_instances_results.json").read_text()) for f in folders)
+    assert [r["score"] for r in hard] != [r["score"] for r in soft]
+
+
+def test_a_table_of_several_models_and_detectors(small_set, tmp_path):
+    """RetinaNet has no masks; the rows have sizes of their own."""
+    words = [
+        "experiments", "run", "plain-vs-hierarchical", "--variants", "swin,vit-retinanet",
+        "--runs", tmp_path, "--dataset", small_set["dataset"], "--val", small_set["val"],
+        "--jobs", 2, "--overrides", "train.max_iter=1 train.amp=false",
+    ]  # fmt: skip
+    done = call(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    study = tmp_path / "mini" / "plain-vs-hierarchical"
+    done = call("analysis", "study", study)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(study / "table.csv").set_index("variant")
+    assert table["size"].to_dict() == {"swin": "swin-mini", "vit-retinanet": "vit-mini"}
+    assert table.ap_mask.notna().to_dict() == {"swin": True, "vit-retinanet": False}
+    assert table.params.nunique() == 2
+    lines = (study / "table.md").read_text().splitlines()
+    (row,) = [line for line in lines if line.startswith("| vit-retinanet | 1 | vit-mini |")]
+    assert " nan " not in row

@@ -1,0 +1,160 @@
+"""The paper's tables with our columns: the committed ones, and how ours get into them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import paper_tables
+from analysis.paper import published
+from analysis.paper_tables import Rows, Setting, cells, settings
+from experiments import config, records, studies
+from tests.conftest import ROOT
+from tests.experiments.test_records import make
+
+COSTS = ["params", "macs", "activations", "encoder_params", "encoder_macs", "px"]
+# docs/cost.md has the reasons.
+OTHER_MACS = {"T9:4m", "T9:4c", "T9:6m", "T9:6c", "T9:7c"}  # MViTv2-L; MViTv2-H with Cascade
+
+
+@pytest.fixture(scope="module")
+def committed():
+    table = pd.read_csv(ROOT / "results/paper/tables.csv", dtype={"row": str, "variant": str})
+    return table.set_index(table["table"] + ":" + table["row"])
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Without any run."""
+    return Rows(runs=ROOT / "nowhere")
+
+
+def test_the_committed_costs_are_what_is_counted_now(committed, rows):
+    for where, setting in settings().items():
+        costs = rows.costs(setting)
+        assert {k: committed.at[where, k] for k in COSTS} == {k: costs[k] for k in COSTS}, where
+
+
+def test_every_printed_row_is_there(committed):
+    assert list(committed.index) == list(published().index)
+    same = ["ap_box", "ap_mask", "ap_mask_rare", "params_m", "flops_t", "test_time_ms"]
+    ours = committed[[f"paper_{k}" for k in same]].set_axis(same, axis=1)
+    pd.testing.assert_frame_equal(ours, published()[same], check_names=False)
+
+
+def test_parameters_are_the_papers(committed):
+    """ViT within 0.5 %; Swin and MViTv2 within 2 %."""
+    printed = committed.dropna(subset=["params_vs_paper"])
+    assert set(printed["table"]) == {"T3", "T9"}
+    plain = printed["model"].str.startswith("ViT-")
+    assert plain.sum() == 7
+    assert printed[plain]["params_vs_paper"].abs().max() < 0.005
+    assert printed[~plain]["params_vs_paper"].abs().max() < 0.02
+    ratios = committed[committed["table"] == "T3"]
+    assert np.allclose(ratios["params_ratio"].round(2), ratios["paper_params_ratio"])
+
+
+def test_macs_are_the_papers_flops_to_its_digits(committed):
+    printed = committed.dropna(subset=["macs_vs_paper"])
+    other = printed[(printed["macs"] / 1e12).round(1) != printed["paper_flops_t"]]
+    assert set(other.index) == OTHER_MACS
+    assert len(printed) == 22
+
+
+def test_rows_of_other_works_have_published_figures_only(committed):
+    quoted = committed[committed["study"].isna()]
+    assert len(quoted) == 12
+    assert quoted[[*COSTS, "size"]].isna().all(axis=None)
+
+
+def test_what_was_not_done_is_an_empty_cell(committed):
+    for part in (p for _, p in committed.groupby("table")):
+        text = cells(part)
+        assert not text.isin(["nan", "None", "-"]).any(axis=None)
+        assert {"box AP, coco", "box AP, mini"} <= set(text)
+        assert (text["box AP, coco"] == "").all()  # nothing was trained at that scale
+    for file in ("tables.md", "tables.tex"):
+        assert " nan " not in (ROOT / "results/paper" / file).read_text()
+
+
+def test_tables_stand_beside_their_provenance():
+    text = (ROOT / "results/paper/tables.md").read_text()
+    for line in ("- command: `make paper-tables`", "- versions: python", "- commit: "):
+        assert line in text
+    assert "-dirty" not in text
+
+
+class TestTrained:
+    """From records and kept results to the columns of our AP."""
+
+    setting = Setting(studies.find("count"), studies.find("count").variants[1], "vit-b")
+
+    def write(self, folder, setting, scale="coco", **words):
+        study, variant, size = setting
+        cfg = config.resolve(study, study.variant(variant.name, scale), scale, size, words)
+        cfg.dataloader.test.dataset = "annotations.json,images/"  # as runs write it
+        record = make(study="another", size=size, scale=scale, config=config.plain_config(cfg))
+        folder.mkdir(parents=True)
+        records.write(folder, record)
+        return record
+
+    def test_a_record_of_the_same_setting_whatever_study_ran_it(self, tmp_path):
+        record = self.write(tmp_path / "coco/another/run", self.setting)
+        found = Rows(tmp_path, tmp_path).trained(self.setting, "coco")
+        assert found["coco_ap_box"] == record.box["AP"]
+        assert found["coco_seeds"] == 1
+        assert np.isnan(found["coco_ap_box_std"])
+
+    def test_neither_a_cut_recipe_nor_another_size_nor_another_row(self, tmp_path):
+        study, _, _ = self.setting
+        self.write(tmp_path / "coco/a/cut", self.setting, **{"train.max_iter": 20})
+        self.write(tmp_path / "coco/a/large", self.setting._replace(size="vit-l"))
+        self.write(tmp_path / "coco/a/four", self.setting._replace(variant=study.variants[2]))
+        assert Rows(tmp_path, tmp_path).trained(self.setting, "coco") == {}
+
+    def test_scales_do_not_mix(self, tmp_path):
+        none = self.setting._replace(variant=self.setting.study.variants[0])
+        self.write(tmp_path / "mini/a/run", none._replace(size="vit-mini"), "mini")
+        rows = Rows(tmp_path, tmp_path)
+        assert rows.trained(none, "coco") == {}
+        assert rows.trained(none, "mini")["mini_seeds"] == 1
+        assert rows.trained(self.setting, "mini") == {}  # no such row at mini scale
+
+    def test_kept_results_where_there_is_no_record(self, tmp_path):
+        folder = tmp_path / "results/mini/count"
+        folder.mkdir(parents=True)
+        kept = dict(variant=["none", "1"], size="vit-mini", seeds=2, ap_box=[30.0, 40.0])
+        pd.DataFrame(kept).to_csv(folder / "table.csv", index=False)
+        none = self.setting._replace(variant=self.setting.study.variants[0])
+        found = Rows(tmp_path, tmp_path / "runs").trained(none, "mini")
+        assert found == {"mini_seeds": 2, "mini_ap_box": 30.0}
+
+
+def test_measured_ratios_name_their_device(tmp_path):
+    folder = tmp_path / "results/benchmarks/some-device"
+    folder.mkdir(parents=True)
+    columns = "module,size,blocks,implementation,mode,time_ratio,memory_ratio\n"
+    (folder / "over-window-only.csv").write_text(
+        columns
+        + "detector,vit-l,all global,fused,train,2.0,1.5\n"
+        + "detector,vit-l,all global,fused,forward,1.9,1.1\n"
+        + "detector,vit-l,all global,detectron2,train,9.0,9.0\n"
+        + "encoder,vit-l,all global,fused,train,9.0,9.0\n"
+    )
+    table = pd.DataFrame(dict(table=["T3", "T3", "T2d"], variant=["none", "all", "all"]))
+    table = paper_tables._with_measured(table, tmp_path)
+    row = table.loc[1]
+    assert (row["train_memory_ratio"], row["test_time_ratio"]) == (1.5, 1.9)
+    assert row["measured_on"] == "some-device"
+    assert table.loc[[0, 2], "measured_on"].isna().all()
+
+
+def test_points_of_the_figures(rows):
+    points = paper_tables.points(rows)
+    of = points.groupby(["dataset", "detector"])["model"].nunique()
+    assert of.to_dict() == {
+        ("coco", "Cascade Mask R-CNN"): 8,
+        ("coco", "Mask R-CNN"): 8,
+        ("coco", "RetinaNet"): 8,
+        ("lvis", "Mask R-CNN"): 8,
+    }
+    assert points["params"].notna().all()
