@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from experiments import config, environment, records, studies
 from experiments.cost import detector_cost
+from experiments.data import mini
 from experiments.studies import Study, Variant
 
 from . import figures
@@ -50,6 +51,13 @@ _WORDS = ("model", "strategy", "pretrain", "detector", "test_mode")
 _ALWAYS = ("box AP, coco", "box AP, mini")
 # What a run's result has in its config beside the setting of a row.
 _NOT_SETTING = ("train.seed", "train.amp", "train.threads", "dataloader.test.dataset")
+# Images of the validation sets; "mini" is the embedded one.
+_VAL_IMAGES = {
+    ("coco", "coco"): 5000,
+    ("coco", "lvis"): 19809,
+    ("mini", "coco"): mini.IMAGES["val"],
+    ("mini", "lvis"): mini.IMAGES["val"],
+}
 _PUBLISHED = ("ap_", "params_", "flops_t", "train_mem_", "test_time_")
 # What the benchmark of Table 3's setting calls its rows.
 _BENCHMARK_ROWS = {"4 conv": "conv", "4 global": "global", "all global": "all"}
@@ -158,7 +166,9 @@ class Rows:
         for scale in config.SCALES:
             frame = records.load(runs / scale)
             if len(frame):
-                frame["setting"] = [_setting(c) for c in frame["config"]]
+                frame["setting"] = frame["config"].map(_setting)
+                # Runs on a user's own data are no rows of the paper.
+                frame = frame[[_is_the_papers(scale, data) for data in frame["data"]]]
             self.records[scale] = frame
 
     def config(self, study: Study, variant: Variant, scale: str, size: str) -> DictConfig:
@@ -198,8 +208,8 @@ class Rows:
             frame = frame.drop_duplicates("seed")
             found = {f"{scale}_seeds": len(frame)}
             for kind in ("box", "mask"):
-                found[f"{scale}_ap_{kind}"] = frame[f"ap_{kind}"].mean()
-                found[f"{scale}_ap_{kind}_std"] = frame[f"ap_{kind}"].std()
+                aps = frame.get(f"ap_{kind}", pd.Series(dtype=float))
+                found[f"{scale}_ap_{kind}"], found[f"{scale}_ap_{kind}_std"] = aps.mean(), aps.std()
             if "apr_mask" in frame:
                 found[f"{scale}_ap_mask_rare"] = frame["apr_mask"].mean()
             return found
@@ -209,11 +219,19 @@ class Rows:
         file = self.root / "results" / scale / study.name / "table.csv"
         if not file.is_file():
             return {}
-        kept = pd.read_csv(file)
-        kept = kept[(kept["variant"] == variant.name) & (kept["size"] == size)].squeeze()
+        kept = pd.read_csv(file, dtype={"variant": str}).dropna(subset=["ap_box"])
+        kept = kept[(kept["variant"] == variant.name) & (kept["size"] == size)]
+        if kept.empty:
+            return {}
+        kept = kept.iloc[0]
         names = {"seeds": "seeds", "apr_mask": "ap_mask_rare"}
         names |= {f"ap_{kind}{end}": f"ap_{kind}{end}" for kind in KINDS for end in ("", "_std")}
         return {f"{scale}_{name}": kept[column] for column, name in names.items() if column in kept}
+
+
+def _is_the_papers(scale: str, data: dict) -> bool:
+    images = _VAL_IMAGES.get((scale, data.get("kind")))
+    return images is not None and list(data.get("images", ()))[1:] == [images]
 
 
 def _setting(plain: dict) -> str:

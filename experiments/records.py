@@ -67,7 +67,7 @@ class Record:
     git_commit: str
     started: str  # ISO 8601, UTC
     finished: str
-    data: dict[str, Any]
+    data: dict[str, Any]  # kind, images (of train and val), train, val (files), digest
     config: dict[str, Any]
 
 

@@ -215,6 +215,7 @@ def _execute(run: Run) -> None:
         finished=_now(),
         data=dict(
             kind=run.data.val.kind,
+            images=run.data.images,
             train=run.data.train.json_file,
             val=run.data.val.json_file,
             digest=run.data.digest,

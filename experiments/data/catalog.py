@@ -84,6 +84,7 @@ class Data:
 
     train: Split
     val: Split
+    images: tuple[int, int]  # of train and val
     categories: tuple[str, ...]
     image_counts: tuple[int, ...]  # of each category, training images with objects of it
     has_rle: bool  # whether objects to train on have masks as run lengths, not polygons
@@ -106,6 +107,7 @@ class Data:
         return cls(
             train,
             val,
+            (checked[0].images, checked[1].images),
             tuple(checked[0].categories.values()),
             checked[0].image_counts,
             checked[0].has_rle,
@@ -117,6 +119,7 @@ class Data:
 class Checked:
     """What is known of a split after reading its annotation file."""
 
+    images: int
     categories: dict[int, str]  # id -> name, sorted by id
     image_counts: tuple[int, ...]  # of each category, in that order
     has_rle: bool
@@ -161,6 +164,7 @@ def read_split(split: Split) -> Checked:
     pairs = {(a["image_id"], a["category_id"]) for a in objects}
     counts = Counter(category for _, category in pairs)
     return Checked(
+        len(parts["images"]),
         categories,
         tuple(counts[category] for category in categories),
         any(isinstance(a["segmentation"], dict) for a in objects),

@@ -88,11 +88,18 @@ class TestTrained:
 
     setting = Setting(studies.find("count"), studies.find("count").variants[1], "vit-b")
 
-    def write(self, folder, setting, scale="coco", **words):
+    def write(self, folder, setting, scale="coco", images=None, **words):
         study, variant, size = setting
         cfg = config.resolve(study, study.variant(variant.name, scale), scale, size, words)
         cfg.dataloader.test.dataset = "annotations.json,images/"  # as runs write it
-        record = make(study="another", size=size, scale=scale, config=config.plain_config(cfg))
+        images = images or {"coco": (118287, 5000), "mini": (1200, 300)}[scale]
+        record = make(
+            study="another",
+            size=size,
+            scale=scale,
+            config=config.plain_config(cfg),
+            data=dict(kind="coco", images=images),
+        )
         folder.mkdir(parents=True)
         records.write(folder, record)
         return record
@@ -104,9 +111,10 @@ class TestTrained:
         assert found["coco_seeds"] == 1
         assert np.isnan(found["coco_ap_box_std"])
 
-    def test_neither_a_cut_recipe_nor_another_size_nor_another_row(self, tmp_path):
+    def test_neither_a_cut_recipe_nor_other_data_nor_another_size_or_row(self, tmp_path):
         study, _, _ = self.setting
         self.write(tmp_path / "coco/a/cut", self.setting, **{"train.max_iter": 20})
+        self.write(tmp_path / "coco/a/sample", self.setting, images=(40, 26))
         self.write(tmp_path / "coco/a/large", self.setting._replace(size="vit-l"))
         self.write(tmp_path / "coco/a/four", self.setting._replace(variant=study.variants[2]))
         assert Rows(tmp_path, tmp_path).trained(self.setting, "coco") == {}
@@ -122,8 +130,11 @@ class TestTrained:
     def test_kept_results_where_there_is_no_record(self, tmp_path):
         folder = tmp_path / "results/mini/count"
         folder.mkdir(parents=True)
-        kept = dict(variant=["none", "1"], size="vit-mini", seeds=2, ap_box=[30.0, 40.0])
+        kept = dict(variant=["none", "4"], size="vit-mini", seeds=[2, 0], ap_box=[30.0, None])
         pd.DataFrame(kept).to_csv(folder / "table.csv", index=False)
+        for variant in self.setting.study.variants[1:3]:  # one is not there, one not finished
+            kept = Rows(tmp_path, tmp_path)._kept(self.setting.study, variant, "mini", "vit-mini")
+            assert kept == {}
         none = self.setting._replace(variant=self.setting.study.variants[0])
         found = Rows(tmp_path, tmp_path / "runs").trained(none, "mini")
         assert found == {"mini_seeds": 2, "mini_ap_box": 30.0}
