@@ -10,6 +10,7 @@ OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
 JOBS ?=#            runs side by side; default: one per GPU or core
 YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
 KEEP ?=#            KEEP=1: keep the table and plot in results/ too
+KIND ?=#            of data: coco or lvis
 DATASET ?=#         train on your own COCO-format set: annotations.json,images/
 VAL ?=#             evaluate on your own: annotations.json,images/
 CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
@@ -34,7 +35,7 @@ DETECTRON2_WHEEL := sal-detectron2==0.7.2
 NOT_INSTALLED := opencv-python cython
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS YES KEEP DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
+export SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS YES KEEP KIND DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 
 ifneq ($(GPUS)$(LAUNCHER),)
@@ -82,8 +83,8 @@ $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
 ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make ablation-global-vs-conv
 	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
 		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --overrides "$$OVERRIDES" $(data_options) \
-		$(if $(YES),--yes); \
-	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" $(if $(KEEP),--keep) || exit; exit $$code
+		$(if $(filter 1,$(YES)),--yes); \
+	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" $(if $(filter 1,$(KEEP)),--keep) || exit; exit $$code
 
 .PHONY: paper-tables
 paper-tables: $(INSTALLED) ## Every table of the paper beside our costs and AP: results/paper/
@@ -95,7 +96,7 @@ studies: $(INSTALLED) ## List the studies: question, rows, runs done
 
 .PHONY: data
 data: $(INSTALLED) ## Make or find the data of SCALE, count it, and write a picture sheet
-	@$(RUN) experiments data "$$SCALE" --show $(data_options)
+	@$(RUN) experiments data "$$SCALE" --kind "$${KIND:-coco}" --show $(data_options)
 
 .PHONY: eval-coco
 eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or VAL): CONFIG= WEIGHTS=

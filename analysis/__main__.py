@@ -38,6 +38,7 @@ def study(
         shown = tabulate(text, headers="keys", showindex=False, disable_numparse=True)
         console.print(shown + "\n", highlight=False)
     if keep:
+        tables.check_publishable(manifest, table)
         kept = Path("results") / manifest["scale"] / manifest["study"]
         kept.mkdir(parents=True, exist_ok=True)
         written += [Path(shutil.copy(path, kept)) for path in written]

@@ -42,25 +42,30 @@ in Tables 7 and 10). All others are this suite's own: params and MACs are counte
 the whole detector and for its encoder, on one square image of "px" pixels, with 1,000 proposals and
 100 masks (300 on LVIS); what the paper calls FLOPs is MACs. "vs paper" is ours over the paper's,
 minus 1 (docs/cost.md says why MViTv2-L differs); ratios are to the table's first row. AP "coco" is
-the paper's recipe at full scale, AP "mini" the embedded data set with another encoder (vit-mini):
-never comparable with the paper's. Measured columns name the device. An empty cell was not trained
-or measured, or is not printed in the paper. Rows without params are other works' systems, quoted by
-the paper.
+the paper's recipe at full scale. AP "mini" is the embedded data set with a small encoder (vit-mini,
+where 3 of 6 blocks propagate): never comparable with the paper's; results/mini/<study>/table.md has
+its provenance. Measured columns name the device. An empty cell was not trained or measured, or is
+not printed in the paper. Rows without params are other works' systems, quoted by the paper.
 """
 _WORDS = ("model", "strategy", "pretrain", "detector", "test_mode")
 _ALWAYS = ("box AP, coco", "box AP, mini")
 # What a run's result has in its config beside the setting of a row.
 _NOT_SETTING = ("train.seed", "train.amp", "train.threads", "dataloader.test.dataset")
-# Images of the validation sets; "mini" is the embedded one.
-_VAL_IMAGES = {
-    ("coco", "coco"): 5000,
-    ("coco", "lvis"): 19809,
-    ("mini", "coco"): mini.IMAGES["val"],
-    ("mini", "lvis"): mini.IMAGES["val"],
+# Images to train and evaluate on; "mini" is the embedded set.
+_IMAGES = {
+    ("coco", "coco"): [118287, 5000],
+    ("coco", "lvis"): [100170, 19809],
+    ("mini", "coco"): list(mini.IMAGES.values()),
+    ("mini", "lvis"): list(mini.IMAGES.values()),
 }
 _PUBLISHED = ("ap_", "params_", "flops_t", "train_mem_", "test_time_")
 # What the benchmark of Table 3's setting calls its rows.
-_BENCHMARK_ROWS = {"4 conv": "conv", "4 global": "global", "all global": "all"}
+_BENCHMARK_ROWS = {
+    "window only": "none",
+    "4 conv": "conv",
+    "4 global": "global",
+    "all global": "all",
+}
 
 
 class Setting(NamedTuple):
@@ -198,8 +203,11 @@ class Rows:
         study, variant, size = setting
         if variant.name not in [v.name for v in study.rows(scale)]:
             return {}
-        variant = study.variant(variant.name, scale)
-        size = size if scale == "coco" else study.sizes["mini"]
+        if scale == "mini":
+            row, own, size = variant, setting.size, study.sizes["mini"]
+            variant = study.variant(row.name, scale)
+            if variant is row and own in row.words_of_size and size not in row.words_of_size:
+                return {}  # what the paper's row is at its size has no counterpart here
         frame = self.records[scale]
         if len(frame):
             cfg = self.config(study, variant, scale, size)
@@ -230,8 +238,7 @@ class Rows:
 
 
 def _is_the_papers(scale: str, data: dict) -> bool:
-    images = _VAL_IMAGES.get((scale, data.get("kind")))
-    return images is not None and list(data.get("images", ()))[1:] == [images]
+    return list(data.get("images", ())) == _IMAGES.get((scale, data.get("kind")))
 
 
 def _setting(plain: dict) -> str:
@@ -252,7 +259,7 @@ def _with_measured(table: pd.DataFrame, root: Path) -> pd.DataFrame:
             ("forward", "time_ratio", "test_time_ratio"),
         ):
             for _, row in measured[measured["mode"] == mode].iterrows():
-                here = table["variant"] == _BENCHMARK_ROWS.get(row["blocks"], "none")
+                here = table["variant"] == _BENCHMARK_ROWS.get(row["blocks"])
                 here &= table["table"] == "T3"
                 table.loc[here, [column, "measured_on"]] = row[ratio], file.parent.name
         if table["measured_on"].notna().any():

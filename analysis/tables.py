@@ -1,9 +1,11 @@
 """A study's table: mean and spread over seeds, differences to the base row, costs, the paper's."""
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
 
+from experiments.errors import UserError
 from experiments.records import load_study
 
 from .paper import published
@@ -78,6 +80,20 @@ def _of(records: pd.DataFrame, variant: str) -> pd.DataFrame:
     if records.empty:
         return records
     return records[records["variant"] == variant].set_index("seed").sort_index()
+
+
+def check_publishable(manifest: dict, table: pd.DataFrame) -> None:
+    """Tables in results/ are of whole studies, with their own settings and data.
+
+    Raises:
+        UserError: it is not of that kind.
+    """
+    words = shlex.split(manifest["command"])
+    for option in ("--overrides", "--dataset", "--val", "--variants"):
+        if option in words:
+            raise UserError(f"results/ keeps studies as they are: run it without {option}")
+    if (table["seeds"] == 0).any():
+        raise UserError("results/ keeps finished studies: some rows of this one are not done")
 
 
 def provenance(folder: str | Path) -> list[str]:

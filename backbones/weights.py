@@ -1,5 +1,6 @@
 """Pre-trained encoder weights."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -14,9 +15,9 @@ _NOT_ENCODER = ("cls_token", "mask_token", "norm.", "fc_norm.", "head.", "decode
 _NOT_ENCODER_INSIDE = (".attn_mask",)
 # What an encoder has beyond its pre-training, by kind; it keeps its initial values.
 _NEW = {
-    ViT: (".rel_pos_", ".residual."),
-    SwinTransformer: ("norm0.", "norm1.", "norm2.", "norm3."),
-    MViT: ("scale2_norm.", "scale3_norm.", "scale4_norm.", "scale5_norm."),
+    ViT: re.compile(r"\.rel_pos_|\.residual\."),
+    SwinTransformer: re.compile(r"^norm\d\."),  # of the maps put out
+    MViT: re.compile(r"^scale\d_norm\."),
 }
 
 
@@ -40,13 +41,16 @@ def load_encoder(encoder: nn.Module, path: Path) -> None:
     if state is None:
         raise ValueError(f"{path} is no checkpoint of an encoder: it has no 'model'")
     state = {
-        k: v
+        # MViTv2's own may have the depth of video kernels.
+        k: v.squeeze(2) if v.ndim == 5 else v
         for k, v in state.items()
         if not k.startswith(_NOT_ENCODER) and not k.endswith(_NOT_ENCODER_INSIDE)
     }
     own = encoder.state_dict()
-    marks = next(marks for kind, marks in _NEW.items() if isinstance(encoder, kind))
-    new = {k for k in own if any(mark in k for mark in marks) and k not in state}
+    marks = [mark for kind, mark in _NEW.items() if isinstance(encoder, kind)]
+    if not marks:
+        raise ValueError(f"{type(encoder).__name__} has no known format of pre-trained weights")
+    new = {k for k in own if marks[0].search(k) and k not in state}
     wrong = [
         f"{k} {tuple(v.shape)}" for k, v in state.items() if k not in own or own[k].shape != v.shape
     ]

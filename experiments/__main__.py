@@ -80,6 +80,7 @@ def run(
         return
     from . import launch, view
 
+    todo = planning.trainings_first(todo)
     launched = launch.launch(todo, jobs or launch.default_jobs(todo, len(os.sched_getaffinity(0))))
     try:
         view.follow(launched, console)

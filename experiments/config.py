@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from backbones import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS
+from backbones import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
 
 from . import test_time
 from .errors import UserError, unknown
@@ -199,10 +199,10 @@ def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Wo
     set_words(cfg, overrides, "OVERRIDES")
     cfg.train.amp = bool(cfg.train.amp) and computes_bfloat16()
     backbone = check(cfg, f"variant {variant.name!r}").backbone
-    words = cfg.model.backbone
-    if words.get("count", 0) is None:
+    words, encoder = cfg.model.backbone, getattr(backbone, "net", None)
+    if isinstance(encoder, ViT) and words.get("count", 0) is None:
         # The strategy's own count, written out: the same network is the same run.
-        words.count = PROPAGATIONS.get(words.propagation)(backbone.net.spec).default_count()
+        words.count = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
     return cfg
 
 
@@ -226,6 +226,12 @@ def check(cfg: DictConfig, where: str) -> nn.Module:
             f"total_batch_size={batch}"
         )
     test_time.check(cfg.test)
+    side, square = cfg.dataloader.image_size, cfg.model.backbone.get("square_pad", 0)
+    if 0 < square < side:
+        raise UserError(
+            f"{where}: images of dataloader.image_size={side} do not fit into the "
+            f"model.backbone.square_pad={square} that they are padded to"
+        )
     try:
         return build_on_meta(cfg.model)
     except Exception as error:

@@ -55,6 +55,7 @@ class Record:
     encoder_params: int
     encoder_macs: int
     input_size: tuple[int, int]  # height, width in pixels of the image that macs are for
+    # Of training: of the run that trained, where several share one and differ at test time only.
     train_seconds: float  # in the training loop, over all resumes
     images_per_second: float  # in training
     evaluate_seconds: float

@@ -154,6 +154,15 @@ def write_manifest(
     )
 
 
+def trainings_first(runs: list[Run]) -> list[Run]:
+    """In order, but runs that only evaluate what one before them trains come last."""
+    marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
+    repeated = [mark in marks[:i] for i, mark in enumerate(marks)]
+    return [
+        run for last in (False, True) for run, r in zip(runs, repeated, strict=True) if r == last
+    ]
+
+
 def missing_weights(cfgs: Iterable[DictConfig]) -> list[str]:
     """What to say, if anything, of encoder weights that are not where the configs look for them."""
     paths = sorted({cfg.train.init_weights for cfg in cfgs} - {""})

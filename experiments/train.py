@@ -181,7 +181,7 @@ def _execute(run: Run) -> None:
     cost = detector_cost(cfg.model)
     versions, git_commit = environment.versions(), environment.git_commit()
 
-    with _alone(folder.parent.parent / f".trained-{_training_mark(run)}"):
+    with _alone(_training_note(run)):
         model, meter = train(cfg, run)
     result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
 
@@ -225,16 +225,23 @@ def _execute(run: Run) -> None:
     records.write(folder, record)
 
 
-def _training_mark(run: Run) -> str:
-    return config.training_fingerprint(run.cfg, run.data.digest)
+def _training_note(run: Run) -> Path:
+    """Names the run that was trained, for runs that differ from it at test time only; and the lock
+    of that training."""
+    mark = config.training_fingerprint(run.cfg, run.data.digest)
+    folder = Path(run.folder).parent.parent / ".trained"
+    folder.mkdir(exist_ok=True)
+    return folder / mark
 
 
 def _trained_by_another(run: Run) -> Path | None:
-    """The weights of a run at this scale that differs from this one at test time only."""
-    note = Path(run.folder).parent.parent / f".trained-{_training_mark(run)}"
+    """The weights of a run at this scale that was trained as this one would be."""
+    note = _training_note(run)
     name = note.read_text() if note.is_file() else ""
-    weights = note.parent / name / LAST_WEIGHTS
-    return weights if name and weights.is_file() else None
+    weights = note.parent.parent / name / LAST_WEIGHTS
+    if not name or not weights.is_file() or weights.parent.samefile(run.folder):
+        return None
+    return weights
 
 
 def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
@@ -280,14 +287,14 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
         ]
     )
     start_iter = 0
-    if checkpointer.has_checkpoint():
-        checkpointer.resume_or_load("", resume=True)
-        start_iter = trainer.iter + 1
-    elif twin := _trained_by_another(run):
+    if twin := _trained_by_another(run):
         checkpointer.load(str(twin))
         start_iter = trainer.iter + 1
         (folder / LAST_WEIGHTS).unlink(missing_ok=True)
         (folder / LAST_WEIGHTS).symlink_to(os.path.relpath(twin, folder))
+    elif checkpointer.has_checkpoint():
+        checkpointer.resume_or_load("", resume=True)
+        start_iter = trainer.iter + 1
     elif cfg.train.init_weights:
         backbone = model.backbone
         encoder = backbone.net if hasattr(backbone, "net") else backbone.bottom_up
@@ -306,8 +313,9 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
     )
     if start_iter < cfg.train.max_iter:
         trainer.train(start_iter, cfg.train.max_iter)
-        note = folder.parent.parent / f".trained-{_training_mark(run)}"
-        note.write_text(os.path.relpath(folder, note.parent))
+    if not twin:
+        note = _training_note(run)
+        note.write_text(os.path.relpath(folder, note.parent.parent))
     return model, meter
 
 

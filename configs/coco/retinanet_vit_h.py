@@ -6,5 +6,4 @@ The paper plots its AP in Figure 5 and prints none.
 from ..common.detectors import retinanet
 from .mask_rcnn_vit_h import dataloader, model, optimizer, param_groups, schedule, test, train
 
-model = retinanet(model)
-dataloader.train.mapper.update(use_instance_mask=False, recompute_boxes=False)
+model = retinanet(model, dataloader)

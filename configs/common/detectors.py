@@ -44,6 +44,7 @@ def cascade(model: DictConfig) -> None:
 
 def retinanet(
     model: DictConfig,
+    dataloader: DictConfig,
     strides: Sequence[int] = (8, 16, 32, 64, 128),
     sizes: Sequence[Sequence[float]] | None = None,
     aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
@@ -51,21 +52,19 @@ def retinanet(
     """RetinaNet (arXiv:1708.02002) on the backbone of `model`, for Figure 5.
 
     The paper says no more of it than that; so this is detectron2's, with LayerNorm in the head as
-    in the paper's other heads.
+    in the paper's other heads. It has no masks, and no level of stride 4.
 
     Args:
+        dataloader: changed to load no masks.
         strides: of the levels that the head reads; above 32 they are made by stride-2 convs.
         sizes: sides of each level's anchors in pixels; None: three per octave, from 4 x stride.
         aspect_ratios: of the anchors.
     """
     sizes = sizes or [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in strides]
     backbone, channels = model.backbone, model.proposal_generator.head.in_channels
+    dataloader.train.mapper.update(use_instance_mask=False, recompute_boxes=False)
     if max(strides) > 32:
-        backbone.top_block = (
-            "p6p7"
-            if backbone._target_ is build_backbone
-            else L(LastLevelP6P7)(in_channels=channels, out_channels=channels, in_feature="p5")
-        )
+        _from_p3_to_p7(backbone, channels)
     return L(RetinaNet)(
         backbone=backbone,
         head=L(RetinaNetHead)(
@@ -93,3 +92,18 @@ def retinanet(
         pixel_std=model.pixel_std,
         input_format=model.input_format,
     )
+
+
+def _from_p3_to_p7(backbone: DictConfig, channels: int) -> None:
+    """Leave out p2, and add p6 and p7 by stride-2 convs."""
+    if backbone._target_ is build_backbone:
+        backbone.update(scale_factors=(2.0, 1.0, 0.5), top_block="p6p7")
+        return
+    backbone.in_features = backbone.in_features[1:]
+    backbone.top_block = L(LastLevelP6P7)(
+        in_channels=channels, out_channels=channels, in_feature="p5"
+    )
+    if "out_features" in backbone.bottom_up:  # MViT
+        backbone.bottom_up.out_features = backbone.in_features
+    else:
+        backbone.bottom_up.out_indices = [1, 2, 3]

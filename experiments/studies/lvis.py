@@ -1,7 +1,10 @@
 """Does it hold for many and rare categories (LVIS), and what is pre-training worth there?
 
     make ablation-lvis                        mini scale: 2 minutes a row
-    make ablation-lvis SCALE=coco SIZE=vit-b  Table 10 (vit-l as well; Table 7: vit-l and vit-h)
+    make ablation-lvis SCALE=coco SIZE=vit-b VARIANTS=sup-in1k,sup-in21k,mae-in1k
+                                              Table 10 (vit-l as well)
+    make ablation-lvis SCALE=coco SIZE=vit-l VARIANTS=system-level
+                                              Table 7 (vit-h as well)
 
 LVIS v1, federated loss, repeat-factor sampling. Published (arXiv:2203.16527, Tables 10 and 7; LVIS
 v1 val, box / mask / rare mask AP):
@@ -60,12 +63,17 @@ study = Study(
     variants=(
         _supervised("supervised_in1k", 0),
         _supervised("supervised_in21k", 1),
-        Variant("mae-in1k", published={"vit-b": "T10:2B", "vit-l": "T10:2L"}),
+        Variant(
+            "mae-in1k",
+            published={"vit-b": "T10:2B", "vit-l": "T10:2L"},
+            only=("vit-b", "vit-l", "vit-h"),
+        ),
         Variant(
             "system-level",
             _SYSTEM,
             published={"vit-l": "T7:4", "vit-h": "T7:5"},
             detector="cascade_mask_rcnn",
+            only=("vit-l", "vit-h"),
         ),
         *(
             Variant(size, size=size)

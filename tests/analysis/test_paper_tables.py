@@ -114,10 +114,19 @@ class TestTrained:
     def test_neither_a_cut_recipe_nor_other_data_nor_another_size_or_row(self, tmp_path):
         study, _, _ = self.setting
         self.write(tmp_path / "coco/a/cut", self.setting, **{"train.max_iter": 20})
-        self.write(tmp_path / "coco/a/sample", self.setting, images=(40, 26))
+        self.write(tmp_path / "coco/a/sample", self.setting, images=(1182, 5000))
         self.write(tmp_path / "coco/a/large", self.setting._replace(size="vit-l"))
         self.write(tmp_path / "coco/a/four", self.setting._replace(variant=study.variants[2]))
         assert Rows(tmp_path, tmp_path).trained(self.setting, "coco") == {}
+
+    def test_a_row_that_differs_by_size_has_no_mini_result(self, tmp_path):
+        """The paper's conv row is of basic blocks for ViT-L, of bottlenecks for others."""
+        study = studies.find("global-vs-conv")
+        conv = study.variant("conv", "mini")
+        self.write(tmp_path / "mini/a/run", Setting(study, conv, "vit-mini"), "mini")
+        rows = Rows(tmp_path, tmp_path)
+        assert rows.trained(Setting(study, conv, "vit-b"), "mini")["mini_seeds"] == 1
+        assert rows.trained(Setting(study, conv, "vit-l"), "mini") == {}
 
     def test_scales_do_not_mix(self, tmp_path):
         none = self.setting._replace(variant=self.setting.study.variants[0])

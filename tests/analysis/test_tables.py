@@ -5,6 +5,7 @@ import pytest
 
 from analysis import plots, tables
 from experiments import records
+from experiments.errors import UserError
 from experiments.records import MANIFEST, VERSION, write_json
 from tests.experiments.test_records import make
 
@@ -111,3 +112,13 @@ def test_plot_shows_every_row_with_its_spread(study):
     for text in ("none", "global", "own", "box AP", "mask AP", "GMACs of the detector, one image"):
         assert f">{text}<" in drawn
     assert written[0].read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_keep_whole_studies_with_their_own_settings(study):
+    manifest, table = tables.study_table(study)
+    with pytest.raises(UserError, match="some rows of this one are not done"):
+        tables.check_publishable(manifest, table.assign(seeds=[2, 2, 0]))
+    tables.check_publishable(manifest, table)
+    manifest["command"] += " --overrides train.max_iter=4"
+    with pytest.raises(UserError, match="run it without --overrides"):
+        tables.check_publishable(manifest, table)

@@ -1,5 +1,8 @@
 """The studies: every row of every table is one that runs, with the figures that it says."""
 
+from pathlib import Path
+
+import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
@@ -129,8 +132,46 @@ class TestSizes:
         assert [row.size for row in rows] == ["vit-b", "swin-b"]
 
 
-def test_mini_rows_are_the_papers_where_it_says_nothing_else():
-    for name in NAMES:
-        study = studies.find(name)
-        assert study.rows("coco") == study.variants
-        assert study.rows("mini") == (study.mini or study.variants)
+class TestSystemLevel:
+    study = studies.find("system-level")
+
+    def test_sizes_of_the_table_only(self):
+        with pytest.raises(UserError, match="'single-scale' is for sizes vit-b, vit-l, vit-h, mvi"):
+            runs.rows(self.study, "coco", "swin-b", {}, ["single-scale"])
+
+    def test_images_that_do_not_fit_the_square_are_refused(self):
+        words = {"dataloader.image_size": 1536}
+        with pytest.raises(UserError, match=r"image_size=1536 do not fit .*square_pad=1280"):
+            runs.rows(self.study, "coco", "mvitv2-l", words, ["single-scale"])
+
+    def test_every_scale_of_the_multi_scale_test_is_another(self):
+        """Of images of COCO's usual shapes, for which the longest edge is limited."""
+        (row,) = runs.rows(self.study, "coco", "vit-b", {}, ["multi-scale"])
+        for height, width in ((480, 640), (427, 640), (640, 480), (640, 640)):
+            sizes = {
+                T.ResizeShortestEdge(size, row.cfg.test.tta_max_size)
+                .get_transform(np.zeros((height, width, 3)))
+                .new_w
+                for size in row.cfg.test.tta_sizes
+            }
+            assert len(sizes) == len(row.cfg.test.tta_sizes)
+
+    def test_evaluations_wait_until_others_train(self):
+        data = catalog.prepare("mini")
+        rows = runs.rows(self.study, "mini", "", {})
+        planned = runs.plan(self.study, "system-level", "mini", rows, 2, data, Path("nowhere"))
+        order = [(run.variant, run.seed) for run in runs.trainings_first(planned)]
+        assert order[:2] == [("hard-nms", 0), ("hard-nms", 1)]
+        assert len(order) == 6
+
+
+def test_retinanet_has_no_level_that_its_head_does_not_read():
+    for size in ("vit-b", "swin-b", "mvitv2-b"):
+        cfg = config.load(config.base_path("coco", size, "retinanet"))
+        model = config.build_on_meta(cfg.model)
+        with torch.device("meta"):
+            levels = model.backbone(torch.zeros(1, 3, 1024, 1024))
+            outputs = model.head([levels[f] for f in model.head_in_features])
+        sum(x.sum() for xs in outputs for x in xs).backward()
+        assert not [n for n, p in model.named_parameters() if p.grad is None]
+        assert list(levels) == list(model.head_in_features)
