@@ -150,7 +150,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         for size in ("", *PAPER_SIZES):
             if table.get(_paper_column("box", size), pd.Series(dtype=float)).notna().any():
                 aps = [_amount(r[_paper_column(kind, size)], 1, 1) for kind in KINDS]
-                cells[f"paper {size}".strip()] = " / ".join(aps) if any(aps) else ""
+                cells[f"paper {size}".strip()] = " / ".join(filter(None, aps))
         rows.append(cells)
     return pd.DataFrame(rows)
 
