@@ -32,11 +32,16 @@ def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of this checkout, with "-dirty" behind it if files differ; "" outside git."""
-    options = ("--always", "--abbrev=12", "--dirty", "--exclude=*")
-    command = ["git", "-C", str(ROOT), "describe", *options]
+    """The commit of this checkout, "-dirty" behind it if tracked files outside results/ differ; ""
+    outside git."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:  # no git on this machine
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or no checkout
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
