@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import seaborn as sns
 
-_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
+_MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "d"]
 
 
 def ap_vs_macs(manifest: dict, table: pd.DataFrame, path: Path) -> list[Path]:
@@ -30,7 +30,7 @@ def ap_vs_macs(manifest: dict, table: pd.DataFrame, path: Path) -> list[Path]:
     figure, axes = plt.subplots(
         1,
         len(kinds),
-        figsize=(5 * len(kinds), 4.2),
+        figsize=(4.6 * len(kinds) + 2, 4.2),
         sharex=True,
         squeeze=False,
         layout="constrained",
@@ -52,14 +52,14 @@ def ap_vs_macs(manifest: dict, table: pd.DataFrame, path: Path) -> list[Path]:
                 linestyle="none",
                 label=row["variant"],
             )
-            axis.annotate(row["variant"], (x, y), xytext=(8, 6), textcoords="offset points")
         axis.set_xlabel("GMACs of the detector, one image")
         axis.set_ylabel(f"{kind} AP")
-        axis.margins(x=0.25, y=0.2)
+        axis.margins(x=0.15, y=0.15)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
     seeds = sorted(set(table["seeds"]))
     figure.suptitle(
         f"{manifest['study']}: {', '.join(table['size'].unique())}, {manifest['scale']} scale, "
-        f"{'-'.join(str(s) for s in seeds)} seed{'s' if seeds != [1] else ''} (bars: ± 1 std)"
+        f"{'-'.join(str(s) for s in seeds)} seed{'s (bars: ± 1 std)' if seeds != [1] else ''}"
     )
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file in written:
