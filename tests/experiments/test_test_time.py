@@ -18,7 +18,6 @@ from PIL import Image
 from torch import nn
 from torchvision.ops import batched_nms
 
-from configs.common import detectors
 from experiments import test_time
 from experiments.data import mini
 from experiments.errors import UserError
@@ -127,17 +126,11 @@ def test_no_box_and_empty_boxes():
 
 def detector(kind="standard", **backbone):
     """The mini detector, with weights that give different scores to boxes that overlap."""
-    model = LazyConfig.load(str(ROOT / "configs/mini/mask_rcnn_vit_mini.py")).model
+    name = {"standard": "mask_rcnn", "cascade": "cascade_mask_rcnn"}.get(kind, kind)
+    model = LazyConfig.load(str(ROOT / f"configs/mini/{name}_vit_mini.py")).model
     model.backbone.update(backbone)
-    if kind == "cascade":
-        detectors.cascade(model)
     if kind == "retinanet":
-        model = detectors.retinanet(model)
-        model.update(head_in_features=["p2", "p3"], test_score_thresh=0.3, test_topk_candidates=60)
-        model.backbone.top_block = "none"
-        model.head.input_shape = model.head.input_shape[:2]
-        model.anchor_generator.update(sizes=[[12, 20, 32], [48, 72, 104]], strides=[4, 8])
-        model.anchor_generator.aspect_ratios = [1.0, 0.5, 2.0]
+        model.update(test_score_thresh=0.3, test_topk_candidates=60)
     torch.manual_seed(1)
     model = instantiate(model).eval()
     for predictor in predictors(model):
