@@ -24,7 +24,7 @@ A row is a model and, behind its name, the detector if it is not Mask R-CNN: "-c
 L, and 0.3), MViTv2-H with learning rate 1.6e-4 (8e-5). Their released models reach 53.9 / 46.2
 (Swin-B), 55.0 / 47.2 (Swin-L) and 55.9 / 48.3 (MViTv2-H).
 
-At mini scale: a ViT, a Swin and an MViTv2 of equal depth and number of parameters.
+At mini scale: a ViT of six blocks, a Swin and an MViTv2 of eight, with about as many parameters.
 
 Hardware of the paper: 64 GPUs, one image each. By the released models' training times (A100; with
 Cascade where only that was released) a row takes 16, 31 and 42 hours for ViT-B, L and H, 10 and 13
