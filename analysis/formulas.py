@@ -75,6 +75,25 @@ def conv_stem(dim: int, patch_size: int, tokens: int, in_chans: int = 3) -> Amou
     return total([*parts, linear(dim, dim, tokens)])
 
 
+def normed_patch_embedding(dim: int, patch_size: int, tokens: int, in_chans: int = 3) -> Amount:
+    """With a norm of the patch's values, and one of the token."""
+    embedding = patch_embedding(dim, patch_size, tokens, in_chans)
+    return norm(in_chans * patch_size**2) + embedding + norm(dim)
+
+
+_STEMS = {
+    "patchify": patch_embedding,
+    "conv": conv_stem,
+    "patchify_norm": normed_patch_embedding,
+}
+
+
+def sam_neck(dim: int, out_chans: int, tokens: int) -> Amount:
+    """A 1x1 and a 3x3 conv, each with a norm."""
+    convs = conv(dim, out_chans, 1, tokens) + conv(out_chans, out_chans, 3, tokens)
+    return convs + norm(out_chans) * 2
+
+
 def absolute_positions(dim: int, positions: int) -> Amount:
     return Amount(dim * positions)
 
@@ -135,6 +154,8 @@ def encoder(
     pretrain_img_size: int = 224,
     pretrain_use_cls_token: bool = True,
     stem: str = "patchify",
+    pre_norm: bool = False,
+    out_chans: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> dict[str, Amount]:
     """Parts of a plain ViT, blocks of a kind together: `total(encoder(...).values())` is its cost.
@@ -152,9 +173,11 @@ def encoder(
     n_global = count if propagation == "global" else 0
     positions = (pretrain_img_size // patch_size) ** 2 + pretrain_use_cls_token
     parts = {
-        "patch embedding": {"patchify": patch_embedding, "conv": conv_stem}[stem](E, patch_size, T),
+        "patch embedding": _STEMS[stem](E, patch_size, T),
         "absolute positions": absolute_positions(E, positions),
     }
+    if pre_norm:
+        parts["norm before the blocks"] = norm(E)
     window, img_grid = (window_size, window_size), grid((img_size, img_size), patch_size)
     for name, n, tokens, group, table in (
         ("window blocks", depth - n_global, math.prod(padded), window, window),
@@ -172,6 +195,8 @@ def encoder(
         parts |= {f"{name}: {part}": amount * n for part, amount in block.items() if n}
     if propagation == "conv":
         parts["conv blocks"] = residual_conv_block(conv_block, E, T) * count
+    if out_chans is not None:
+        parts["SAM's neck"] = sam_neck(E, out_chans, T)
     return parts
 
 

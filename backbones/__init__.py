@@ -1,6 +1,7 @@
 """Detection backbones: the ViTDet encoder, its variants, and their necks."""
 
 from . import conv_blocks as _conv_blocks  # noqa: F401  (registers its entries)
+from .activations import QuickGELU
 from .build import SIZES, build_backbone, build_encoder
 from .norms import LayerNorm2d
 from .partition import Partition, ShiftedWindows, Windows
@@ -14,7 +15,7 @@ from .pyramids import (
     StageFPN,
 )
 from .registries import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS
-from .stems import ConvStem, PatchEmbed
+from .stems import ConvStem, NormedPatchEmbed, PatchEmbed
 from .vit import ViT
 from .yacs import add_vit_config
 
@@ -32,9 +33,11 @@ __all__ = [
     "LastMapFPN",
     "LayerNorm2d",
     "NoPyramid",
+    "NormedPatchEmbed",
     "Partition",
     "PatchEmbed",
     "Propagation",
+    "QuickGELU",
     "ShiftedWindows",
     "SimpleFeaturePyramid",
     "StageFPN",

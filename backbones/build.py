@@ -32,6 +32,16 @@ SIZES: dict[str, dict[str, Any]] = {
     "vit-h": dict(embed_dim=1280, depth=32, num_heads=16),
 }
 
+# The image encoders of SAM (arXiv:2304.02643): ViTDet's encoder, then SAM's own neck.
+for _letter in "blh":
+    SIZES[f"sam-vit-{_letter}"] = SIZES[f"vit-{_letter}"] | dict(
+        img_size=1024,
+        pretrain_img_size=1024,
+        pretrain_use_cls_token=False,
+        use_rel_pos=True,
+        out_chans=256,
+    )
+
 # Levels on top of p5, each built for a number of channels.
 _TOP_BLOCKS: dict[str, Callable[[int], nn.Module | None]] = {
     "max_pool": lambda channels: LastLevelMaxPool(),

@@ -13,7 +13,7 @@ def absolute_positions(pos_embed_1PC: Tensor, has_cls_token: bool, size: tuple[i
     Args:
         pos_embed_1PC: (1, P, C) with P = side * side, one more with a cls token in front.
         has_cls_token: whether the first entry belongs to a cls token (it is dropped).
-        size: rows and columns wanted. Bicubic, as in detectron2; exact for the original size.
+        size: rows and columns wanted.
 
     Returns:
         (1, H, W, C).
@@ -21,8 +21,12 @@ def absolute_positions(pos_embed_1PC: Tensor, has_cls_token: bool, size: tuple[i
     if has_cls_token:
         pos_embed_1PC = pos_embed_1PC[:, 1:]
     side = math.isqrt(pos_embed_1PC.shape[1])
-    pos_1HWC = pos_embed_1PC.reshape(1, side, side, -1)
-    if size == (side, side):
+    return resized_positions(pos_embed_1PC.reshape(1, side, side, -1), size)
+
+
+def resized_positions(pos_1HWC: Tensor, size: tuple[int, int]) -> Tensor:
+    """Positions for a map of `size` rows and columns, (1, H, W, C). Bicubic, as in detectron2."""
+    if size == tuple(pos_1HWC.shape[1:3]):
         return pos_1HWC
     pos_1CHW = F.interpolate(
         pos_1HWC.permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False

@@ -68,3 +68,23 @@ class ConvStem(_Stem):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, ceil(H / patch), ceil(W / patch), embed_dim)."""
         return self.proj(self.pad(image_BCHW)).permute(0, 2, 3, 1)
+
+
+@STEMS.register("patchify_norm")
+class NormedPatchEmbed(_Stem):
+    """As "patchify", with a norm of the patch's pixels before and one of the token after the linear
+    map: vit-pytorch's SimpleViT."""
+
+    def __init__(self, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 768):
+        super().__init__(patch_size)
+        pixels = in_chans * patch_size**2
+        self.norm_pixels = nn.LayerNorm(pixels)
+        self.proj = nn.Linear(pixels, embed_dim)
+        self.norm_token = nn.LayerNorm(embed_dim)
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, ceil(H / patch), ceil(W / patch), embed_dim)."""
+        patch = self.patch_size
+        patches_BCHWpp = self.pad(image_BCHW).unfold(2, patch, patch).unfold(3, patch, patch)
+        pixels_BHWP = patches_BCHWpp.permute(0, 2, 3, 1, 4, 5).flatten(3)
+        return self.norm_token(self.proj(self.norm_pixels(pixels_BHWP)))

@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 from .arguments import builder, number, whole_number
 from .attention import ATTENTION, Attention
 from .kernels import Linear, in_chunks
+from .norms import LayerNorm2d
 from .partition import Partition, Windows
 from .positions import absolute_positions
 from .propagation import EncoderSpec, propagation_blocks
@@ -122,6 +123,9 @@ class ViT(Backbone):
         attention: the kernel, "fused" or "reference": one function, see `Attention`.
         stages: stages of equal length (as equal as `depth` allows, see "even" placement). The maps
             at the ends of all but the last are outputs too: "stage1_feat", "stage2_feat", ...
+        pre_norm: one more norm in front of the first block (CLIP, arXiv:2103.00020).
+        out_chans: channels of SAM's neck behind the last block: a 1x1 and a 3x3 conv, each with a
+            norm (arXiv:2304.02643). None: no neck.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -158,6 +162,8 @@ class ViT(Backbone):
         stem: str = "patchify",
         attention: str = "fused",
         stages: int = 1,
+        pre_norm: bool = False,
+        out_chans: int | None = None,
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)
@@ -209,6 +215,8 @@ class ViT(Backbone):
                 "window_block_indexes / residual_block_indexes: give the words or the indexes"
             )
 
+        if pre_norm:
+            self.norm_pre = norm_layer(embed_dim)
         grid = (img_size // patch_size, img_size // patch_size)
         self.blocks = nn.ModuleList(
             Block(
@@ -231,6 +239,9 @@ class ViT(Backbone):
         self.use_act_checkpoint = use_act_checkpoint
         self._out_features = [*(f"stage{i}_feat" for i in range(1, stages)), out_feature]
         self._out_feature_channels = dict.fromkeys(self._out_features, embed_dim)
+        if out_chans is not None:
+            self.neck = _sam_neck(embed_dim, whole_number("out_chans", out_chans, least=1))
+            self._out_feature_channels[out_feature] = out_chans
         self._out_feature_strides = dict.fromkeys(self._out_features, patch_size)
         ends = propagation_blocks(depth, stages, "even")
         self._feature_of_block = dict(zip(ends, self._out_features, strict=True))
@@ -242,14 +253,16 @@ class ViT(Backbone):
         return tuple(block.word for block in self.blocks)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, and the
-        maps of earlier `stages`, which come first."""
+        """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, with
+        `out_chans` channels behind SAM's neck; the maps of earlier `stages` come first."""
         x_BHWC = self.patch_embed(x)
         if self.pos_embed is not None:
             x_BHWC = x_BHWC + absolute_positions(
                 self.pos_embed, self.pretrain_use_cls_token, tuple(x_BHWC.shape[1:3])
             )
         x_BHWC = x_BHWC.contiguous()  # stems put channels first in memory
+        if hasattr(self, "norm_pre"):
+            x_BHWC = self.norm_pre(x_BHWC)
         features = {}
         for i, block in enumerate(self.blocks):
             if self.use_act_checkpoint and self.training:
@@ -258,7 +271,18 @@ class ViT(Backbone):
                 x_BHWC = block(x_BHWC)
             if i in self._feature_of_block:
                 features[self._feature_of_block[i]] = x_BHWC.permute(0, 3, 1, 2)
+        if hasattr(self, "neck"):
+            features[self._out_features[-1]] = self.neck(features[self._out_features[-1]])
         return features
+
+
+def _sam_neck(embed_dim: int, out_chans: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(embed_dim, out_chans, 1, bias=False),
+        LayerNorm2d(out_chans),
+        nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False),
+        LayerNorm2d(out_chans),
+    )
 
 
 Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its residual module

@@ -16,6 +16,8 @@ from experiments.config import build_on_meta
 from experiments.errors import UserError
 from tests.conftest import ROOT
 
+# (12 E^2 + 13 E) D + 4865 E
+SAM_PARAMS = {"vit-b": 88_790_784, "vit-l": 307_291_136, "vit-h": 635_905_280}
 IMAGE = torch.zeros(1, 3, 1024, 1024, device="meta")
 
 
@@ -40,12 +42,18 @@ def test_sams_and_detectron2s_encoders(name):
     assert amount(cost.count(theirs, IMAGE)[""]) == total(parts.values())
 
     costs = cost.count(sam, IMAGE)
+    whole = formulas.encoder(**SIZES[f"sam-{name}"])
+    assert amount(costs[""]) == total(whole.values())
+    with torch.device("meta"):
+        ours = cost.count(build_encoder(f"sam-{name}"), IMAGE)
+    assert amount(ours[""]) == amount(costs[""])
+    assert amount(ours["neck"]) == amount(costs["neck"]) == whole["SAM's neck"]
     encoder = Amount(costs[""].params - costs["neck"].params, costs[""].macs - costs["neck"].macs)
     parts["absolute positions"] = formulas.absolute_positions(size["embed_dim"], 64 * 64)
     assert encoder == total(parts.values())
     relative = total(v for part, v in parts.items() if part.endswith("relative positions"))
     closed = formulas.sam_params(size["embed_dim"], depth)
-    assert closed == encoder.params - relative.params
+    assert closed == encoder.params - relative.params == SAM_PARAMS[name]
     shown = formulas.encoder_table([name]).set_index("part").loc["SAM's encoder"]
     assert shown[f"{name} params"] == f"{encoder.params:,}"
     assert shown[f"{name} GMACs"] == f"{encoder.macs / 1e9:,.3f}"

@@ -1,0 +1,142 @@
+"""What a file of weights holds, in the words and keys of `backbones.ViT`; and the formats."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..registries import WordRegistry
+
+State = dict[str, Tensor]
+
+# Formats of weights: subclasses of `Format`. A file has the one format that recognises its keys.
+FORMATS = WordRegistry("FORMATS")
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be used: which, what is wrong, what to do, in one line."""
+
+
+@dataclass
+class Contents:
+    """A file of weights, converted.
+
+    Args:
+        encoder: tensors of the encoder, by the keys of `ViT` (or of detectron2's SwinTransformer or
+            MViT). `pos_embed` is (1, `prefix` + rows * columns, C), as in the file.
+        detector: tensors around the encoder, by their keys in a detectron2 detector:
+            "backbone.simfp_2...", "proposal_generator...", "roi_heads...".
+        dropped: why each of the other keys of the file is left out, and its size; see `drop`.
+        prefix: leading entries of `pos_embed` that belong to no patch (cls token, registers).
+        grid: rows and columns of `pos_embed`; None: a square.
+        positions: positions that the file's model computes: of (rows, columns) and channels, as
+            (1, rows, columns, channels); for files without `pos_embed`.
+        new: regular expression of the encoder's keys that this format never has, because detection
+            adds them; they keep their initial values.
+        settings: words of `ViT` that hold for the format but are not seen in a file:
+            "norm_eps", "act_layer" (a class), "num_heads".
+        format: word of the format; set by `convert`.
+        path: of the file; set by `read`.
+        tensors, bytes, dtypes: of the whole file, before conversion; set by `read`.
+    """
+
+    encoder: State
+    detector: State = field(default_factory=dict)
+    dropped: dict[str, tuple[str, int]] = field(default_factory=dict)
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+    positions: Callable[[tuple[int, int], int], Tensor] | None = None
+    new: str = r"(?!)"  # nothing
+    settings: dict = field(default_factory=dict)
+    format: str = ""
+    path: Path = Path()
+    tensors: int = 0
+    bytes: int = 0
+    dtypes: tuple[str, ...] = ()
+
+    def drop(self, key: str, tensor: Tensor, why: str) -> None:
+        """Account for a key of the file that is left out."""
+        self.dropped[key] = (why, tensor.numel())
+
+
+# What detection adds to a pre-trained classifier: relative positions, residual modules of a
+# propagation strategy, SAM's neck.
+NEW_IN_DETECTION = r"\.rel_pos_[hw]$|\.residual\.|^neck\."
+
+
+class Format:
+    """How the files of one implementation become `Contents`: tables of regular expressions, and
+    `finish` for what tables cannot say.
+
+    Class attributes:
+        title: whose files these are, in words.
+        mark: a file has this format if one of its keys matches ...
+        without: ... and none matches this.
+        drop: reason by pattern of keys that are no part of the encoder.
+        rename: (pattern, replacement), each applied in turn to the keys that are left.
+        fuse: names, between dots, of tensors that become one along their first axis, in this order;
+            its name is "qkv". Applied after `rename`.
+        new, settings: as of `Contents`.
+    """
+
+    title: str
+    mark: str
+    without: str = r"(?!)"
+    drop: dict[str, str] = {}
+    rename: tuple[tuple[str, str], ...] = ()
+    fuse: tuple[str, ...] = ()
+    new: str = NEW_IN_DETECTION
+    settings: dict = {"norm_eps": 1e-6}
+
+    def recognises(self, keys: Iterable[str]) -> bool:
+        """Whether a file with these keys has this format."""
+        keys = list(keys)
+        return any(re.search(self.mark, k) for k in keys) and not any(
+            re.search(self.without, k) for k in keys
+        )
+
+    def convert(self, state: State) -> Contents:
+        """Tensors by the file's keys, as `Contents`; `state` is left as it is.
+
+        Raises:
+            WeightsError: what this format holds cannot be said in `ViT`'s words.
+        """
+        contents = Contents({}, new=self.new, settings=dict(self.settings))
+        for key, tensor in state.items():
+            why = next((why for what, why in self.drop.items() if re.search(what, key)), None)
+            if why:
+                contents.drop(key, tensor, why)
+                continue
+            for pattern, replacement in self.rename:
+                key = re.sub(pattern, replacement, key)
+            contents.encoder[key] = tensor
+        if self.fuse:
+            contents.encoder = _fused(contents.encoder, self.fuse)
+        self.finish(contents)
+        return contents
+
+    def finish(self, contents: Contents) -> None:
+        """Change `contents` in place, by what a format has beyond renamed keys.
+
+        Raises:
+            WeightsError: as of `convert`.
+        """
+
+
+def _fused(state: State, names: tuple[str, ...]) -> State:
+    parts: dict[str, State] = {}
+    for key, tensor in state.items():
+        name = next((n for n in names if f".{n}." in key), "")
+        parts.setdefault(key.replace(f".{name}.", ".qkv.") if name else key, {})[name] = tensor
+    fused = {}
+    for key, found in parts.items():
+        if "" in found:
+            fused[key] = found[""]
+            continue
+        if missing := [n for n in names if n not in found]:
+            raise WeightsError(f"has {key.replace('qkv', next(iter(found)))} but no {missing[0]}")
+        fused[key] = torch.cat([found[n] for n in names])
+    return fused

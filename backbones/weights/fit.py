@@ -1,0 +1,216 @@
+"""Contents of a file into a module: every tensor accounted for, positions and patches resized."""
+
+import math
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..positions import resized_positions, resized_table
+from ..vit import ViT
+from .account import Account, group, sizes
+from .contents import Contents, State, WeightsError
+from .words import encoder_words
+
+_HEADS = "neck and heads of a detector"
+
+
+def encoder_of(detector: nn.Module) -> tuple[str, nn.Module]:
+    """Name and module of a detector's encoder: under a pyramid's `net` or `bottom_up`, or the
+    backbone itself."""
+    for name in ("net", "bottom_up"):
+        if hasattr(detector.backbone, name):
+            return f"backbone.{name}", getattr(detector.backbone, name)
+    return "backbone", detector.backbone
+
+
+def fit_encoder(encoder: nn.Module, contents: Contents, strict: bool) -> tuple[State, Account]:
+    """What to load into an encoder (which may be on the meta device), and the account of it.
+
+    Raises:
+        WeightsError: see `load_encoder`.
+    """
+    account = Account(_title(contents))
+    account.dropped = {k: (_HEADS, v.numel()) for k, v in contents.detector.items()}
+    return _fit(encoder, encoder, "", contents.encoder, contents, account, strict)
+
+
+def fit_detector(model: nn.Module, contents: Contents, strict: bool) -> tuple[State, Account]:
+    """The same for a whole detector.
+
+    Raises:
+        WeightsError: see `load_detector`.
+    """
+    if not contents.detector:
+        raise WeightsError(
+            f"{contents.path} holds an encoder only ({contents.format}), no detector: training "
+            "starts from it as train.init_weights"
+        )
+    name, encoder = encoder_of(model)
+    state = {f"{name}.{k}": v for k, v in contents.encoder.items()} | contents.detector
+    return _fit(model, encoder, f"{name}.", state, contents, Account(_title(contents)), strict)
+
+
+def _title(contents: Contents) -> str:
+    return f"{contents.path} ({contents.format})"
+
+
+def _fit(
+    module: nn.Module,
+    encoder: nn.Module,
+    prefix: str,
+    state: State,
+    contents: Contents,
+    account: Account,
+    strict: bool,
+) -> tuple[State, Account]:
+    own = module.state_dict()
+    account.dropped |= contents.dropped
+    state = dict(state)
+    positions = f"{prefix}pos_embed"
+    if contents.positions and positions in own and positions not in state:
+        computed = contents.positions(_grid(own[positions], encoder), own[positions].shape[2])
+        state[positions] = computed.flatten(1, 2).to(torch.float32)
+        account.notes.append("absolute positions are computed, as this format does")
+    if not hasattr(encoder, "neck"):
+        for key in [k for k in state if k.startswith(f"{prefix}neck.")]:
+            account.dropped[key] = ("SAM's neck: this encoder has none", state.pop(key).numel())
+
+    new = re.compile(contents.new)
+    absent = {k: v for k, v in own.items() if k not in state}
+    account.new = sizes((k, v) for k, v in absent.items() if new.search(k.removeprefix(prefix)))
+    account.missing = sizes((k, v) for k, v in absent.items() if k not in account.new)
+    account.unexpected = sizes((k, v) for k, v in state.items() if k not in own)
+
+    fitted, misfits = {}, []
+    for key in (k for k in own if k in state):
+        tensor = _checked(key, state[key], own[key], contents)
+        how = ""
+        if tensor.shape != own[key].shape or (key == positions and contents.prefix > 1):
+            tensor, how = _resized(key, tensor, own[key].shape, encoder, contents)
+        if tensor is None:
+            misfits.append(f"{key} {_by(state[key].shape)} for {_by(own[key].shape)}")
+            continue
+        fitted[key] = tensor
+        if how:
+            account.resized[key] = (how, tensor.numel())
+        else:
+            account.loaded[key] = tensor.numel()
+    wrong = [
+        f"{word} {group(next(iter(keys)))}: {_some(list(keys))}"
+        for word, keys in (("no", account.missing), ("unused", account.unexpected))
+        if keys and strict
+    ]
+    if misfits:
+        wrong.append(f"other shapes: {_some(sorted(misfits))}")
+    if wrong:
+        raise WeightsError(
+            f"{_title(contents)} does not fit: {'; '.join(wrong)}.{_shown(contents)}"
+        )
+    account.notes += _differences(encoder, contents)
+    return fitted, account
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+
+
+def _shown(contents: Contents) -> str:
+    """The sizes of the encoder in the file, for the one who asked for another."""
+    words = encoder_words(contents)
+    sizes = ("embed_dim", "depth", "patch_size", "use_rel_pos", "residual_block_indexes")
+    shown = " ".join(f"{k}={words[k]}" for k in sizes if words.get(k))
+    return f" Its encoder has {shown}" if shown else ""
+
+
+def _by(shape: torch.Size) -> str:
+    return "x".join(map(str, shape))
+
+
+def _checked(key: str, tensor: Tensor, own: Tensor, contents: Contents) -> Tensor:
+    """The tensor in the module's precision."""
+    if tensor.is_floating_point() != own.is_floating_point() or tensor.is_complex():
+        raise WeightsError(f"{contents.path}: {key} is {tensor.dtype}, not {own.dtype}")
+    if own.is_floating_point() and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise WeightsError(f"{contents.path}: {key} has {bad} values that are NaN or infinite")
+    return tensor.to(own.dtype)
+
+
+def _grid(pos_embed_1PC: Tensor, encoder: nn.Module) -> tuple[int, int]:
+    side = math.isqrt(pos_embed_1PC.shape[1] - encoder.pretrain_use_cls_token)
+    return side, side
+
+
+def _resized(
+    key: str, tensor: Tensor, wanted: torch.Size, encoder: nn.Module, contents: Contents
+) -> tuple[Tensor | None, str]:
+    """A tensor for another number of positions or pixels and what was done; None if it is no such
+    tensor."""
+    if not isinstance(encoder, ViT) or tensor.ndim != len(wanted):
+        return None, ""
+    if key.endswith("pos_embed") and tensor.shape[2] == wanted[2]:
+        return _positions(tensor, encoder, contents)
+    if re.search(r"\.rel_pos_[hw]$", key) and tensor.shape[1] == wanted[1]:
+        how = f"{tensor.shape[0]} -> {wanted[0]} offsets, linear"
+        return resized_table(tensor, (wanted[0] + 1) // 2), how
+    if key.endswith("patch_embed.proj.weight") and tensor.shape[:2] == wanted[:2]:
+        how = f"{_by(tensor.shape[2:])} -> {_by(wanted[2:])} pixels, pseudo-inverse"
+        return resized_patches(tensor, tuple(wanted[2:])), how
+    return None, ""
+
+
+def _positions(pos_1PC: Tensor, encoder: ViT, contents: Contents) -> tuple[Tensor, str]:
+    patches_1PC = pos_1PC[:, contents.prefix :]
+    side = math.isqrt(patches_1PC.shape[1])
+    grid = contents.grid or (side, side)
+    if math.prod(grid) != patches_1PC.shape[1]:
+        raise WeightsError(
+            f"{contents.path}: {patches_1PC.shape[1]} absolute positions are no square of patches"
+        )
+    wanted = _grid(encoder.pos_embed, encoder)
+    resized = resized_positions(patches_1PC.unflatten(1, grid), wanted).flatten(1, 2)
+    how = f"{_by(grid)} -> {_by(wanted)}, bicubic" if grid != wanted else ""
+    if encoder.pretrain_use_cls_token:
+        cls_11C = pos_1PC[:, :1] if contents.prefix else torch.zeros_like(pos_1PC[:, :1])
+        resized = torch.cat([cls_11C, resized], 1)
+    return resized, how or "cls token's entry, which detection does not read"
+
+
+def resized_patches(kernel_ECpp: Tensor, wanted: tuple[int, int]) -> Tensor:
+    """Patch embedding for patches of another size: (E, C, *wanted).
+
+    The kernel whose token of an enlarged patch is the old kernel's token of the patch before; its
+    pseudo-inverse when shrinking (FlexiViT, arXiv:2212.08013, section 3.4).
+    """
+    old = tuple(kernel_ECpp.shape[2:])
+    basis = torch.eye(math.prod(old), dtype=torch.float64).reshape(-1, 1, *old)
+    enlarge = F.interpolate(basis, wanted, mode="bicubic", antialias=True, align_corners=False)
+    inverse = torch.linalg.pinv(enlarge.flatten(1))  # (new pixels, old pixels)
+    resized = kernel_ECpp.flatten(2).double() @ inverse.T
+    return resized.unflatten(2, wanted).to(kernel_ECpp.dtype)
+
+
+def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
+    """What the file's model computes otherwise, though every tensor fits."""
+    if not isinstance(encoder, ViT):
+        return []
+    block = encoder.blocks[0]
+    own = dict(
+        norm_eps=getattr(block.norm1, "eps", None),
+        act_layer=type(block.mlp.act),
+        num_heads=block.attn.num_heads,
+    )
+    found = encoder_words(contents)
+    theirs = contents.settings | {"num_heads": found.get("num_heads")}
+    theirs.setdefault("act_layer", nn.GELU)
+
+    def name(value) -> str:
+        return getattr(value, "__name__", str(value))
+
+    return [
+        f"differs: {word} is {name(own[word])} here, {name(theirs[word])} in models of this format"
+        for word in own
+        if theirs.get(word) is not None and own[word] != theirs[word]
+    ]

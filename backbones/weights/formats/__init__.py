@@ -1,0 +1,12 @@
+"""One file per implementation whose weights are read; each registers its formats."""
+
+from . import (  # noqa: F401
+    clip,
+    detectron2,
+    hierarchical,
+    segment_anything,
+    simple_vit,
+    timm,
+    torchvision,
+    transformers,
+)
