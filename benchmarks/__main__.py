@@ -18,17 +18,18 @@ from rich.console import Console
 from experiments import commands, environment
 from experiments.errors import UserError, unknown
 
-from . import report, worker
+from . import report, weights, worker
 from .cases import OURS, PEERS, SUITES, Case, suite
 from .implementations import MODULES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
+_NAMES = (*SUITES, weights.SUITE)
 
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help=f"Suite: {', '.join(SUITES)}.")] = "default",
+    name: Annotated[str, typer.Argument(help=f"Suite: {', '.join(_NAMES)}.")] = "default",
     device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = "",
     only: Annotated[
         str, typer.Option(help='Cases whose description has all these words, e.g. "128 train".')
@@ -39,8 +40,12 @@ def bench(
     list_cases: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
 ) -> None:
     """Measure a suite, print a table per case and add the rows to results/benchmarks/<device>/."""
-    if name not in SUITES:
-        raise unknown("suite", name, SUITES)
+    if name not in _NAMES:
+        raise unknown("suite", name, _NAMES)
+    if name == weights.SUITE:
+        provenance = _provenance("cpu")
+        weights.bench("vit-h", only, report.folder(provenance), provenance, console)
+        return
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"device {device!r} is not here: cpu is, cuda with a GPU that torch sees")
@@ -56,12 +61,7 @@ def bench(
             console.print(f"{case}: {', '.join(_rows(case, wanted))}")
         return
 
-    provenance = dict(
-        device=environment.device_name(device),
-        threads=torch.get_num_threads() if device == "cpu" else None,
-        commit=environment.git_commit(),
-        **environment.versions(report.PACKAGES),
-    )
+    provenance = _provenance(device)
     folder = report.folder(provenance)
     started = _now()
     # Processes fork from one that has the libraries loaded and has computed nothing.
@@ -82,6 +82,15 @@ def bench(
         console.print("\n" + report.shown_over_window_only(compared))
     report.markdown(folder)
     console.print("\nwritten: " + "  ".join(str(path) for path in report.plot(folder)))
+
+
+def _provenance(device: str) -> dict:
+    return dict(
+        device=environment.device_name(device),
+        threads=torch.get_num_threads() if device == "cpu" else None,
+        commit=environment.git_commit(),
+        **environment.versions(report.PACKAGES),
+    )
 
 
 def _now() -> str:
