@@ -17,7 +17,7 @@ from torch import nn
 from . import formats as _formats  # noqa: F401  (registers its entries)
 from .account import Account
 from .contents import FORMATS, Contents, Format, WeightsError
-from .files import read_state
+from .files import read_config, read_state
 from .fit import encoder_of, fit_detector, fit_encoder
 from .words import encoder_words
 
@@ -44,7 +44,7 @@ def read(path: str | Path) -> Contents:
         WeightsError: the file cannot be read safely, or no format recognises its keys.
         OSError: there is no such file.
     """
-    state = read_state(Path(path))
+    state, config = read_state(Path(path)), read_config(Path(path))
     known = [(word, entry()) for word, entry in FORMATS]
     found = [(word, form) for word, form in known if form.recognises(state)]
     if len(found) != 1:
@@ -56,9 +56,11 @@ def read(path: str | Path) -> Contents:
     word, form = found[0]
     try:
         contents = form.convert(state)
+        form.configure(contents, config)
     except WeightsError as error:
         raise WeightsError(f"{path} ({word}): {error}") from error
     contents.path, contents.format = Path(path), word
+    encoder_words(contents)  # raises for shapes of no ViT
     contents.tensors = len(state)
     contents.bytes = sum(t.numel() * t.element_size() for t in state.values())
     contents.dtypes = tuple(sorted({str(t.dtype).removeprefix("torch.") for t in state.values()}))

@@ -22,7 +22,7 @@ _GROUPS = (
     (r"^proposal_generator\.", "region proposals"),
     (r"^roi_heads\.", "box and mask heads"),
     (r"^head\.", "RetinaNet's head"),
-    (r"\.downsample\.|scale\d_norm|(^|\.)norm\d\.", "between stages"),
+    (r"\.downsample\.|scale\d_norm|(^|\.)norm\d\.", "layers between stages"),
     (r"^backbone\.", "pyramid"),
 )
 
@@ -63,14 +63,8 @@ class Account:
             ("resized", self.resized),
             ("dropped", self.dropped),
             ("new", {k: ("keeps its initial values", n) for k, n in self.new.items()}),
-            (
-                "missing",
-                {k: (f"e.g. {next(iter(self.missing))}", n) for k, n in self.missing.items()},
-            ),
-            (
-                "unexpected",
-                {k: (f"e.g. {next(iter(self.unexpected))}", n) for k, n in self.unexpected.items()},
-            ),
+            ("missing", _with_first_key(self.missing)),
+            ("unexpected", _with_first_key(self.unexpected)),
         ):
             for key, (why, size) in entries.items():
                 # What is left out has the reason for a group: its keys are the file's own.
@@ -88,7 +82,10 @@ class Account:
 
 
 def _with_first_key(entries: dict[str, int]) -> dict[str, tuple[str, int]]:
-    return {key: (f"e.g. {next(iter(entries))}", size) for key, size in entries.items()}
+    first: dict[str, str] = {}
+    for key in entries:
+        first.setdefault(group(key), f"e.g. {key}")
+    return {key: (first[group(key)], size) for key, size in entries.items()}
 
 
 def sizes(state: Iterable[tuple[str, Tensor]]) -> dict[str, int]:

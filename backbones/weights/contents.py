@@ -1,7 +1,7 @@
 """What a file of weights holds, in the words and keys of `backbones.ViT`; and the formats."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +37,10 @@ class Contents:
         new: regular expression of the encoder's keys that this format never has, because detection
             adds them; they keep their initial values.
         settings: words of `ViT` that hold for the format but are not seen in a file:
-            "norm_eps", "act_layer" (a class), "num_heads".
-        format: word of the format; set by `convert`.
+            "norm_eps", "act_layer" (a class; None: it may be any), "num_heads", "window_size",
+            "window_block_indexes".
+        notes: what conversion did to tensors beyond their names, a line each.
+        format: word of the format; set by `read`.
         path: of the file; set by `read`.
         tensors, bytes, dtypes: of the whole file, before conversion; set by `read`.
     """
@@ -51,6 +53,7 @@ class Contents:
     positions: Callable[[tuple[int, int], int], Tensor] | None = None
     new: str = r"(?!)"  # nothing
     settings: dict = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     format: str = ""
     path: Path = Path()
     tensors: int = 0
@@ -91,11 +94,10 @@ class Format:
     new: str = NEW_IN_DETECTION
     settings: dict = {"norm_eps": 1e-6}
 
-    def recognises(self, keys: Iterable[str]) -> bool:
-        """Whether a file with these keys has this format."""
-        keys = list(keys)
-        return any(re.search(self.mark, k) for k in keys) and not any(
-            re.search(self.without, k) for k in keys
+    def recognises(self, state: State) -> bool:
+        """Whether a file with these tensors, by its keys, has this format."""
+        return any(re.search(self.mark, k) for k in state) and not any(
+            re.search(self.without, k) for k in state
         )
 
     def convert(self, state: State) -> Contents:
@@ -112,11 +114,20 @@ class Format:
                 continue
             for pattern, replacement in self.rename:
                 key = re.sub(pattern, replacement, key)
+            if key in contents.encoder:
+                raise WeightsError(f"has two tensors for {key}")
             contents.encoder[key] = tensor
         if self.fuse:
             contents.encoder = _fused(contents.encoder, self.fuse)
         self.finish(contents)
         return contents
+
+    def configure(self, contents: Contents, config: dict) -> None:
+        """Add to the settings what a config.json beside the weights says; by default, nothing.
+
+        Raises:
+            WeightsError: it says what `ViT` cannot.
+        """
 
     def finish(self, contents: Contents) -> None:
         """Change `contents` in place, by what a format has beyond renamed keys.
@@ -138,5 +149,8 @@ def _fused(state: State, names: tuple[str, ...]) -> State:
             continue
         if missing := [n for n in names if n not in found]:
             raise WeightsError(f"has {key.replace('qkv', next(iter(found)))} but no {missing[0]}")
+        shapes = [tuple(found[n].shape) for n in names]
+        if len({shape[1:] for shape in shapes}) > 1 or () in shapes:
+            raise WeightsError(f"{key} is made of {shapes}, which do not fit each other")
         fused[key] = torch.cat([found[n] for n in names])
     return fused

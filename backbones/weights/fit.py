@@ -11,7 +11,7 @@ from ..positions import resized_positions, resized_table
 from ..vit import ViT
 from .account import Account, group, sizes
 from .contents import Contents, State, WeightsError
-from .words import encoder_words
+from .words import encoder_words, known_heads
 
 _HEADS = "neck and heads of a detector"
 
@@ -87,9 +87,10 @@ def _fit(
     for key in (k for k in own if k in state):
         tensor = _checked(key, state[key], own[key], contents)
         how = ""
-        if tensor.shape != own[key].shape or (key == positions and contents.prefix > 1):
+        moved = key == positions and (contents.prefix > 1 or _is_other_grid(contents))
+        if moved or tensor.shape != own[key].shape:
             tensor, how = _resized(key, tensor, own[key].shape, encoder, contents)
-        if tensor is None:
+        if tensor is None or tensor.shape != own[key].shape:
             misfits.append(f"{key} {_by(state[key].shape)} for {_by(own[key].shape)}")
             continue
         fitted[key] = tensor
@@ -106,9 +107,10 @@ def _fit(
         wrong.append(f"other shapes: {_some(sorted(misfits))}")
     if wrong:
         raise WeightsError(
-            f"{_title(contents)} does not fit: {'; '.join(wrong)}.{_shown(contents)}"
+            f"{_title(contents)} does not fit: {'; '.join(wrong)}"
+            f"{'' if misfits else ' (strict=False loads the rest)'}.{_shown(contents)}"
         )
-    account.notes += _differences(encoder, contents)
+    account.notes += _casts(own, state) + contents.notes + _differences(encoder, contents)
     return fitted, account
 
 
@@ -119,23 +121,37 @@ def _some(keys: list[str]) -> str:
 def _shown(contents: Contents) -> str:
     """The sizes of the encoder in the file, for the one who asked for another."""
     words = encoder_words(contents)
-    sizes = ("embed_dim", "depth", "patch_size", "use_rel_pos", "residual_block_indexes")
-    shown = " ".join(f"{k}={words[k]}" for k in sizes if words.get(k))
+    usual = dict(
+        use_rel_pos=False, residual_block_indexes=[], stem="patchify", qkv_bias=True, pre_norm=False
+    )
+    sizes = ("embed_dim", "depth", "patch_size", *usual)
+    shown = " ".join(f"{k}={words[k]}" for k in sizes if words.get(k, usual.get(k)) != usual.get(k))
     return f" Its encoder has {shown}" if shown else ""
 
 
 def _by(shape: torch.Size) -> str:
-    return "x".join(map(str, shape))
+    return "x".join(map(str, shape)) or "one number"
 
 
 def _checked(key: str, tensor: Tensor, own: Tensor, contents: Contents) -> Tensor:
     """The tensor in the module's precision."""
     if tensor.is_floating_point() != own.is_floating_point() or tensor.is_complex():
         raise WeightsError(f"{contents.path}: {key} is {tensor.dtype}, not {own.dtype}")
+    tensor = tensor.to(own.dtype)  # may overflow
     if own.is_floating_point() and not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise WeightsError(f"{contents.path}: {key} has {bad} values that are NaN or infinite")
-    return tensor.to(own.dtype)
+    return tensor
+
+
+def _casts(own: State, state: State) -> list[str]:
+    """Precisions in the file that are not the module's."""
+    pairs = [(state[k].dtype, v.dtype) for k, v in own.items() if k in state]
+    return [
+        f"cast: {pairs.count((old, new))} tensors from {old} to {new}".replace("torch.", "")
+        for old, new in dict.fromkeys(pairs)
+        if old != new
+    ]
 
 
 def _grid(pos_embed_1PC: Tensor, encoder: nn.Module) -> tuple[int, int]:
@@ -148,7 +164,7 @@ def _resized(
 ) -> tuple[Tensor | None, str]:
     """A tensor for another number of positions or pixels and what was done; None if it is no such
     tensor."""
-    if not isinstance(encoder, ViT) or tensor.ndim != len(wanted):
+    if not isinstance(encoder, ViT) or tensor.ndim != len(wanted) or not tensor.numel():
         return None, ""
     if key.endswith("pos_embed") and tensor.shape[2] == wanted[2]:
         return _positions(tensor, encoder, contents)
@@ -161,11 +177,16 @@ def _resized(
     return None, ""
 
 
+def _is_other_grid(contents: Contents) -> bool:
+    """Whether positions are of no square, as the module's are: as many may be at other places."""
+    return contents.grid is not None and contents.grid[0] != contents.grid[1]
+
+
 def _positions(pos_1PC: Tensor, encoder: ViT, contents: Contents) -> tuple[Tensor, str]:
     patches_1PC = pos_1PC[:, contents.prefix :]
     side = math.isqrt(patches_1PC.shape[1])
     grid = contents.grid or (side, side)
-    if math.prod(grid) != patches_1PC.shape[1]:
+    if math.prod(grid) != patches_1PC.shape[1] or not math.prod(grid):
         raise WeightsError(
             f"{contents.path}: {patches_1PC.shape[1]} absolute positions are no square of patches"
         )
@@ -194,7 +215,7 @@ def resized_patches(kernel_ECpp: Tensor, wanted: tuple[int, int]) -> Tensor:
 
 def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
     """What the file's model computes otherwise, though every tensor fits."""
-    if not isinstance(encoder, ViT):
+    if not isinstance(encoder, ViT) or not encoder_words(contents):
         return []
     block = encoder.blocks[0]
     own = dict(
@@ -202,8 +223,7 @@ def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
         act_layer=type(block.mlp.act),
         num_heads=block.attn.num_heads,
     )
-    found = encoder_words(contents)
-    theirs = contents.settings | {"num_heads": found.get("num_heads")}
+    theirs = contents.settings | {"num_heads": known_heads(contents)}
     theirs.setdefault("act_layer", nn.GELU)
 
     def name(value) -> str:

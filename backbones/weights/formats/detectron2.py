@@ -1,1 +1,68 @@
-"""detectron2."""
+"""detectron2's detectors, backbones and encoders, and this suite's, which have their keys."""
+
+import math
+import re
+
+from torch import Tensor
+
+from ..contents import FORMATS, Contents, Format, State, WeightsError
+
+# What stands in front of an encoder's keys: in a whole detector, in a backbone alone (encoder and
+# pyramid), in a detector without a pyramid, in an encoder alone.
+_IN_FRONT = ("backbone.net.", "backbone.bottom_up.", "net.", "bottom_up.", "backbone.", "")
+_VIT = re.compile(
+    r"pos_embed$|patch_embed\.|norm_pre\.|neck\."
+    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|attn\.rel_pos_[hw]$|mlp\.fc[12]|residual)"
+)
+
+
+@FORMATS.register("detectron2")
+class Detectron2(Format):
+    """`model_final.pth` of `DetectionCheckpointer` and of this suite's runs, the model zoo's .pkl:
+    a whole detector on any encoder, a backbone (encoder and pyramid), or a plain ViT alone.
+
+    An encoder alone has no key of its own kind: it is known by having none but those of `ViT`.
+    """
+
+    title = "detectron2 detectors, backbones and ViTs; this suite's runs"
+    drop = {
+        r"^pixel_(mean|std)$": "pixel mean and std: those of the config are used",
+        r"(^|\.)anchor_generator\.cell_anchors": "anchors: those of the config are used",
+    }
+    new = Contents.new  # what detection has is all there
+
+    def recognises(self, state: State) -> bool:
+        front = _in_front(state)
+        if front not in ("", "backbone."):
+            return True
+        keys = [k.removeprefix(front) for k in state if k.startswith(front)]
+        # timm's samvit_* has the keys of a ViT with SAM's neck, and positions as (1, H, W, C).
+        flat = all(v.ndim == 3 for k, v in state.items() if k == f"{front}pos_embed")
+        blocks = any(k.endswith(".attn.qkv.weight") for k in keys)
+        return flat and blocks and all(map(_VIT.match, keys))
+
+    def finish(self, contents: Contents) -> None:
+        state, front = contents.encoder, _in_front(contents.encoder)
+        contents.encoder = {
+            k.removeprefix(front): v for k, v in state.items() if k.startswith(front)
+        }
+        around = "" if front.startswith("backbone.") else "backbone."
+        contents.detector = {around + k: v for k, v in state.items() if not k.startswith(front)}
+        if "pos_embed" in contents.encoder:
+            contents.prefix = _cls_tokens(contents.encoder["pos_embed"])
+
+
+def _in_front(state: State) -> str:
+    return next((front for front in _IN_FRONT if any(k.startswith(front) for k in state)), "")
+
+
+def _cls_tokens(pos_embed: Tensor) -> int:
+    """How many entries of (1, P, C) positions, 0 or 1, stand in front of a square of patches."""
+    for count in (0, 1) if pos_embed.ndim == 3 else ():
+        patches = pos_embed.shape[1] - count
+        if patches > 0 and math.isqrt(patches) ** 2 == patches:
+            return count
+    raise WeightsError(
+        f"pos_embed is {tuple(pos_embed.shape)}, not (1, rows * rows, channels), or one entry more "
+        "for a cls token"
+    )

@@ -1,6 +1,6 @@
 """torchvision's `vit_*`."""
 
-from ..contents import FORMATS, Contents, Format
+from ..contents import FORMATS, Contents, Format, WeightsError
 
 
 @FORMATS.register("torchvision")
@@ -27,3 +27,5 @@ class Torchvision(Format):
 
     def finish(self, contents: Contents) -> None:
         contents.prefix = 1
+        if stem := [k for k in contents.encoder if k.startswith("patch_embed.proj.conv_bn_relu_")]:
+            raise WeightsError(f"has {stem[0]}: a conv stem (conv_stem_configs) is not read")

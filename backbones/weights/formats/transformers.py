@@ -1,1 +1,136 @@
-"""transformers."""
+"""transformers' `ViT*`, `ViTMAE*`, `VitDet*` and `Dinov2*`.
+
+Keys are those that `save_pretrained` writes ("encoder.layer.0.attention.attention.query.weight")
+or, where they differ, those of transformers 5's modules ("layers.0.attention.q_proj.weight").
+"""
+
+import re
+
+from torch import nn
+
+from ...activations import QuickGELU
+from ..contents import FORMATS, Contents, Format, WeightsError
+from .shared import fold_layer_scale
+
+_CLASSIFIER_BLOCKS = (
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.(?:attention\.query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(?:attention\.key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(?:attention\.value|v_proj)\.", ".attn.v."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+)
+_ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+class HuggingFace(Format):
+    """A format whose folders say in config.json what the weights do not show."""
+
+    def configure(self, contents: Contents, config: dict) -> None:
+        for part in ("vision_config", "backbone_config"):
+            if isinstance(config.get(part), dict):
+                config = config[part]
+        for word, key, allowed in (
+            ("norm_eps", "layer_norm_eps", lambda v: isinstance(v, float) and 0 < v < 1),
+            ("num_heads", "num_attention_heads", _is_count),
+            ("window_size", "window_size", _is_count),
+            ("window_block_indexes", "window_block_indices", _is_indexes),
+            ("act_layer", "hidden_act", lambda v: isinstance(v, str) and v in _ACTIVATIONS),
+        ):
+            if key in config:
+                if not allowed(config[key]):
+                    raise WeightsError(f"config.json has {key}={config[key]!r}: ViT cannot say it")
+                contents.settings[word] = config[key]
+        if "hidden_act" in config:
+            contents.settings["act_layer"] = _ACTIVATIONS[config["hidden_act"]]
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _is_indexes(value) -> bool:
+    return isinstance(value, list) and all(isinstance(i, int) and i >= 0 for i in value)
+
+
+@FORMATS.register("hf-vit")
+class HfViT(HuggingFace):
+    """`transformers.ViTModel`, `ViTForImageClassification`, ..., and what has the same keys: the
+    encoder of `ViTMAE*`, `DeiT*`, `ViTMSN*` (of norm_eps 1e-6) and `IJepa*`."""
+
+    title = "transformers ViT*, ViTMAE*, DeiT*, ViTMSN*, IJepa*"
+    mark = r"^((vit|deit|ijepa)\.)?(encoder\.layer|layers)\.\d+\.layernorm_before\."
+    drop = {
+        r"\bembeddings\.cls_token$": "cls token",
+        r"\bembeddings\.distillation_token$": "distillation token",
+        r"\bembeddings\.mask_token$": "mask token",
+        r"^(\w+\.)?layernorm\.": "norm behind the last block",
+        r"^(\w+\.)?pooler\.": "pooler",
+        r"^(\w+_)?classifier\.": "classifier's head",
+        r"^decoder\.": "decoder of masked patches",
+    }
+    rename = (
+        (r"^(vit|deit|ijepa)\.", ""),
+        *_CLASSIFIER_BLOCKS,
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"\.output\.dense\.", ".mlp.fc2."),
+    )
+    fuse = ("q", "k", "v")
+    settings = {"norm_eps": 1e-12}
+
+    def finish(self, contents: Contents) -> None:
+        tokens = [k for k in contents.dropped if re.search(r"\b(cls|distillation)_token$", k)]
+        contents.prefix = len(tokens)
+
+
+@FORMATS.register("hf-dinov2")
+class HfDinov2(HuggingFace):
+    """`transformers.Dinov2Model`, `Dinov2WithRegistersModel`, ...: LayerScale becomes part of the
+    linear map in front of it."""
+
+    title = "transformers Dinov2*, Dinov2WithRegisters*"
+    mark = r"^(dinov2(_with_registers)?\.)?encoder\.layer\.\d+\.layer_scale1\.lambda1$"
+    drop = {
+        r"\bembeddings\.cls_token$": "cls token",
+        r"\bembeddings\.mask_token$": "mask token",
+        r"\bembeddings\.register_tokens$": "register tokens",
+        r"^(\w+\.)?layernorm\.": "norm behind the last block",
+        r"^classifier\.": "classifier's head",
+    }
+    rename = (
+        (r"^dinov2(_with_registers)?\.", ""),
+        *_CLASSIFIER_BLOCKS,
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    )
+    fuse = ("q", "k", "v")
+
+    def finish(self, contents: Contents) -> None:
+        if any(re.search(r"\.mlp\.(weights_in|gate_proj)\.", key) for key in contents.encoder):
+            raise WeightsError(
+                "its MLPs are SwiGLU (DINOv2's giant), which ViT's are not: B, L fit"
+            )
+        contents.prefix = 1
+        fold_layer_scale(contents)
+
+
+@FORMATS.register("hf-vitdet")
+class HfVitDet(HuggingFace):
+    """`transformers.VitDetModel`, `VitDetBackbone`, and the latter in `VitMatteForImageMatting`."""
+
+    title = "transformers VitDet*"
+    mark = r"^((backbone|vitdet)\.)?encoder\.layer\.\d+\.attention\.qkv\."
+    drop = {r"^decoder\.": "VitMatte's decoder"}
+    rename = (
+        (r"^(backbone|vitdet)\.", ""),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.projection\.", "patch_embed.proj."),
+        (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+        (r"\.attention\.", ".attn."),
+    )
+    new = Contents.new  # a detection encoder has all of it
+
+    def finish(self, contents: Contents) -> None:
+        contents.prefix = 1

@@ -1,0 +1,147 @@
+"""Swin and MViTv2: their releases are written with detectron2's modules, whose keys are the
+releases' own, with what classifiers have beside them."""
+
+from functools import partial
+
+import pytest
+import torch
+from detectron2.modeling import MViT, SwinTransformer
+from torch import nn
+
+from backbones import build_encoder
+from backbones.weights import WeightsError, load_encoder, read
+
+from .test_detectron2 import assert_same_outputs, assert_whole, randomized, silent
+
+IMAGES = [(64, 64), (96, 160)]
+
+
+def swin():
+    return SwinTransformer(embed_dim=16, depths=(2, 2), num_heads=(1, 2), out_indices=(0, 1))
+
+
+def mvit():
+    words = dict(embed_dim=16, depth=4, last_block_indexes=(0, 1, 2, 3), img_size=64)
+    return MViT(**words, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+
+
+def write(build, path) -> tuple[nn.Module, list[str]]:
+    """A classifier's checkpoint; the module that it was written with, and the keys of the norms
+    which it has not."""
+    trained = randomized(build())
+    state = trained.state_dict()
+    if build is swin:
+        new = [k for k in state if k.startswith("norm")]
+        state["layers.0.blocks.1.attn_mask"] = torch.ones(4, 49, 49)
+        state["head.weight"] = torch.ones(7, 32)
+    else:
+        new = [k for k in state if k.startswith("scale")]
+        # Convolutions of images, kept as those of videos of one frame.
+        state = {k: v.unsqueeze(2) if v.ndim == 4 else v for k, v in state.items()}
+        state["head.projection.weight"] = torch.ones(7, 128)
+        state["cls_token"] = torch.ones(1, 1, 16)
+    state["norm.weight"] = torch.ones(32)
+    state = {k: v for k, v in state.items() if k not in new}
+    torch.save({"model" if build is swin else "model_state": state, "epoch": 300}, path)
+    return trained, new
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "pretrained.pyth"
+
+
+@pytest.mark.parametrize("build", [swin, mvit])
+def test_releases(build, path):
+    """All but the norms of the maps put out, which classifiers have not; their own are dropped."""
+    trained, new = write(build, path)
+    encoder = build()
+    before = {k: encoder.state_dict()[k].clone() for k in new}
+    assert before
+    account = load_encoder(encoder, path, show=silent)
+    assert account.new.keys() == before.keys()
+    assert account.loaded.keys() == encoder.state_dict().keys() - before.keys()
+    assert all(torch.equal(encoder.state_dict()[k], v) for k, v in before.items())
+    reasons = {"norm behind the last block", "classifier's head"}
+    reasons.add(
+        "masks of shifted windows: computed for each image" if build is swin else "cls token"
+    )
+    assert {why for why, _ in account.dropped.values()} == reasons
+    assert len(account.dropped) == len(reasons)
+    assert not account.missing
+    assert not account.unexpected
+    trained.load_state_dict(before, strict=False)
+    assert_same_outputs(encoder, trained, IMAGES)
+
+
+@pytest.mark.parametrize(("build", "word"), [(swin, "swin"), (mvit, "mvitv2")])
+def test_detection_encoders_alone(build, word, path):
+    """They promise the norms of their maps."""
+    trained = randomized(build())
+    torch.save(trained.state_dict(), path)
+    assert read(path).format == word
+    encoder = build()
+    assert_whole(load_encoder(encoder, path, show=silent), encoder)
+    assert_same_outputs(encoder, trained, IMAGES)
+
+    state = trained.state_dict()
+    lost = next(k for k in state if k.startswith(("norm1", "scale3_norm")))
+    torch.save({k: v for k, v in state.items() if k != lost}, path)
+    with pytest.raises(WeightsError, match=f"no layers between stages: {lost}"):
+        load_encoder(build(), path)
+
+
+@pytest.mark.parametrize(
+    ("build", "lost"),
+    [(swin, "layers.0.blocks.0.norm1.bias"), (mvit, "blocks.2.attn.norm_k.weight")],
+)
+def test_a_missing_norm_inside_is_noticed(build, lost, path):
+    trained, new = write(build, path)
+    state = {k: v for k, v in trained.state_dict().items() if k not in [*new, lost]}
+    torch.save({"model": state}, path)
+    with pytest.raises(WeightsError, match=lost) as error:
+        load_encoder(build(), path)
+    assert "\n" not in str(error.value)
+
+
+def test_swin_of_another_window_is_refused(path):
+    write(swin, path)
+    other = SwinTransformer(
+        embed_dim=16, depths=(2, 2), num_heads=(1, 2), out_indices=(0, 1), window_size=4
+    )
+    with pytest.raises(WeightsError, match="relative_position_bias_table 169x1 for 49x1"):
+        load_encoder(other, path, strict=False)
+
+
+def test_mvitv2_that_expands_in_its_mlps_is_refused(path):
+    """MViTv2-L and -H as released for classification: the last block of a stage makes the channels
+    of the next in its MLP, detectron2's first block of a stage in its attention."""
+    state = mvit().state_dict()
+    state["blocks.0.mlp.fc2.weight"] = torch.ones(32, 64)
+    state["blocks.0.mlp.fc2.bias"] = torch.ones(32)
+    state["blocks.0.proj.weight"] = torch.ones(32, 16)
+    state["blocks.0.proj.bias"] = torch.ones(32)
+    torch.save({"model_state": state}, path)
+    with pytest.raises(WeightsError) as error:
+        load_encoder(mvit(), path)
+    assert str(error.value) == (
+        f"{path} (mvitv2): blocks.0 gets its channels, 32, in its MLP (DIM_MUL_IN_ATT: False); in "
+        "detectron2's MViT the attention makes them"
+    )
+
+
+def test_kernels_of_videos_are_refused(path):
+    write(mvit, path)
+    state = torch.load(path)["model_state"]
+    state["patch_embed.proj.weight"] = torch.ones(16, 3, 3, 7, 7)
+    torch.save({"model_state": state}, path)
+    with pytest.raises(WeightsError, match=r"patch_embed.proj.weight reads 3 video frames, not an"):
+        load_encoder(mvit(), path)
+
+
+@pytest.mark.parametrize("build", [swin, mvit])
+def test_they_are_no_plain_vits(build, path):
+    write(build, path)
+    with pytest.raises(WeightsError, match="does not fit: no ") as error:
+        load_encoder(build_encoder("vit-mini"), path)
+    assert "Its encoder has" not in str(error.value)
