@@ -1,0 +1,223 @@
+"""Weights out: files that detectron2, transformers and segment-anything load."""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..activations import QuickGELU
+from ..positions import resized_positions
+from .account import group
+from .contents import Contents, State, WeightsError
+from .words import encoder_words
+
+
+def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
+    """Write the contents of a file in another format; the file is there whole or not at all.
+
+    Args:
+        contents: see `read`.
+        to: a word of `WRITERS`. "detectron2": a .pth with the keys of a detectron2 detector, as far
+            as the contents go; "safetensors": the same keys in that container; "hf": a folder for
+            transformers' `VitDetModel.from_pretrained`; "sam": a .pth with the `image_encoder.`
+            of segment-anything.
+        out: file or folder to write; must not exist.
+
+    Returns:
+        What was changed or left out, a line each.
+
+    Raises:
+        WeightsError: an unknown format, `out` exists, or the format has no place for a tensor.
+        OSError: `out` cannot be written.
+    """
+    out = Path(out)
+    if to not in WRITERS:
+        raise WeightsError(f"unknown format {to!r}: allowed are {', '.join(WRITERS)}")
+    if out.exists():
+        raise WeightsError(f"{out} exists already: choose another name")
+    if "patch_embed.norm_pixels.weight" in contents.encoder:
+        raise WeightsError(
+            f"{contents.path}: {to} has no place for a {contents.format}'s stem and computed "
+            "positions; this suite loads the file as it is"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        notes = WRITERS[to](contents, scratch)
+        os.replace(scratch, out)
+    finally:
+        shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
+    return notes
+
+
+def _detectron2(contents: Contents, out: Path) -> list[str]:
+    state, notes = _detector(contents)
+    torch.save({"model": state}, out)
+    return notes
+
+
+def _safetensors(contents: Contents, out: Path) -> list[str]:
+    state, notes = _detector(contents)
+    save_file(state, out, metadata={"format": "pt"})
+    return notes
+
+
+def _detector(contents: Contents) -> tuple[State, list[str]]:
+    """Contents by the keys of a detectron2 detector."""
+    encoder, notes = dict(contents.encoder), []
+    if "pos_embed" in encoder:
+        encoder["pos_embed"], notes = _positions(contents, cls_token=contents.prefix > 0)
+    name = "backbone.net" if encoder_words(contents) else "backbone.bottom_up"
+    state = {f"{name}.{k}": v.contiguous() for k, v in encoder.items()}
+    return state | {k: v.contiguous() for k, v in contents.detector.items()}, notes
+
+
+def _hf(contents: Contents, out: Path) -> list[str]:
+    words = _plain_words(contents, "transformers' VitDet")
+    _refuse(contents, "transformers' VitDet", r"^norm_pre\.|^patch_embed\.proj\.\d")
+    if words.get("conv_block", "bottleneck") != "bottleneck":
+        raise WeightsError(f"{contents.path}: transformers' VitDet has bottleneck conv blocks only")
+    if words["mlp_ratio"] % 1:
+        raise WeightsError(
+            f"{contents.path}: transformers' VitDet has a whole mlp_ratio, this is "
+            f"{words['mlp_ratio']}"
+        )
+    encoder = _without_neck(contents)
+    notes = [_left_out(contents)] if contents.detector else []
+    if len(encoder) < len(contents.encoder):
+        notes.append("left out: SAM's neck")
+    if "pos_embed" in encoder:
+        # transformers' positions always start with one of a cls token, which it does not read.
+        encoder["pos_embed"], changes = _positions(contents, cls_token=True)
+        notes += changes
+    else:
+        # VitDetModel.from_pretrained fails without them (transformers 5.23).
+        encoder["pos_embed"] = torch.zeros(1, 2, words["embed_dim"])
+        words |= dict(use_abs_pos=True, pretrain_img_size=words["patch_size"])
+        notes.append("added: absolute positions of zeros")
+    for pattern, replacement in (
+        (r"^blocks\.(\d+)\.attn\.", r"encoder.layer.\1.attention."),
+        (r"^blocks\.", "encoder.layer."),
+        (r"^patch_embed\.proj\.", "embeddings.projection."),
+        (r"^pos_embed$", "embeddings.position_embeddings"),
+    ):
+        encoder = {re.sub(pattern, replacement, k): v for k, v in encoder.items()}
+    config = dict(
+        architectures=["VitDetModel"],
+        model_type="vitdet",
+        hidden_size=words["embed_dim"],
+        num_hidden_layers=words["depth"],
+        num_attention_heads=words["num_heads"],
+        mlp_ratio=int(words["mlp_ratio"]),
+        hidden_act="quick_gelu" if words.get("act_layer") is QuickGELU else "gelu",
+        layer_norm_eps=words["norm_layer"].keywords["eps"],
+        image_size=words.get("img_size", 1024),
+        pretrain_image_size=words.get("pretrain_img_size", 224),
+        patch_size=words["patch_size"],
+        num_channels=words["in_chans"],
+        qkv_bias=words["qkv_bias"],
+        window_block_indices=words["window_block_indexes"],
+        residual_block_indices=words["residual_block_indexes"],
+        use_absolute_position_embeddings=words["use_abs_pos"],
+        use_relative_position_embeddings=words["use_rel_pos"],
+        window_size=words["window_size"],
+    )
+    if not words["use_rel_pos"]:
+        notes.append("config.json has no windows: the file does not show which blocks have them")
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    encoder = {k: v.contiguous() for k, v in encoder.items()}
+    save_file(encoder, out / "model.safetensors", metadata={"format": "pt"})
+    return notes
+
+
+def _sam(contents: Contents, out: Path) -> list[str]:
+    words = _plain_words(contents, "segment-anything")
+    for key, what in (
+        ("neck.0.weight", "SAM's neck"),
+        ("blocks.0.attn.rel_pos_h", "relative positions"),
+        ("pos_embed", "absolute positions"),
+    ):
+        if key not in contents.encoder:
+            raise WeightsError(
+                f"{contents.path}: segment-anything's encoder has {what}, it has none"
+            )
+    _refuse(contents, "segment-anything", r"^norm_pre\.|\.residual\.|^patch_embed\.proj\.\d")
+    side = words["img_size"] // words["patch_size"]
+    encoder = dict(contents.encoder)
+    pos_1PC, notes = _positions(contents, cls_token=False, grid=(side, side))
+    encoder["pos_embed"] = pos_1PC.unflatten(1, (side, side))
+    encoder = {re.sub(r"\.mlp\.fc([12])\.", r".mlp.lin\1.", k): v for k, v in encoder.items()}
+    if contents.detector:
+        notes.append(_left_out(contents))
+    torch.save({f"image_encoder.{k}": v.contiguous() for k, v in encoder.items()}, out)
+    return notes
+
+
+# Formats that are written, by their word.
+WRITERS: dict[str, Callable[[Contents, Path], list[str]]] = {
+    "sam": _sam,
+    "hf": _hf,
+    "detectron2": _detectron2,
+    "safetensors": _safetensors,
+}
+
+
+def _plain_words(contents: Contents, whose: str) -> dict[str, Any]:
+    words = encoder_words(contents)
+    if not words:
+        raise WeightsError(f"{contents.path}: {whose} is a plain ViT, {contents.format} is none")
+    return words
+
+
+def _refuse(contents: Contents, whose: str, pattern: str) -> None:
+    keys = [k for k in contents.encoder if re.search(pattern, k)]
+    if keys:
+        raise WeightsError(
+            f"{contents.path}: {whose} has no place for its {group(keys[0])}: {keys[0]}"
+        )
+
+
+def _without_neck(contents: Contents) -> State:
+    return {k: v for k, v in contents.encoder.items() if not k.startswith("neck.")}
+
+
+def _left_out(contents: Contents) -> str:
+    parts = dict.fromkeys(group(key) for key in contents.detector)
+    return f"left out: {', '.join(parts)}"
+
+
+def _positions(
+    contents: Contents, cls_token: bool, grid: tuple[int, int] | None = None
+) -> tuple[Tensor, list[str]]:
+    """Absolute positions, (1, cls_token + rows * columns, C), for a grid or as they are; and what
+    was changed."""
+    pos_1PC, notes = contents.encoder["pos_embed"], []
+    patches_1PC = pos_1PC[:, contents.prefix :]
+    side = math.isqrt(patches_1PC.shape[1])
+    own = contents.grid or (side, side)
+    if own[0] != own[1] or math.prod(own) != patches_1PC.shape[1]:
+        raise WeightsError(f"{contents.path}: absolute positions are {own}, not a square")
+    if grid and grid != own:
+        patches_1PC = resized_positions(patches_1PC.float().unflatten(1, own), grid).flatten(1, 2)
+        notes.append(
+            f"resized: absolute positions {own[0]}x{own[1]} -> {grid[0]}x{grid[1]}, bicubic"
+        )
+    if not cls_token:
+        if contents.prefix:
+            notes.append("left out: cls token's position, which detection does not read")
+        return patches_1PC, notes
+    if contents.prefix == 1 and not notes:
+        return pos_1PC, notes
+    if not contents.prefix:
+        notes.append("added: a position of zeros for a cls token, which detection does not read")
+    cls_11C = pos_1PC[:, :1] if contents.prefix else torch.zeros_like(pos_1PC[:, :1])
+    return torch.cat([cls_11C, patches_1PC], 1), notes

@@ -1,0 +1,103 @@
+"""Weights through the commands: shown, converted, and what a run starts from."""
+
+import io
+import re
+
+import pytest
+import torch
+from rich.console import Console
+from segment_anything.modeling import ImageEncoderViT
+
+from backbones import build_backbone, build_encoder
+from experiments import weights
+from experiments.config import base_path, build_on_meta, load
+from experiments.errors import UserError
+from tests.experiments.test_cli import assert_told, experiments, own
+
+
+@pytest.fixture
+def sam(tmp_path):
+    """segment-anything's encoder, small, beside something of its prompt encoder."""
+    model = ImageEncoderViT(img_size=128, embed_dim=192, depth=2, num_heads=3, use_rel_pos=True,
+                            window_size=4, global_attn_indexes=(1,), out_chans=8)  # fmt: skip
+    state = {f"image_encoder.{k}": v for k, v in model.state_dict().items()}
+    state["prompt_encoder.not_a_point_embed.weight"] = torch.ones(1, 256)
+    torch.save(state, tmp_path / "sam.pth")
+    return tmp_path / "sam.pth"
+
+
+def lines_of(function, *words) -> list[str]:
+    printed = io.StringIO()
+    function(*words, Console(file=printed, width=300))
+    return [re.sub(" +", " ", line).strip() for line in printed.getvalue().splitlines()]
+
+
+def test_a_file_is_shown(sam):
+    lines = lines_of(weights.show, sam)
+    assert lines[0] == f"{sam}: segment-anything sam_vit_* (sam)"
+    assert re.fullmatch(r"38 tensors, [\d.,]+ MB, float32", lines[1])
+    assert lines[2] == (
+        "encoder: embed_dim=192, depth=2, num_heads=3, out_chans=8, pretrain_img_size=128, "
+        "relative positions, window_size=4, global blocks [1]"
+    )
+    assert "loaded relative positions 4 2,816" in lines
+    assert "dropped 1 256 SAM's prompt encoder" in lines
+
+
+def test_named_sizes_are_named(tmp_path):
+    torch.save(build_encoder("vit-ti").state_dict(), tmp_path / "encoder.pth")
+    assert "encoder: vit-ti: embed_dim=192, depth=12, num_heads=3, pretrain_img_size=224" in (
+        lines_of(weights.show, tmp_path / "encoder.pth")
+    )
+
+
+def test_a_file_is_converted(sam, tmp_path):
+    done = experiments("weights", sam, "--to", "hf", tmp_path / "hf")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [
+        "left out: SAM's neck",
+        "added: a position of zeros for a cls token, which detection does not read",
+        f"hf: {tmp_path}/hf",
+    ]
+    assert f"{tmp_path}/hf: transformers VitDet* (hf-vitdet)" in lines_of(
+        weights.show, tmp_path / "hf"
+    )
+
+
+def test_what_is_wrong_is_told(sam, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.pth"):
+        weights.show(tmp_path / "no.pth", Console())
+    with pytest.raises(UserError, match="exists already"):
+        weights.write(sam, "hf", sam, Console())
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>404</html>")
+    assert_told(experiments("weights", tmp_path / "page.pth"), "it is a web page, not weights")
+    assert_told(experiments("weights", sam, "--to", "hf"), "--to detectron2 OUT")
+    out = tmp_path / "out"
+    assert_told(experiments("weights", sam, "--to", "onnx", out), "unknown format 'onnx'")
+    assert not out.exists()
+
+
+def test_weights_that_do_not_fit_are_told_before_anything_trains(sam, small_set, tmp_path):
+    words = ["run", "global-vs-conv", "--variants", "none", "--runs", tmp_path / "runs"]
+    done = experiments(*words, *own(small_set), "--overrides", f"train.init_weights={sam}")
+    assert_told(done, f"{sam} (sam) does not fit: ", "Its encoder has embed_dim=192 depth=2")
+    assert not list((tmp_path / "runs").rglob("log.txt"))
+
+
+def test_a_run_starts_from_another_detectors_encoder(small_set, tmp_path):
+    """Of the run's own shape: its log has the account."""
+    cfg = load(base_path("mini", "vit-mini")).model
+    words = {k: v for k, v in cfg.backbone.items() if k != "_target_"} | dict(propagation="none")
+    detector = torch.nn.Module()
+    detector.backbone = build_backbone(**words | dict(count=None))
+    assert detector.state_dict().keys() <= build_on_meta(cfg).state_dict().keys()
+    torch.save({"model": detector.state_dict()}, tmp_path / "other.pth")
+    overrides = f"train.max_iter=1 train.amp=false train.init_weights={tmp_path}/other.pth"
+    words = ["run", "global-vs-conv", "--variants", "none", "--runs", tmp_path / "runs"]
+    done = experiments(*words, *own(small_set), "--overrides", overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (log,) = (tmp_path / "runs").rglob("none-*-seed0-*/log.txt")
+    text = re.sub(" +", " ", log.read_text())
+    assert f"{tmp_path}/other.pth (detectron2)" in text
+    assert "loaded attention 24 " in text
+    assert "neck and heads of a detector" in text
