@@ -67,6 +67,7 @@ def run(
     todo = [r for r in planned if not r.done]
     if missing := planning.missing_weights(r.cfg for r in todo):
         raise UserError(*missing)
+    planning.check_weights(r.cfg for r in todo)
     console.print(
         f"{found.question}\n"
         f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
@@ -170,6 +171,52 @@ def evaluate(
     evaluate_checkpoint.evaluate_checkpoint(
         config_file, weights, overrides, val or None, folder, console
     )
+
+
+@app.command()
+def weights(
+    file: Annotated[Path, typer.Argument(help="Weights of any known format, see docs/weights.md.")],
+    out: Annotated[Path | None, typer.Argument(help="With --to: what to write.")] = None,
+    to: Annotated[str, typer.Option(help="Convert: sam, hf, detectron2 or safetensors.")] = "",
+) -> None:
+    """Show what a file of weights holds; with --to and OUT, convert it."""
+    if bool(to) != bool(out):
+        raise UserError("converting needs a format and a name: weights FILE --to detectron2 OUT")
+    from . import weights as files
+
+    if to:
+        files.write(file, to, out, console)
+    else:
+        files.show(file, console)
+
+
+@app.command("show-optim")
+def show_optim(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG_OR_STUDY", help="configs/*.py, a run's config.yaml, or a study's name."
+        ),
+    ],
+    scale: Annotated[str, typer.Option(help="Of a study: mini or coco.")] = "mini",
+    size: Annotated[str, typer.Option(help="Of a study: model size.")] = "",
+    variants: Annotated[str, typer.Option(help="Of a study: some rows only.")] = "",
+    overrides: Overrides = "",
+) -> None:
+    """Show the learning rate and weight decay of every layer."""
+    from . import config, studies
+    from . import runs as planning
+    from . import show_optim as table
+
+    words = config.parse_overrides(overrides)
+    if Path(what).suffix not in (".py", ".yaml"):
+        chosen = [name.strip() for name in variants.split(",") if name.strip()]
+        for row in planning.rows(studies.find(what), scale, size, words, chosen):
+            table.show(row.cfg, f"{row.variant.name} {row.size}", console)
+    else:
+        cfg = config.load(what)
+        config.set_words(cfg, words, "OVERRIDES")
+        table.show(cfg, what, console)
 
 
 def _command() -> str:

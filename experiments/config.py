@@ -20,9 +20,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from backbones import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
+from backbones.weights import WeightsError, catalog
 
 from . import test_time
 from .errors import UserError, unknown
+from .optim import param_groups
 from .studies import Study, Variant, Words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +54,14 @@ _AT_LEAST = {
     "dataloader.train.num_workers": 0,
     "dataloader.test.batch_size": 1,
     "dataloader.test.num_workers": 0,
+}
+# Named sizes of hierarchical encoders, by class, channels and blocks.
+_HIERARCHICAL = {
+    ("SwinTransformer", 128, 24): "swin-b",
+    ("SwinTransformer", 192, 24): "swin-l",
+    ("MViT", 96, 24): "mvitv2-b",
+    ("MViT", 144, 48): "mvitv2-l",
+    ("MViT", 192, 80): "mvitv2-h",
 }
 _REQUIRED = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train", "test")
 
@@ -187,7 +197,7 @@ def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Wo
         size: of rows that have none of their own.
 
     Raises:
-        UserError: as of `base_path` and `set_words`.
+        UserError: as of `base_path`, `set_words` and `check`; initial weights that are not known.
     """
     size = variant.size or size
     cfg = load(base_path(scale, size, variant.detector or study.detector, study.dataset))
@@ -198,6 +208,10 @@ def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Wo
         raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
     set_words(cfg, overrides, "OVERRIDES")
     cfg.train.amp = bool(cfg.train.amp) and computes_bfloat16()
+    try:
+        catalog.source(cfg.train.init_weights, encoder_size(cfg))
+    except WeightsError as error:
+        raise UserError(f"variant {variant.name!r}: train.init_weights: {error}") from error
     backbone = check(cfg, f"variant {variant.name!r}").backbone
     words, encoder = cfg.model.backbone, getattr(backbone, "net", None)
     if isinstance(encoder, ViT) and words.get("count", 0) is None:
@@ -207,7 +221,8 @@ def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Wo
 
 
 def check(cfg: DictConfig, where: str) -> nn.Module:
-    """Find what does not fit before anything runs: ranges, and a model built without memory.
+    """Find what does not fit before anything runs: ranges, and a model built without memory, with
+    its groups of parameters.
 
     Returns:
         That model, on the meta device.
@@ -233,10 +248,35 @@ def check(cfg: DictConfig, where: str) -> nn.Module:
             f"model.backbone.square_pad={square} that they are padded to"
         )
     try:
-        return build_on_meta(cfg.model)
+        model = build_on_meta(cfg.model)
+        param_groups(model, cfg.optimizer.lr, cfg.optimizer.weight_decay, **cfg.param_groups)
+        return model
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where}: {message}") from error
+
+
+def encoder_size(cfg: DictConfig) -> str:
+    """The named size of the config's encoder, e.g. "vit-b" or "swin-l"; "" if it has none."""
+    if "size" in cfg.model.backbone:
+        return cfg.model.backbone.size
+    words = cfg.model.backbone.get("bottom_up", {})
+    kind = words.get("_target_", "")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    blocks = words.get("depth") or sum(words.get("depths", []))
+    return _HIERARCHICAL.get((kind.rpartition(".")[2], words.get("embed_dim"), blocks), "")
+
+
+def init_weights(cfg: DictConfig) -> Path | None:
+    """The file of the encoder's initial weights, see `backbones.weights.catalog`; None: random.
+
+    Raises:
+        UserError: unknown, or not there: what to download and where to put it.
+    """
+    try:
+        return catalog.find(cfg.train.init_weights, encoder_size(cfg))
+    except (WeightsError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
 
 
 class _ScheduleOnCpu(TorchFunctionMode):
@@ -272,7 +312,8 @@ def training_fingerprint(cfg: DictConfig, data_digest: str) -> str:
 
 
 def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
-    plain = without_keys(plain_config(cfg), without)
+    # The weights themselves count, not the word or the folder that they are found by.
+    plain = without_keys(plain_config(cfg), (*without, "train.init_weights"))
     words = {str(v) for v in plain["model"].get("backbone", {}).values()}
     foreign = {
         word: inspect.getsource(inspect.getmodule(entry))
@@ -280,7 +321,7 @@ def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
         for word, entry in registry
         if word in words and not entry.__module__.startswith("backbones.")
     }
-    parts = [plain, data_digest, _file_digest(cfg.train.init_weights), foreign]
+    parts = [plain, data_digest, _weights_digest(cfg), foreign]
     identity = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
@@ -297,10 +338,21 @@ def without_keys(plain: dict, keys: Sequence[str]) -> dict:
     return plain
 
 
+def _weights_digest(cfg: DictConfig) -> str:
+    """Of the initial weights, "" if random; while they are missing, the word for them."""
+    try:
+        path = init_weights(cfg)
+    except UserError:
+        return cfg.train.init_weights
+    return _file_digest(path.absolute()) if path else ""
+
+
 @functools.cache
-def _file_digest(path: str) -> str:
-    if not path or not Path(path).is_file():
-        return ""
+def _file_digest(path: Path) -> str:
+    """Of a file, or of the files in a folder (transformers' `save_pretrained`)."""
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        return json.dumps([(p.name, _file_digest(p)) for p in files])
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

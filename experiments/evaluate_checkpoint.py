@@ -1,14 +1,14 @@
 """Evaluate a checkpoint that lies somewhere, outside of any study."""
 
 import hashlib
-import pickle
 from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
+
+from backbones.weights import WeightsError, load_detector
 
 from . import config
 from .data import catalog
@@ -29,7 +29,7 @@ def evaluate_checkpoint(
 
     Args:
         config_file: training config; names the data set where `val` is None.
-        weights: detectron2 checkpoint of the whole detector.
+        weights: checkpoint of a whole detector, of detectron2 or this suite (.pth, .pkl, ...).
         val: "annotations.json,images/" or None.
         folder: receives the predictions and result.json, with a mark of data and overrides behind
             its name.
@@ -37,6 +37,8 @@ def evaluate_checkpoint(
     Raises:
         UserError: config, weights or data are missing or do not fit each other.
     """
+    if not weights.exists():
+        raise UserError(f"no checkpoint at {weights}: give the file of a whole detector")
     cfg = config.load(config_file)
     config.set_words(cfg, config.parse_overrides(overrides), "OVERRIDES")
     split = catalog.parse_split(val) if val else catalog.test_split(cfg.dataloader.test.dataset)
@@ -47,7 +49,10 @@ def evaluate_checkpoint(
     folder = folder.with_name(f"{folder.name}-{mark}")
     config.check_writable(folder)
     model = instantiate(cfg.model).to("cuda" if torch.cuda.is_available() else "cpu")
-    load_detector(model, weights)
+    try:
+        load_detector(model, weights, show=lambda account: console.print(str(account)))
+    except WeightsError as error:
+        raise UserError(str(error)) from error
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -81,35 +86,3 @@ def evaluate_checkpoint(
             console.print(f"{kind:5}" + "".join(f"{cell:>7}" for cell in cells))
     console.print(f"predictions and figures: {folder}")
     return result
-
-
-def load_detector(model: nn.Module, weights: Path) -> None:
-    """Load a whole detector's checkpoint, strictly.
-
-    Raises:
-        UserError: the file is missing or unreadable, or its keys or shapes do not fit the model.
-    """
-    if not weights.is_file():
-        raise UserError(f"no checkpoint at {weights}: give the .pth of a whole detector")
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {weights} as a checkpoint: {str(error).splitlines()[0]}"
-        ) from error
-    state = state.get("model", state) if isinstance(state, dict) else {}
-    # detectron2 writes these constants into some checkpoints; its models no longer keep them.
-    state = {k: v for k, v in state.items() if k not in ("pixel_mean", "pixel_std")}
-    own = model.state_dict()
-    for what, keys in (
-        ("lacks", [k for k in own if k not in state]),
-        ("has unknown", [k for k in state if k not in own]),
-        ("has in another shape", [k for k in own if k in state and own[k].shape != state[k].shape]),
-    ):
-        if keys:
-            more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
-            raise UserError(
-                f"{weights} does not fit the config: it {what} {', '.join(keys[:2])}{more}. "
-                "A run's own config.yaml always fits its checkpoints"
-            )
-    model.load_state_dict(state)

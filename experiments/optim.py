@@ -1,6 +1,6 @@
 """Optimizer groups: layer-wise learning-rate decay and exceptions from weight decay.
 
-Both are read off the modules, not off parameter names, so that a wrapped model (DDP,
+Both are read off the modules, not off parameter names, so that a wrapped model (DDP, FSDP2,
 `torch.compile`) keeps its groups.
 """
 
@@ -57,12 +57,16 @@ def param_groups(
             "relative_position_bias" is Swin's table.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or `layer_decay` for a model that has no `ViT`.
     """
     unknown = set(no_weight_decay) - set(NO_DECAY_KINDS)
     if unknown:
         raise ValueError(
             f"no_weight_decay={sorted(unknown)} is unknown: allowed are {', '.join(NO_DECAY_KINDS)}"
+        )
+    if layer_decay != 1.0 and not any(isinstance(m, ViT) for m in model.modules()):
+        raise ValueError(
+            f"layer_decay={layer_decay} has no effect: the model has no ViT, 1.0 is for others"
         )
     factors: dict[nn.Parameter, float] = {}
     without_decay: set[nn.Parameter] = set()

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from backbones.weights import WeightsError, encoder_of
+from backbones.weights import read as read_weights
+from backbones.weights.fit import fit_encoder
+
 from . import config
 from .data.catalog import Data
 from .errors import UserError
@@ -165,11 +169,34 @@ def trainings_first(runs: list[Run]) -> list[Run]:
 
 def missing_weights(cfgs: Iterable[DictConfig]) -> list[str]:
     """What to say, if anything, of encoder weights that are not where the configs look for them."""
-    paths = sorted({cfg.train.init_weights for cfg in cfgs} - {""})
-    missing = [str(Path(path).absolute()) for path in paths if not Path(path).is_file()]
+    missing: dict[str, None] = {}
+    for cfg in cfgs:
+        try:
+            config.init_weights(cfg)
+        except UserError as error:
+            missing[str(error)] = None
     if not missing:
         return []
     return [
-        f"no encoder weights at {', '.join(missing)}: put them there (docs/paper.md names their "
-        "sources), or start at random with OVERRIDES='train.init_weights='"
+        f"{'; '.join(missing)}; or start at random with OVERRIDES='train.init_weights=none' "
+        "(docs/weights.md has all words)"
     ]
+
+
+def check_weights(cfgs: Iterable[DictConfig]) -> None:
+    """Find initial weights that do not fit their encoders before anything trains.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    fitting = set()
+    for cfg in cfgs:
+        path = config.init_weights(cfg)
+        pair = (path, str(cfg.model.backbone))
+        if path and pair not in fitting:
+            _, encoder = encoder_of(config.build_on_meta(cfg.model))
+            try:
+                fit_encoder(encoder, read_weights(path), strict=True)
+            except WeightsError as error:
+                raise UserError(str(error)) from error
+            fitting.add(pair)

@@ -5,6 +5,7 @@ import copy
 import datetime
 import fcntl
 import json
+import logging
 import os
 import resource
 import time
@@ -26,7 +27,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from backbones.weights import load_encoder
+from backbones.weights import encoder_of, load_encoder
 
 from . import config, environment, records, studies
 from .config import plain_config
@@ -89,7 +90,11 @@ class Trainer(SimpleTrainer):
 
 
 class _Checkpointer(DetectionCheckpointer):
-    """detectron2's, whose note of the last checkpoint is there whole or not at all."""
+    """detectron2's, which executes nothing in a checkpoint, and whose note of the last one is there
+    whole or not at all."""
+
+    def _torch_load(self, path: str) -> dict[str, Any]:
+        return torch.load(path, map_location="cpu", weights_only=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         note = Path(self.save_dir) / "last_checkpoint"
@@ -295,10 +300,9 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
     elif checkpointer.has_checkpoint():
         checkpointer.resume_or_load("", resume=True)
         start_iter = trainer.iter + 1
-    elif cfg.train.init_weights:
-        backbone = model.backbone
-        encoder = backbone.net if hasattr(backbone, "net") else backbone.bottom_up
-        load_encoder(encoder, Path(cfg.train.init_weights))
+    elif weights := config.init_weights(cfg):
+        _, encoder = encoder_of(model)
+        load_encoder(encoder, weights, show=logging.getLogger("detectron2").info)
     name = run.data.train.register()
     if run.data.has_rle:
         cfg.dataloader.train.mapper.instance_mask_format = "bitmask"

@@ -11,5 +11,4 @@ model.backbone = mvitv2(
 )
 optimizer.lr = 8e-5
 param_groups.layer_decay = 1.0
-# github.com/facebookresearch/mvit, ImageNet-21K
-train.init_weights = "weights/MViTv2_B_in21k.pyth"
+train.init_weights = "sup_in21k"

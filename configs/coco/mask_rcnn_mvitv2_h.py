@@ -12,4 +12,4 @@ model.backbone = mvitv2(
 )
 # 52,500 and 62,500 of 67,500 iterations (released config).
 schedule.decay.milestones = [21, 25]
-train.update(max_iter=67500, init_weights="weights/MViTv2_H_in21k.pyth")
+train.max_iter = 67500

@@ -9,7 +9,4 @@ from .mask_rcnn_mvitv2_b import dataloader, model, optimizer, param_groups, sche
 model.backbone = mvitv2(
     embed_dim=144, depth=48, num_heads=2, stage_ends=(1, 7, 43, 47), drop_path_rate=0.5
 )
-train.update(
-    max_iter=184375 // 2,  # 100 epochs -> 50 epochs
-    init_weights="weights/MViTv2_L_in21k.pyth",
-)
+train.max_iter = 184375 // 2  # 100 epochs -> 50 epochs

@@ -10,8 +10,5 @@ from .mask_rcnn_vit_b import dataloader, model, optimizer, param_groups, schedul
 model.backbone = swin(embed_dim=128, num_heads=[4, 8, 16, 32], drop_path_rate=0.3)
 optimizer.update(lr=1e-4, weight_decay=0.05)
 param_groups.update(layer_decay=1.0, no_weight_decay=["norm", "relative_position_bias"])
-train.update(
-    max_iter=184375 // 2,  # 100 epochs -> 50 epochs
-    # github.com/microsoft/Swin-Transformer, ImageNet-22K
-    init_weights="weights/swin_base_patch4_window7_224_22k.pth",
-)
+# 100 epochs -> 50 epochs
+train.update(max_iter=184375 // 2, init_weights="sup_in21k")

@@ -9,4 +9,3 @@ from .mask_rcnn_swin_b import dataloader, model, optimizer, param_groups, schedu
 
 model.backbone = swin(embed_dim=192, num_heads=[6, 12, 24, 48], drop_path_rate=0.3)
 optimizer.lr = 8e-5
-train.init_weights = "weights/swin_large_patch4_window7_224_22k.pth"

@@ -11,5 +11,4 @@ from ..common.schedule import step as schedule
 from ..common.test import test
 from ..common.train import train
 
-# github.com/facebookresearch/mae, "pre-trained checkpoint" of its FINETUNE.md
-train.init_weights = "weights/mae_pretrain_vit_base.pth"
+train.init_weights = "mae_in1k"

@@ -8,8 +8,4 @@ from .mask_rcnn_vit_l import dataloader, model, optimizer, param_groups, schedul
 
 model.backbone.update(size="vit-h", drop_path_rate=0.5)
 param_groups.update(layer_decay=0.9, no_weight_decay=[])
-train.update(
-    max_iter=184375 * 3 // 4,  # 100 epochs -> 75 epochs
-    # detectron2's model zoo, ImageNetPretrained/MAE: MAE's ViT-H with its patches resized
-    init_weights="weights/mae_pretrain_vit_huge_p14to16.pth",
-)
+train.max_iter = 184375 * 3 // 4  # 100 epochs -> 75 epochs

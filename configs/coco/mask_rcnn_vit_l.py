@@ -8,4 +8,3 @@ from .mask_rcnn_vit_b import dataloader, model, optimizer, param_groups, schedul
 
 model.backbone.update(size="vit-l", drop_path_rate=0.4)
 param_groups.layer_decay = 0.8
-train.init_weights = "weights/mae_pretrain_vit_large.pth"

@@ -11,4 +11,4 @@ dataloader.image_size = 512
 dataloader.train.total_batch_size = 8
 optimizer.update(lr=1.6e-4 / 8 * 8**0.5, weight_decay=0.2)
 param_groups.layer_decay = 1.0
-train.update(max_iter=118000 * 36 // 8, init_weights="")
+train.update(max_iter=118000 * 36 // 8, init_weights="none")

@@ -28,6 +28,7 @@ model = L(GeneralizedRCNN)(
         window_size=14,
         stem="patchify",
         use_rel_pos=True,
+        pre_norm=False,
         drop_path_rate=0.1,
         use_act_checkpoint=False,
         pyramid="simple",

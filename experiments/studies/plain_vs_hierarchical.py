@@ -60,10 +60,7 @@ def _released(size: str, words: Words) -> Variant:
     return Variant(f"{size}-cascade-released", words, size=size, detector="cascade_mask_rcnn")
 
 
-def _in1k(file: str) -> Words:
-    return {"train.init_weights": f"weights/{file}"}
-
-
+_IN1K: Words = {"train.init_weights": "sup_in1k"}
 _SWIN_RELEASED = {"optimizer.lr": 4e-5, "model.backbone.bottom_up.drop_path_rate": 0.4}
 
 study = Study(
@@ -73,11 +70,11 @@ study = Study(
         *_rows("vit-b", "vit-b", 8, 5),
         *_rows("vit-l", "vit-l", 9, 6),
         *_rows("vit-h", "vit-h", 10, 7),
-        *_rows("swin-b-in1k", "swin-b", 0, words=_in1k("swin_base_patch4_window7_224.pth")),
+        *_rows("swin-b-in1k", "swin-b", 0, words=_IN1K),
         *_rows("swin-b", "swin-b", 1, 0),
         *_rows("swin-l", "swin-l", 2, 1),
-        *_rows("mvitv2-b-in1k", "mvitv2-b", 3, words=_in1k("MViTv2_B_in1k.pyth")),
-        *_rows("mvitv2-l-in1k", "mvitv2-l", 4, words=_in1k("MViTv2_L_in1k.pyth")),
+        *_rows("mvitv2-b-in1k", "mvitv2-b", 3, words=_IN1K),
+        *_rows("mvitv2-l-in1k", "mvitv2-l", 4, words=_IN1K),
         *_rows("mvitv2-b", "mvitv2-b", 5, 2),
         *_rows("mvitv2-l", "mvitv2-l", 6, 3),
         *_rows("mvitv2-h", "mvitv2-h", 7, 4),

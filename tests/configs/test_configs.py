@@ -3,14 +3,16 @@
 import copy
 import functools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.data import get_detection_dataset_dicts
 
 from analysis import paper
+from backbones.weights import catalog as weights
 from experiments import config, studies
 from experiments.data import catalog
 
@@ -84,8 +86,30 @@ def test_pretraining_recipes():
             assert cfg.optimizer.weight_decay == row["weight_decay"]
             assert cfg.model.backbone.drop_path_rate == row["drop_path"]
             assert cfg.train.max_iter == math.floor(184375 * row["epochs"] / 100)
-            assert bool(cfg.train.init_weights) == (name != "none")
+            assert cfg.train.init_weights == name.replace("-", "_")
+            # google's ViT saw pixels in -1..1, the others ImageNet's mean and deviation.
+            unit = name == "sup-in21k"
+            assert (list(cfg.model.pixel_std) == [127.5] * 3) == unit
+            assert (list(cfg.model.pixel_mean) == [127.5] * 3) == unit
             assert not cfg.model.backbone.use_rel_pos
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_initial_weights_are_known_for_the_encoders_size(path, tmp_path):
+    """Also when the config comes back from a run's folder, with names for classes."""
+    cfg = config.load(config.ROOT / path)
+    LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
+    size = config.encoder_size(cfg)
+    assert config.encoder_size(config.load(tmp_path / "config.yaml")) == size
+    if path.startswith("configs/mini/"):
+        assert size in ("vit-mini", "")
+        assert cfg.train.init_weights == "none"
+        return
+    assert Path(path).stem.replace("_", "-").endswith(f"-{size}")
+    word = {"vit": "mae_in1k", "swin": "sup_in21k", "mvitv2": "sup_in21k"}[size.split("-")[0]]
+    assert cfg.train.init_weights == ("none" if size == "vit-ti" else word)
+    source = weights.source(cfg.train.init_weights, size)
+    assert (source is None) == (size == "vit-ti")
 
 
 def test_released_recipes_differ_as_documented():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from backbones.weights import catalog as weights
 from experiments import budget, records, runs, studies
 from experiments.data import catalog
 from tests.conftest import ROOT
@@ -45,6 +46,14 @@ def own(small_set, **changes):
         (["global-vs-conv", "--overrides", "train.lr=1"], ["unknown config key 'train.lr'"]),
         (["global-vs-conv", "--overrides", "a='"], ["cannot be split"]),
         (["global-vs-conv", "--overrides", "train.seed=3"], ["train.seed in OVERRIDES", "SEEDS="]),
+        (
+            ["global-vs-conv", "--overrides", "train.init_weights=mae_in1"],
+            ["train.init_weights: weights='mae_in1' is unknown: did you mean 'mae_in1k'"],
+        ),
+        (
+            ["global-vs-conv", "--overrides", "train.init_weights="],
+            ["train.init_weights: '' names no weights: 'none' is the word"],
+        ),
         (["global-vs-conv", "--seeds", "-1"], ["seeds"]),
         (["global-vs-conv", "--seeds", "two"], ["--seeds", "integer"]),
         (["broken[1].py"], ["cannot read the study", "broken[1].py", "SyntaxError"]),
@@ -69,9 +78,15 @@ def test_no_coco(tmp_path):
 
 def test_no_pretrained_weights(small_set, tmp_path):
     done = experiments(
-        "run", "global-vs-conv", "--scale", "coco", "--runs", tmp_path, *own(small_set)
+        "run", "global-vs-conv", "--scale", "coco", "--runs", tmp_path, *own(small_set),
+        DETECTRON2_WEIGHTS=str(tmp_path),
+    )  # fmt: skip
+    assert_told(
+        done,
+        "no weights mae_in1k of vit-b: save https://dl.fbaipublicfiles.com/mae/",
+        f" as {ROOT}/weights/mae_pretrain_vit_base.pth, or in $DETECTRON2_WEIGHTS ({tmp_path})",
+        "OVERRIDES='train.init_weights=none'",
     )
-    assert_told(done, "mae_pretrain_vit_base.pth", "train.init_weights=")
 
 
 BROKEN = {
@@ -141,9 +156,9 @@ def test_evaluating_what_does_not_fit(small_set, tmp_path):
     words = ["evaluate", config_file, weights, "--val", small_set["val"], "--runs", tmp_path]
     assert_told(experiments(*words), f"no checkpoint at {weights}")
     weights.write_text("<html>")
-    assert_told(experiments(*words), f"cannot read {weights} as a checkpoint")
+    assert_told(experiments(*words), f"cannot read {weights}: it is a web page")
     torch.save({"model": {"a": torch.zeros(1)}}, weights)
-    assert_told(experiments(*words), f"{weights} does not fit the config: it lacks backbone.")
+    assert_told(experiments(*words), f"{weights} has keys a, ...: its format is none of")
 
 
 def test_studies_are_listed_with_question_rows_and_state(tmp_path):
@@ -173,9 +188,11 @@ def test_picture_sheet(small_set, tmp_path):
 def test_all_that_a_study_lacks_is_said_at_once(tmp_path):
     words = ["run", "pretraining", "--scale", "coco", "--runs", tmp_path]
     done = experiments(*words, DETECTRON2_DATASETS=str(tmp_path))
-    assert_told(done, f"no COCO 2017 at {tmp_path}/coco/annotations", "no encoder weights at ")
-    for name in ("mae_pretrain", "supervised_in1k", "supervised_in21k"):
-        assert f"{ROOT}/weights/{name}_vit_base.pth" in done.stdout
+    assert_told(done, f"no COCO 2017 at {tmp_path}/coco/annotations", "train.init_weights=none")
+    for word in ("mae_in1k", "sup_in1k", "sup_in21k"):
+        source = weights.source(word, "vit-b")
+        assert f"no weights {word} of vit-b: save {source.address} as " in done.stdout
+        assert f"{ROOT}/weights/{source.file}" in done.stdout
     assert not list(tmp_path.rglob("record.json"))
 
 

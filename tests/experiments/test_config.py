@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import config, studies
+from experiments import config, runs, studies
 from experiments.errors import UserError
 
 STUDY = studies.find("global-vs-conv")
@@ -44,6 +44,7 @@ def test_overrides_win():
         ("train.amp=false", "train.amp", False),
         ("model.backbone.count=null", "model.backbone.count", None),
         ("model.backbone.conv_block=basic", "model.backbone.conv_block", "basic"),
+        ("train.init_weights=none", "train.init_weights", "none"),
         ("train.init_weights=", "train.init_weights", ""),
         ("x=[1, 2]", "x", [1, 2]),
     ],
@@ -84,6 +85,22 @@ MISTAKES = {
     ),
     "variant 'none': 'BNN'": lambda: resolve(model__backbone__norm="BNN"),
     "train.seed in OVERRIDES has no effect: choose with SEEDS=": lambda: resolve(train__seed=3),
+    "variant 'none': train.init_weights: '' names no weights: 'none' is the word for random": (
+        lambda: resolve(train__init_weights="")
+    ),
+    "weights='mae-in1k' is unknown: did you mean 'mae_in1k'": lambda: resolve(
+        train__init_weights="mae-in1k"
+    ),
+    "no weights 'mae_in1k' are known for vit-ti, only for vit-b, vit-l": lambda: resolve(
+        scale="coco", size="vit-ti", train__init_weights="mae_in1k"
+    ),
+    "variant 'swin': layer_decay=0.7 has no effect": lambda: config.resolve(
+        studies.find("plain-vs-hierarchical"),
+        studies.find("plain-vs-hierarchical").variant("swin", "mini"),
+        "mini",
+        "",
+        {"param_groups.layer_decay": 0.7},
+    ),
     "variant 'none': count=9 does not fit": lambda: resolve(model__backbone__count=9),
     "conv_block='basik' is unknown: did you mean 'basic'": lambda: resolve(
         "conv", model__backbone__conv_block="basik"
@@ -162,3 +179,50 @@ class TestFingerprint:
             cfg = config.resolve(own, own.variants[0], "mini", "vit-mini", {})
             marks.append(config.fingerprint(cfg, "data"))
         assert marks[0] != marks[1]
+
+
+class TestInitialWeights:
+    """The fingerprint counts what the weights are, not what they are called or where they lie."""
+
+    FILE = "mae_pretrain_vit_base.pth"
+
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("DETECTRON2_WEIGHTS", raising=False)
+
+    def mark(self, word, size="vit-b"):
+        return config.fingerprint(
+            resolve(scale="coco", size=size, train__init_weights=word), "data"
+        )
+
+    def test_the_same_file_is_the_same_run(self, tmp_path, monkeypatch):
+        missing = self.mark("mae_in1k")
+        for folder in ("weights", "elsewhere"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / self.FILE).write_bytes(b"weights")
+        marks = {self.mark(w) for w in ("mae_in1k", f"elsewhere/{self.FILE}")}
+        (tmp_path / "weights" / self.FILE).unlink()
+        monkeypatch.setenv("DETECTRON2_WEIGHTS", str(tmp_path / "elsewhere"))
+        marks |= {self.mark("mae_in1k")}
+        assert len(marks) == 1
+        assert missing not in marks
+
+    def test_other_weights_are_another_run(self, tmp_path):
+        for name in ("one", "two"):
+            (tmp_path / f"{name}.pth").write_bytes(name.encode())
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+        words = ("none", "mae_in1k", "sup_in1k", "one.pth", "two.pth", "./one", "./two")
+        assert len({self.mark(word) for word in words}) == len(words)
+
+    def test_missing_weights_are_told_once_each(self):
+        cfgs = [
+            resolve(scale="coco", size="vit-b", train__init_weights=word)
+            for word in ("mae_in1k", "none", "mae_in1k", "no/such.pth")
+        ]
+        (line,) = runs.missing_weights(cfgs)
+        assert line.count("no weights mae_in1k of vit-b: save https://") == 1
+        assert line.count("no weights at ") == 1
+        assert "OVERRIDES='train.init_weights=none'" in line
+        assert runs.missing_weights([cfgs[1]]) == []
