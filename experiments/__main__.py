@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,9 @@ from rich.console import Console
 
 from . import commands
 from .errors import UserError
+
+# Of what the libraries under detectron2 call in each other: nothing that a user can change.
+warnings.simplefilter("ignore", FutureWarning)
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__

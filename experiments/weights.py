@@ -12,7 +12,7 @@ from backbones.weights.writers import convert
 
 from .errors import UserError
 
-_OF_A_SIZE = ("embed_dim", "depth", "num_heads", "patch_size", "stem", "out_chans")
+_OF_A_SIZE = ("embed_dim", "depth", "num_heads", "patch_size", "stem", "pre_norm", "out_chans")
 
 
 def show(path: Path, console: Console) -> None:
@@ -31,6 +31,7 @@ def show(path: Path, console: Console) -> None:
     title = "what load_encoder" + (" and load_detector" if contents.detector else "") + " would use"
     account = Account(title, dropped=contents.dropped)
     account.loaded = sizes((contents.encoder | contents.detector).items())
+    account.notes = contents.notes
     console.print(str(account))
 
 
@@ -45,11 +46,15 @@ def write(path: Path, to: str, out: Path, console: Console) -> None:
         notes = convert(contents, to, out)
     except WeightsError as error:
         raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     for note in [*notes, f"{to}: {out}"]:
         console.print(note)
 
 
 def _read(path: Path) -> Contents:
+    if not path.exists():
+        raise UserError(f"no file of weights at {path.absolute()}")
     try:
         return read(path)
     except WeightsError as error:
@@ -58,12 +63,15 @@ def _read(path: Path) -> Contents:
 
 def _in_words(contents: Contents, words: dict[str, Any]) -> str:
     """The size's name if it is one of ours, the numbers, positions and plan."""
-    defaults = dict(patch_size=16, stem="patchify", out_chans=None)
+    defaults = dict(patch_size=16, stem="patchify", pre_norm=False, out_chans=None)
     own = {k: (defaults | words).get(k) for k in _OF_A_SIZE}
     name = next(
         (n for n, s in SIZES.items() if own == {k: (defaults | s).get(k) for k in _OF_A_SIZE}), ""
     )
     parts = [f"{k}={v}" for k, v in own.items() if v != defaults.get(k, "")]
+    parts.append(f"norm_eps={words['norm_layer'].keywords['eps']:g}")
+    if "act_layer" in words:
+        parts.append(f"act_layer={words['act_layer'].__name__}")
     if "pretrain_img_size" in words:
         parts.append(f"pretrain_img_size={words['pretrain_img_size']}")
     if words["use_rel_pos"]:

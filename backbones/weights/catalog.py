@@ -26,6 +26,7 @@ _LAION = "https://huggingface.co/laion/CLIP-ViT-{}/resolve/main/open_clip_pytorc
 
 # Config keys for what the weights expect: a norm before the blocks; pixels by another mean and
 # deviation than ImageNet's.
+_REL_POS = "with `model.backbone.use_rel_pos=true`; positions are resized to 14 x 14"
 _NORM = "`model.backbone.pre_norm=true`"
 _UNIT = "`model.pixel_mean=[127.5,127.5,127.5]` `model.pixel_std=[127.5,127.5,127.5]`"
 _OPENAI = "`model.pixel_mean=[122.77,116.75,104.09]` `model.pixel_std=[68.50,66.63,70.32]`"
@@ -105,7 +106,7 @@ SOURCES = (
     Source("sup_in21k", "mvitv2-h", _MVIT.format("H_in21k"), "mvitv2"),
     *(
         Source("sam_sa1b", f"{family}-{letter}", _SAM.format(file), "sam", note=note)
-        for family, note in (("sam-vit", ""), ("vit", "positions are resized to 14 x 14"))
+        for family, note in (("sam-vit", ""), ("vit", _REL_POS))
         for letter, file in (("b", "b_01ec64"), ("l", "l_0b3195"), ("h", "h_4b8939"))
     ),
     *(
@@ -173,17 +174,19 @@ def find(word: str, size: str = "") -> Path | None:
     known = source(word, size)
     if word == RANDOM:
         return None
-    if known is None:
-        if not Path(word).exists():
-            raise FileNotFoundError(f"no weights at {Path(word).absolute()}")
-        return Path(word)
     here, elsewhere = Path(FOLDER), os.environ.get(VARIABLE)
-    for folder in (here, Path(elsewhere)) if elsewhere else (here,):
-        if (folder / known.file).is_file():
-            return folder / known.file
+    name = known.file if known else word
+    folders = [Path()] if known is None else []
+    if Path(name).name == name:
+        folders += [here, Path(elsewhere)] if elsewhere else [here]
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    if known is None:
+        raise FileNotFoundError(f"no weights at {Path(word).absolute()}")
     raise FileNotFoundError(
-        f"no weights {word} of {size}: save {known.address} as {(here / known.file).absolute()}, "
-        f"or in ${VARIABLE} ({elsewhere or 'not set'})"
+        f"no weights {word} of {size}: save {known.address} as {(here / name).absolute()}, "
+        f"or in ${VARIABLE} ({elsewhere or 'not set'})" + f"; {known.note}" * bool(known.note)
     )
 
 

@@ -75,12 +75,13 @@ def read_state(path: Path) -> State:
 
 
 def read_config(path: Path) -> dict:
-    """The config.json in a folder of transformers' `save_pretrained`; {} where there is none.
+    """The config.json of transformers' `save_pretrained`, for its folder or the file of weights in
+    it; {} where there is none.
 
     Raises:
         WeightsError: it is no JSON object.
     """
-    file = path / "config.json"
+    file = (path.parent if path.name in _IN_FOLDER else path) / "config.json"
     if not file.is_file():
         return {}
     with _one_line(file):

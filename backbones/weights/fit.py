@@ -13,7 +13,15 @@ from .account import Account, group, sizes
 from .contents import Contents, State, WeightsError
 from .words import encoder_words, known_heads
 
-_HEADS = "neck and heads of a detector"
+_AROUND = "neck and heads of a detector"
+# The word of `ViT` that decides whether it has a group.
+_DECIDED_BY = {
+    "absolute positions": "use_abs_pos",
+    "relative positions": "use_rel_pos",
+    "norm before the blocks": "pre_norm",
+    "residual modules": "propagation",
+    "SAM's neck": "out_chans",
+}
 
 
 def encoder_of(detector: nn.Module) -> tuple[str, nn.Module]:
@@ -32,7 +40,7 @@ def fit_encoder(encoder: nn.Module, contents: Contents, strict: bool) -> tuple[S
         WeightsError: see `load_encoder`.
     """
     account = Account(_title(contents))
-    account.dropped = {k: (_HEADS, v.numel()) for k, v in contents.detector.items()}
+    account.dropped = {k: (_AROUND, v.numel()) for k, v in contents.detector.items()}
     return _fit(encoder, encoder, "", contents.encoder, contents, account, strict)
 
 
@@ -108,10 +116,20 @@ def _fit(
     if wrong:
         raise WeightsError(
             f"{_title(contents)} does not fit: {'; '.join(wrong)}"
-            f"{'' if misfits else ' (strict=False loads the rest)'}.{_shown(contents)}"
+            f"{_decided_by(encoder, account)}.{_shown(contents)}"
         )
     account.notes += _casts(own, state) + contents.notes + _differences(encoder, contents)
     return fitted, account
+
+
+def _decided_by(encoder: nn.Module, account: Account) -> str:
+    """The words of a ViT that decide whether it has the groups which only one side has."""
+    there = {group(key) for key in (*account.loaded, *account.resized)}
+    apart = dict.fromkeys(group(key) for key in (*account.missing, *account.unexpected))
+    words = [_DECIDED_BY[name] for name in apart if name in _DECIDED_BY and name not in there]
+    if not words or not isinstance(encoder, ViT):
+        return ""
+    return f" (the encoder's {', '.join(words)} decides)"
 
 
 def _some(keys: list[str]) -> str:
@@ -214,7 +232,7 @@ def resized_patches(kernel_ECpp: Tensor, wanted: tuple[int, int]) -> Tensor:
 
 
 def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
-    """What the file's model computes otherwise, though every tensor fits."""
+    """What the file's model computes otherwise though every tensor fits, and what is not known."""
     if not isinstance(encoder, ViT) or not encoder_words(contents):
         return []
     block = encoder.blocks[0]
@@ -223,14 +241,16 @@ def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
         act_layer=type(block.mlp.act),
         num_heads=block.attn.num_heads,
     )
-    theirs = contents.settings | {"num_heads": known_heads(contents)}
-    theirs.setdefault("act_layer", nn.GELU)
+    theirs = dict(act_layer=nn.GELU) | contents.settings | {"num_heads": known_heads(contents)}
 
     def name(value) -> str:
         return getattr(value, "__name__", str(value))
 
     return [
-        f"differs: {word} is {name(own[word])} here, {name(theirs[word])} in models of this format"
+        f"not in the file: {word}, {name(own[word])} here"
+        if theirs[word] is None
+        else f"differs: {word} is {name(own[word])} here, {name(theirs[word])} in models of this "
+        "format"
         for word in own
-        if theirs.get(word) is not None and own[word] != theirs[word]
+        if own[word] != theirs.get(word, own[word])
     ]

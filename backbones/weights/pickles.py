@@ -23,6 +23,7 @@ _MOST_INSTRUCTIONS = 1_000_000
 _LONGEST_NAME = 1024
 _MOST_AXES = 64
 _CUT_SHORT = "it is cut short: copy or download it again"
+_NO_NUMBERS = "it has arrays of something else than numbers of this machine"
 _PLAIN = str | int | float | bool | None
 
 
@@ -63,7 +64,7 @@ class Array:
         """
         dtype = _NUMPY_TYPES.get(self.dtype.name) if self.dtype else None
         if dtype is None or self.dtype.order == ">":
-            raise WeightsError("it has an array of something else than numbers of this machine")
+            raise WeightsError(_NO_NUMBERS)
         size = math.prod(self.shape) * dtype.itemsize
         data = self.data
         if isinstance(data, Span):
@@ -192,7 +193,8 @@ class Unpickler(pickle._Unpickler):
         if size > _LONGEST_NAME:
             self.append(replace(self.skip(size), utf8=utf8))
         else:
-            self.append(self.read(size).decode("utf-8" if utf8 else "latin1"))
+            encoding = "utf-8" if utf8 else "latin1"
+            self.append(self.read(size).decode(encoding, "surrogatepass"))
 
     def _bytes(self, length: int) -> None:
         self.append(self.skip(int.from_bytes(self.read(length), "little")))
@@ -280,7 +282,7 @@ def _rebuild(storage, offset, shape, strides, requires_grad=False, hooks=None, m
     _of(Storage, storage)
     for sizes in (shape, strides, (offset,)):
         _check_sizes(sizes)
-    if hooks or metadata or len(shape) != len(strides):
+    if hooks not in (None, {}) or metadata not in (None, {}) or len(shape) != len(strides):
         raise WeightsError("it has a tensor with more to it than values")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if math.prod(shape) > storage.numel or (0 not in shape and last >= storage.numel):
@@ -289,7 +291,7 @@ def _rebuild(storage, offset, shape, strides, requires_grad=False, hooks=None, m
 
 
 def _parameter(tensor, requires_grad=False, hooks=None):
-    if hooks:
+    if hooks not in (None, {}):
         raise WeightsError("it has a tensor with more to it than values")
     return _of(_Tensor, tensor)
 
@@ -305,10 +307,16 @@ def _size(sizes):
     return sizes
 
 
-def _counter(counts=()):
-    if len(_of(dict | tuple, counts)) > _MOST_AXES:
+def _counter(counts):
+    if len(_of(dict, counts)) > _MOST_AXES:
         raise WeightsError("its pickle has a Counter that is no scheduler's")
     return _Dict(counts)
+
+
+def _device(*words):
+    for word in words:
+        _of(str | int, word)
+    return _Object()
 
 
 def _encode(text, encoding):
@@ -319,14 +327,14 @@ def _encode(text, encoding):
 
 def _numpy_type(name, *_):
     if not re.fullmatch(r"[a-zA-Z]\d{0,3}", name):
-        raise WeightsError("its pickle has arrays of something else than numbers")
+        raise WeightsError(_NO_NUMBERS)
     return _NumpyType(name)
 
 
 def _build_type(target: _NumpyType, state: Any) -> None:
     _, order, *structure = _of(tuple, state)
     if order not in ("<", ">", "=", "|") or structure[:3] != [None, None, None]:
-        raise WeightsError("its pickle has arrays of something else than numbers")
+        raise WeightsError(_NO_NUMBERS)
     target.order = order
 
 
@@ -378,7 +386,7 @@ TORCH_NAMES = {
     "collections.Counter": _Function(_counter),
     "argparse.Namespace": _Function(lambda: _Object()),
     "torch.Size": _Function(_size),
-    "torch.device": _Function(lambda *_: _Object()),
+    "torch.device": _Function(_device),
     "torch._utils._rebuild_tensor": _Function(_rebuild),
     "torch._utils._rebuild_tensor_v2": _Function(_rebuild),
     "torch._utils._rebuild_parameter": _Function(_parameter),

@@ -10,27 +10,18 @@ from torch import nn
 from .contents import Contents, WeightsError
 
 # Heads by channels in the ViT family, where no relative positions show the channels of a head.
-_HEADS = {
-    64: 2,
-    192: 3,
-    384: 6,
-    768: 12,
-    1024: 16,
-    1152: 16,
-    1280: 16,
-    1408: 16,
-    1664: 16,
-    1792: 16,
-}
+_HEADS = {192: 3, 384: 6, 768: 12, **dict.fromkeys((1024, 1152, 1280, 1408, 1664, 1792), 16)}
+_WINDOW = 14  # ViTDet's
 
 
 def encoder_words(contents: Contents) -> dict[str, Any]:
     """Arguments with which `ViT` becomes the encoder in the file; {} if it is no plain ViT.
 
-    Which blocks are global is seen from tables of relative positions only; without them, all are
-    (as in classifiers). Where all tables have one length, none is global if there are conv blocks
-    or the length is that of ViTDet's windows, 14; else all are. Heads without such tables are those
-    of the family's sizes, else one per 64 channels.
+    Which blocks are global is seen from a config.json beside the file, or else from the lengths of
+    the tables of relative positions: windows have the shorter ones, but for 14, ViTDet's window.
+    Where all have one length, none is global if there are conv blocks or the length is 14; else all
+    are, as without tables (classifiers). Heads without config and tables are those of the family's
+    sizes, else one per 64 channels. Positions of a grid that is no square become those of a square.
 
     Raises:
         WeightsError: the keys are a plain ViT's, their shapes are not.
@@ -39,6 +30,8 @@ def encoder_words(contents: Contents) -> dict[str, Any]:
         return {}
     try:
         return _words(contents)
+    except WeightsError as error:
+        raise WeightsError(f"{contents.path}: {error}") from error
     except (ValueError, IndexError, ZeroDivisionError) as error:
         raise WeightsError(f"{contents.path}: its tensors have the shapes of no ViT") from error
 
@@ -68,10 +61,8 @@ def _words(contents: Contents) -> dict[str, Any]:
         if (key := f"blocks.{i}.attn.rel_pos_h") in shapes
     }
     residual = [i for i in range(depth) if f"blocks.{i}.residual.conv1.weight" in state]
-    window = min(lengths.values(), default=14)
-    whole = max(lengths.values(), default=0)
-    if whole == window and (residual or window == 14):
-        whole = 0  # no block sees the whole map
+    window, windowed = _plan(contents, lengths, bool(residual))
+    whole = max((n for i, n in lengths.items() if i not in windowed), default=0)
     hidden = shapes["blocks.0.mlp.fc1.weight"][0]
     ratio = hidden / dim
     words = stem | dict(
@@ -84,7 +75,7 @@ def _words(contents: Contents) -> dict[str, Any]:
         pretrain_use_cls_token=contents.prefix > 0,
         use_rel_pos=bool(lengths),
         window_size=window,
-        window_block_indexes=[i for i, n in lengths.items() if n < whole or not whole],
+        window_block_indexes=windowed,
         residual_block_indexes=residual,
         pre_norm="norm_pre.weight" in state,
     )
@@ -99,14 +90,25 @@ def _words(contents: Contents) -> dict[str, Any]:
         words["conv_block"] = ("naive", "basic", "bottleneck")[convs - 1]
     if "neck.0.weight" in state:
         words["out_chans"] = shapes["neck.0.weight"][0]
-    if not lengths:  # windows are not seen
-        told = ("window_size", "window_block_indexes")
-        words |= {k: contents.settings[k] for k in told if k in contents.settings}
     if eps := contents.settings.get("norm_eps"):
         words["norm_layer"] = partial(nn.LayerNorm, eps=eps)
     if act_layer := contents.settings.get("act_layer"):
         words["act_layer"] = act_layer
     return words
+
+
+def _plan(contents: Contents, lengths: dict[int, int], conv_blocks: bool) -> tuple[int, list[int]]:
+    """Window size, and which blocks have windows: as the file's config says, or else guessed from
+    the tokens along an axis that each block has relative positions for."""
+    told = contents.settings
+    if "window_block_indexes" in told:
+        return told.get("window_size", _WINDOW), told["window_block_indexes"]
+    window, longest = min(lengths.values(), default=_WINDOW), max(lengths.values(), default=0)
+    if window < longest == _WINDOW:
+        window = _WINDOW  # larger than the whole map
+    elif window == longest and not conv_blocks and window != _WINDOW:
+        return _WINDOW, []  # every block sees the whole map
+    return window, [i for i, n in lengths.items() if n == window]
 
 
 def _stem(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -115,7 +117,9 @@ def _stem(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         pixels = shapes["patch_embed.norm_pixels.weight"][0]
         return dict(stem="patchify_norm", in_chans=3, patch_size=math.isqrt(pixels // 3))
     if len(shapes.get("patch_embed.proj.weight", ())) == 4:
-        _, in_chans, patch, _ = shapes["patch_embed.proj.weight"]
+        _, in_chans, patch, columns = shapes["patch_embed.proj.weight"]
+        if patch != columns and patch and columns:
+            raise WeightsError(f"patches of {patch} x {columns} pixels are no squares")
         return dict(in_chans=in_chans, patch_size=patch)
     convs = [s for k, s in shapes.items() if re.match(r"patch_embed\.proj\.\d+\.weight$", k)]
     strided = [s for s in convs if len(s) == 4 and s[2] == 3]

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..activations import QuickGELU
 from ..positions import resized_positions
 from .account import group
 from .contents import Contents, State, WeightsError
+from .formats.transformers import ACTIVATIONS
 from .words import encoder_words
 
 
@@ -48,6 +48,9 @@ def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
             f"{contents.path}: {to} has no place for a {contents.format}'s stem and computed "
             "positions; this suite loads the file as it is"
         )
+    for key, tensor in (contents.encoder | contents.detector).items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(f"{contents.path}: {key} has values that are NaN or infinite")
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -61,13 +64,13 @@ def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
 def _detectron2(contents: Contents, out: Path) -> list[str]:
     state, notes = _detector(contents)
     torch.save({"model": state}, out)
-    return notes
+    return notes + _unsaid(contents)
 
 
 def _safetensors(contents: Contents, out: Path) -> list[str]:
     state, notes = _detector(contents)
     save_file(state, out, metadata={"format": "pt"})
-    return notes
+    return notes + _unsaid(contents)
 
 
 def _detector(contents: Contents) -> tuple[State, list[str]]:
@@ -78,6 +81,25 @@ def _detector(contents: Contents) -> tuple[State, list[str]]:
     name = "backbone.net" if encoder_words(contents) else "backbone.bottom_up"
     state = {f"{name}.{k}": v.contiguous() for k, v in encoder.items()}
     return state | {k: v.contiguous() for k, v in contents.detector.items()}, notes
+
+
+def _unsaid(contents: Contents) -> list[str]:
+    """What the file's model computes otherwise than the readers of its conversion take for
+    granted, and its keys do not show."""
+    words = encoder_words(contents)
+    if not words:
+        return []
+    plain = Contents(contents.encoder, settings={"norm_eps": 1e-6})
+    assumed = encoder_words(plain) | {"act_layer": nn.GELU}
+    own = assumed | words | {"norm_eps": words["norm_layer"].keywords["eps"]}
+    assumed["norm_eps"] = 1e-6
+    if contents.settings.get("act_layer", nn.GELU) is None:
+        own["act_layer"] = "GELU or QuickGELU"
+    return [
+        f"not in the written file: {word}={getattr(own[word], '__name__', own[word])}"
+        for word in ("norm_eps", "act_layer", "num_heads", "window_size", "window_block_indexes")
+        if own[word] != assumed[word]
+    ]
 
 
 def _hf(contents: Contents, out: Path) -> list[str]:
@@ -117,7 +139,7 @@ def _hf(contents: Contents, out: Path) -> list[str]:
         num_hidden_layers=words["depth"],
         num_attention_heads=words["num_heads"],
         mlp_ratio=int(words["mlp_ratio"]),
-        hidden_act="quick_gelu" if words.get("act_layer") is QuickGELU else "gelu",
+        hidden_act=next(k for k, v in ACTIVATIONS.items() if v is words.get("act_layer", nn.GELU)),
         layer_norm_eps=words["norm_layer"].keywords["eps"],
         image_size=words.get("img_size", 1024),
         pretrain_image_size=words.get("pretrain_img_size", 224),
@@ -130,7 +152,7 @@ def _hf(contents: Contents, out: Path) -> list[str]:
         use_relative_position_embeddings=words["use_rel_pos"],
         window_size=words["window_size"],
     )
-    if not words["use_rel_pos"]:
+    if not words["use_rel_pos"] and "window_block_indexes" not in contents.settings:
         notes.append("config.json has no windows: the file does not show which blocks have them")
     out.mkdir()
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -159,7 +181,7 @@ def _sam(contents: Contents, out: Path) -> list[str]:
     if contents.detector:
         notes.append(_left_out(contents))
     torch.save({f"image_encoder.{k}": v.contiguous() for k, v in encoder.items()}, out)
-    return notes
+    return notes + _unsaid(contents)
 
 
 # Formats that are written, by their word.

@@ -37,7 +37,8 @@ def test_a_file_is_shown(sam):
     assert lines[0] == f"{sam}: segment-anything sam_vit_* (sam)"
     assert re.fullmatch(r"38 tensors, [\d.,]+ MB, float32", lines[1])
     assert lines[2] == (
-        "encoder: embed_dim=192, depth=2, num_heads=3, out_chans=8, pretrain_img_size=128, "
+        "encoder: embed_dim=192, depth=2, num_heads=3, out_chans=8, norm_eps=1e-06, "
+        "pretrain_img_size=128, "
         "relative positions, window_size=4, global blocks [1]"
     )
     assert "loaded relative positions 4 2,816" in lines
@@ -46,9 +47,8 @@ def test_a_file_is_shown(sam):
 
 def test_named_sizes_are_named(tmp_path):
     torch.save(build_encoder("vit-ti").state_dict(), tmp_path / "encoder.pth")
-    assert "encoder: vit-ti: embed_dim=192, depth=12, num_heads=3, pretrain_img_size=224" in (
-        lines_of(weights.show, tmp_path / "encoder.pth")
-    )
+    (line,) = (x for x in lines_of(weights.show, tmp_path / "encoder.pth") if "encoder:" in x)
+    assert line.startswith("encoder: vit-ti: embed_dim=192, depth=12, num_heads=3, norm_eps=1e-06")
 
 
 def test_a_file_is_converted(sam, tmp_path):
@@ -65,7 +65,7 @@ def test_a_file_is_converted(sam, tmp_path):
 
 
 def test_what_is_wrong_is_told(sam, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no\.pth"):
+    with pytest.raises(UserError, match=r"no file of weights at .*no\.pth"):
         weights.show(tmp_path / "no.pth", Console())
     with pytest.raises(UserError, match="exists already"):
         weights.write(sam, "hf", sam, Console())

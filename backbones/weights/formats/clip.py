@@ -1,6 +1,5 @@
 """Image towers of CLIP (arXiv:2103.00020): OpenCLIP's, OpenAI's and transformers'."""
 
-from ...activations import QuickGELU
 from ..contents import FORMATS, Contents, Format, State, WeightsError
 from .shared import fold_layer_scale, unbiased_stem
 from .transformers import HuggingFace
@@ -97,8 +96,8 @@ class HfClip(HuggingFace):
         (r"\.self_attn\.", ".attn."),
     )
     fuse = ("q_proj", "k_proj", "v_proj")
-    # Of OpenAI's, and transformers' default.
-    settings = {"norm_eps": 1e-5, "act_layer": QuickGELU}
+    # QuickGELU in OpenAI's, GELU in LAION's: a config.json says which.
+    settings = {"norm_eps": 1e-5, "act_layer": None}
 
     def finish(self, contents: Contents) -> None:
         _finish_stem(contents)

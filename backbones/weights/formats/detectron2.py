@@ -5,7 +5,7 @@ import re
 
 from torch import Tensor
 
-from ..contents import FORMATS, Contents, Format, State, WeightsError
+from ..contents import FORMATS, NEW_IN_DETECTION, Contents, Format, State, WeightsError
 
 # What stands in front of an encoder's keys: in a whole detector, in a backbone alone (encoder and
 # pyramid), in a detector without a pyramid, in an encoder alone.
@@ -14,6 +14,9 @@ _VIT = re.compile(
     r"pos_embed$|patch_embed\.|norm_pre\.|neck\."
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|attn\.rel_pos_[hw]$|mlp\.fc[12]|residual)"
 )
+
+# What detection adds to a plain ViT, Swin and MViT.
+_ADDED = re.compile(rf"{NEW_IN_DETECTION}|^norm\d\.|^scale\d_norm\.")
 
 
 @FORMATS.register("detectron2")
@@ -29,7 +32,7 @@ class Detectron2(Format):
         r"^pixel_(mean|std)$": "pixel mean and std: those of the config are used",
         r"(^|\.)anchor_generator\.cell_anchors": "anchors: those of the config are used",
     }
-    new = Contents.new  # what detection has is all there
+    new = Contents.new  # a detector has all that detection adds; see `finish`
 
     def recognises(self, state: State) -> bool:
         front = _in_front(state)
@@ -48,6 +51,8 @@ class Detectron2(Format):
         }
         around = "" if front.startswith("backbone.") else "backbone."
         contents.detector = {around + k: v for k, v in state.items() if not k.startswith(front)}
+        if not contents.detector and not any(_ADDED.search(k) for k in contents.encoder):
+            contents.new = _ADDED.pattern  # a pre-trained encoder in these keys
         if "pos_embed" in contents.encoder:
             contents.prefix = _cls_tokens(contents.encoder["pos_embed"])
 

@@ -57,7 +57,10 @@ class SimpleViT(Format):
             if shape[1] % 64 == 0:
                 contents.settings["num_heads"] = shape[1] // 64
         contents.positions = sincos_positions
-        contents.notes.append("biases of attention are zeros: this format has none")
+        contents.notes += [
+            "biases of attention are zeros: this format has none",
+            "heads are taken to have 64 channels, vit-pytorch's default: a file does not show them",
+        ]
 
 
 def sincos_positions(grid: tuple[int, int], channels: int) -> Tensor:

@@ -4,6 +4,7 @@ Keys are those that `save_pretrained` writes ("encoder.layer.0.attention.attenti
 or, where they differ, those of transformers 5's modules ("layers.0.attention.q_proj.weight").
 """
 
+import math
 import re
 
 from torch import nn
@@ -21,7 +22,8 @@ _CLASSIFIER_BLOCKS = (
     (r"\.attention\.(?:attention\.value|v_proj)\.", ".attn.v."),
     (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
 )
-_ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU, "silu": nn.SiLU}
+# By transformers' `hidden_act`.
+ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
 class HuggingFace(Format):
@@ -34,16 +36,36 @@ class HuggingFace(Format):
         for word, key, allowed in (
             ("norm_eps", "layer_norm_eps", lambda v: isinstance(v, float) and 0 < v < 1),
             ("num_heads", "num_attention_heads", _is_count),
-            ("window_size", "window_size", _is_count),
+            ("window_size", "window_size", lambda v: v == 0 or _is_count(v)),
             ("window_block_indexes", "window_block_indices", _is_indexes),
-            ("act_layer", "hidden_act", lambda v: isinstance(v, str) and v in _ACTIVATIONS),
+            ("act_layer", "hidden_act", lambda v: isinstance(v, str) and v in ACTIVATIONS),
         ):
             if key in config:
                 if not allowed(config[key]):
                     raise WeightsError(f"config.json has {key}={config[key]!r}: ViT cannot say it")
                 contents.settings[word] = config[key]
         if "hidden_act" in config:
-            contents.settings["act_layer"] = _ACTIVATIONS[config["hidden_act"]]
+            contents.settings["act_layer"] = ACTIVATIONS[config["hidden_act"]]
+        if contents.settings.get("window_size") == 0:  # VitDet's word for no windows
+            contents.settings |= dict(window_size=14, window_block_indexes=[])
+        contents.grid = _grid(contents, config)
+
+
+def _grid(contents: Contents, config: dict) -> tuple[int, int] | None:
+    """Rows and columns of the positions, where the config says an image size that fits them."""
+    size = config.get("pretrain_image_size", config.get("image_size"))
+    patch = config.get("patch_size")
+    sides = size if isinstance(size, list) else [size, size]
+    if "pos_embed" not in contents.encoder or not all(map(_is_count, [*sides, patch])):
+        return None
+    grid = tuple(side // patch for side in sides)
+    fits = len(grid) == 2 and math.prod(grid) == _entries(contents)
+    return grid if fits else None
+
+
+def _entries(contents: Contents) -> int:
+    pos_embed = contents.encoder["pos_embed"]
+    return pos_embed.shape[1] - contents.prefix if pos_embed.ndim == 3 else 0
 
 
 def _is_count(value) -> bool:

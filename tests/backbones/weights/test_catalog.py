@@ -41,10 +41,7 @@ class TestTable:
         assert entry.format in {word for word, _ in FORMATS}
 
     def test_the_documentation_shows_it(self):
-        page = ROOT / "docs" / "weights.md"
-        if not page.is_file():
-            pytest.skip("docs/weights.md is not written yet")
-        assert table() in page.read_text()
+        assert table() in (ROOT / "docs" / "weights.md").read_text()
         assert len(table().splitlines()) == len(SOURCES) + 2
 
 
@@ -66,6 +63,17 @@ class TestFind:
             path.touch()
             assert find(str(path)) == path
             assert source(str(path), "") is None
+
+    def test_a_bare_name_is_looked_for_as_a_words_file_is(self, folders):
+        here, elsewhere = folders
+        (elsewhere / "own.pth").touch()
+        assert find("own.pth") == elsewhere / "own.pth"
+        (here / "own.pth").touch()
+        assert find("own.pth").absolute() == here / "own.pth"
+
+    def test_what_else_to_set_is_said_with_the_address(self, folders):
+        with pytest.raises(FileNotFoundError, match=r"; with `model\.backbone\.pre_norm=true`"):
+            find("clip_laion2b", "vit-b")
 
     def test_a_word_stays_a_word_beside_a_file_of_that_name(self, folders):
         Path("mae_in1k").touch()

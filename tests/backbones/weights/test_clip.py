@@ -59,7 +59,12 @@ def test_open_clip(model, more, part, tmp_path):
     encoder, account = encoder_from(path, **unseen)
 
     assert_whole(account, encoder, DROPPED | more | (AROUND if part == "model" else set()))
-    assert account.notes == ["the bias of the patch embedding is zero: CLIP has none"]
+    act = "QuickGELU" if model.get("quick_gelu") else "GELU"
+    assert account.notes == [
+        "the bias of the patch embedding is zero: CLIP has none",
+        f"not in the file: act_layer, {act} here",
+        "not in the file: num_heads, 4 here",
+    ]
     assert read(path).format == "openclip"
     assert encoder.blocks[0].norm1.eps == clip.visual.transformer.resblocks[0].ln_1.eps
     assert hasattr(encoder, "norm_pre") == ("no_ln_pre" not in model)

@@ -119,6 +119,7 @@ def test_a_training_checkpoint(write, tmp_path):
         scaler={"scale": 65536.0},
         args=args,
         epoch=3,
+        path="surrogate \udc80",
         log="x" * 5000,
         model=model.state_dict(),
     )
@@ -363,9 +364,8 @@ def test_safetensors_of_another_type(tmp_path):
 )
 def test_arrays_of_something_else(array, tmp_path):
     (tmp_path / "w.pkl").write_bytes(pickle.dumps({"model": {"w": array}}))
-    assert "arrays of something else than numbers" in refusal(tmp_path / "w.pkl").replace(
-        "an array", "arrays"
-    )
+    expected = "it has arrays of something else than numbers of this machine"
+    assert refusal(tmp_path / "w.pkl") == expected
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "\x1b[31m", "x" * 1025])
@@ -430,7 +430,9 @@ HOSTILE = {
         f"touch {mark}",
     ),
     "map": lambda mark: Call(list, Call(map, os.system, [f"touch {mark}"])),
-    "timeit": lambda mark: Call(timeit.timeit, f"open({str(mark)!r}, 'w')", "", time.perf_counter, 1),
+    "timeit": lambda mark: Call(
+        timeit.timeit, f"open({str(mark)!r}, 'w')", "", time.perf_counter, 1
+    ),
     "torch.load": lambda mark: Call(
         torch.storage._load_from_bytes, _saved(Call(os.system, f"touch {mark}"))
     ),
@@ -517,8 +519,8 @@ def test_what_a_file_names_is_named(name, tmp_path):
     for kind in ("torch", "legacy", "pickle"):
         (tmp_path / kind).write_bytes(with_pickle(kind, program))
         assert refusal(tmp_path / kind) == (
-            f"its pickle names {name}, which weights do not need: where you trust the file, save its "
-            "tensors alone, as torch.save(model.state_dict(), ...)"
+            f"its pickle names {name}, which weights do not need: where you trust the file, save "
+            "its tensors alone, as torch.save(model.state_dict(), ...)"
         )
 
 
@@ -610,6 +612,22 @@ BOMBS = {
         + b"u\x85R.",
     ),
     "OrderedDict of pairs": ("*", b"ccollections\nOrderedDict\n" + _laughs(b"K\1\x86\x85R.")),
+    "Counter of laughs": ("torch", b"ccollections\nCounter\n" + _laughs(b"K\1\x86\x85\x85R.")),
+    "device": ("torch", b"ctorch\ndevice\n" + _laughs(b"\x85R.")),
+    "hooks": (
+        "torch",
+        b"ctorch._utils\n_rebuild_parameter\n" + _tensor(_storage(1), 0, 1, 1)
+        + b"\x89}" + _text("x") + b"K\1s\x87R.",
+    ),
+    "metadata": (
+        "torch",
+        _tensor(_storage(1), 0, 1, 1)[:-2] + b"}" + _text("conj") + b"\x88stR.",
+    ),
+    "strides": (
+        "torch",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + _storage(1)
+        + b"K\0K\1\x85)\x89ccollections\nOrderedDict\n)RtR.",
+    ),
     "codec": ("torch", b"c_codecs\nencode\n" + _text("x") + _text("zlib") + b"\x86R."),
     "codec of an array": ("pickle", b"c_codecs\nencode\n" + _text("x") + _text("zlib") + b"\x86R."),
     "call of laughs": ("*", _laughs(b")R.")),
@@ -740,17 +758,20 @@ def directory_patched(data: bytes, record: str, field: int, form: str, value: in
         ("w/data.pkl", 42, "<I", 2**31, "it is damaged or cut short"),
         ("w/data/0", 8, "<H", 1, "its records are compressed"),
         ("w/data/0", 10, "<H", 12, "its records are compressed"),
-        ("w/version", 46, "<9s", b"w/data/0/", "it has two records of one name"),
     ],
 )
 def test_a_directory_that_lies(record, field, form, value, message, archive, tmp_path):
-    if "two records" in message:
-        archive = archive.replace(b"w/version", b"W/DATA.PKL"[:9])
-        archive = repacked(archive, {"DATA/0": b"x"})
-        (tmp_path / "w.pth").write_bytes(archive)
-    else:
-        (tmp_path / "w.pth").write_bytes(directory_patched(archive, record, field, form, value))
+    (tmp_path / "w.pth").write_bytes(directory_patched(archive, record, field, form, value))
     assert refusal(tmp_path / "w.pth").startswith(message)
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "DATA.PKL", "Data/0"])
+def test_two_records_of_one_name(name, archive, tmp_path):
+    """zipfile takes the last one; torch the first, and does not tell capitals apart."""
+    (tmp_path / "w.pth").write_bytes(archive)
+    with zipfile.ZipFile(tmp_path / "w.pth", "a") as opened:
+        opened.writestr(f"w/{name}", b"")
+    assert refusal(tmp_path / "w.pth") == "it has two records of one name"
 
 
 def test_sizes_beyond_the_file(archive, tmp_path):

@@ -66,7 +66,7 @@ def test_what_is_missing(state, path):
     torch.save(state, path)
     assert refused(ViT(**WORDS), path) == (
         f"{path} (detectron2) does not fit: no absolute positions: pos_embed, "
-        "blocks.1.norm2.weight and 1 more (strict=False loads the rest). "
+        "blocks.1.norm2.weight and 1 more (the encoder's use_abs_pos decides). "
         "Its encoder has embed_dim=48 depth=2 patch_size=8 use_rel_pos=True"
     )
     encoder = ViT(**WORDS)
@@ -89,7 +89,7 @@ def test_what_is_unexpected(state, path):
     torch.save({f"backbone.net.{k}": v for k, v in (state | more).items()}, path)
     assert refused(ViT(**WORDS), path) == (
         f"{path} (detectron2) does not fit: unused norms: blocks.2.norm1.weight, "
-        f"blocks.2.attn.proj.bias (strict=False loads the rest). {IN_FILE}"
+        f"blocks.2.attn.proj.bias. {IN_FILE}"
     )
     encoder = ViT(**WORDS)
     account = load_encoder(encoder, path, strict=False, show=silent)
@@ -294,7 +294,7 @@ def test_a_detectors_tensors_are_all_promised(path):
     del content["model"]["roi_heads.box_head.fc1.bias"]
     torch.save(content, path)
     told = refused(model, path, load=load_detector)
-    assert "no box and mask heads: roi_heads.box_head.fc1.bias (strict=False" in told
+    assert "no box and mask heads: roi_heads.box_head.fc1.bias. " in told
     account = load_detector(model, path, strict=False, show=silent)
     assert account.missing == {"roi_heads.box_head.fc1.bias": 128}
 
@@ -321,7 +321,7 @@ def test_it_is_printed_as_a_table(state, path, capsys):
     torch.save({"model": pretrained(state)}, path)
     account = load_encoder(ViT(**WORDS | dict(pretrain_img_size=128, patch_size=16)), path)
     assert capsys.readouterr().out == f"{account}\n"
-    assert str(account) == TABLE.format(path=path)
+    assert str(account) == TABLE.format(path=path) + "\nnot in the file: num_heads, 4 here"
 
 
 def test_every_tensor_is_in_it_once(state, path):
@@ -373,24 +373,28 @@ def test_what_is_no_tensor_is_noted(file, path):
     def notes(**words):
         return load_encoder(ViT(**file | words), path, show=silent).notes
 
-    assert not notes()
+    unseen = [] if file["use_rel_pos"] else ["not in the file: num_heads, 4 here"]
+    assert notes() == unseen
     assert notes(norm_layer=nn.LayerNorm) == [
-        "differs: norm_eps is 1e-05 here, 1e-06 in models of this format"
+        "differs: norm_eps is 1e-05 here, 1e-06 in models of this format",
+        *unseen,
     ]
     assert notes(act_layer=QuickGELU) == [
-        "differs: act_layer is QuickGELU here, GELU in models of this format"
+        "differs: act_layer is QuickGELU here, GELU in models of this format",
+        *unseen,
     ]
 
 
 def test_heads_of_a_known_size_are_noted(path):
-    """No tensor shows them where there are no relative positions; of other sizes, nothing is
-    known."""
+    """No tensor shows them where there are no relative positions."""
     plain = WORDS | dict(use_rel_pos=False)
-    for dim, heads, told in [(192, 3, []), (192, 6, ["num_heads is 6 here, 3"]), (48, 2, [])]:
+    differs = "differs: num_heads is 6 here, 3 in models of this format"
+    unseen = "not in the file: num_heads, 2 here"
+    for dim, heads, told in [(192, 3, []), (192, 6, [differs]), (48, 2, [unseen])]:
         words = plain | dict(embed_dim=dim, num_heads=heads)
         torch.save(ViT(**words).state_dict(), path)
         notes = load_encoder(ViT(**words), path, show=silent).notes
-        assert notes == [f"differs: {note} in models of this format" for note in told]
+        assert notes == told
 
 
 # ---- Beside a file -----------------------------------------------------------------------------

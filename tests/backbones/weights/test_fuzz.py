@@ -17,8 +17,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torchvision.models import VisionTransformer
 
-from backbones.weights import WeightsError
+from backbones import ViT
+from backbones.weights import WeightsError, encoder_words, load_encoder, read
 from backbones.weights.files import read_state
 
 from .hostile import KINDS, repacked
@@ -147,6 +149,35 @@ TARGETS: dict[str, tuple[str, Callable[[bytes, list], bytes], st.SearchStrategy]
 }
 
 
+tensor_edits = st.tuples(
+    st.sampled_from(("drop", "rename", "flat", "axis", "empty", "number", "twice", "int", "nan")),
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from((".", "x", "", "11", ".weight")),
+)
+
+
+def tensors_edited(state: dict, edits: list[tuple]) -> dict:
+    """Keys, shapes and types changed."""
+    state = dict(state)
+    for what, place, text in edits:
+        key = list(state)[int(place * len(state))]
+        tensor = state.pop(key)
+        if what == "rename":
+            at = int(place * 1000) % len(key)
+            state[key[:at] + text + key[at + 1 :]] = tensor
+        elif what != "drop":
+            state[key] = {
+                "flat": tensor.flatten(),
+                "axis": tensor[None],
+                "empty": tensor.flatten()[:0],
+                "number": tensor.flatten()[0],
+                "twice": torch.cat([tensor, tensor]),
+                "int": tensor.long(),
+                "nan": tensor * float("nan"),
+            }[what]
+    return state
+
+
 def memory() -> int:
     """The most that this process has taken, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -227,3 +258,28 @@ def test_mutated_indexes_of_shards(tmp_path_factory, changes):
     except WeightsError as error:
         message = str(error)
     assert message.isprintable()
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle 4", "safetensors"])
+def test_files_with_other_tensors(kind, tmp_path):
+    """Through the public API: they fit, or are refused in one line that names the file."""
+    sizes = dict(image_size=32, patch_size=16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32)
+    vit, path = VisionTransformer(**sizes).state_dict(), tmp_path / "w"
+    KINDS[kind](path, vit)
+    words, seen = encoder_words(read(path)), Counter()
+
+    @settings(max_examples=60, derandomize=True, database=None, deadline=None)
+    @given(st.lists(tensor_edits, min_size=1, max_size=3), st.booleans())
+    def one(changes, strict):
+        KINDS[kind](path, tensors_edited(vit, changes))
+        try:
+            load_encoder(ViT(**words), path, strict, show=str)
+            seen["loaded"] += 1
+        except WeightsError as error:
+            seen["refused"] += 1
+            message = str(error)
+            assert str(path) in message
+            assert message.isprintable()
+
+    one()
+    assert min(seen["loaded"], seen["refused"]) > 0

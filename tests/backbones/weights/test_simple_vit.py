@@ -50,6 +50,7 @@ def test_simple_vit(kind, dropped, path):
     assert account.notes == [
         "absolute positions are computed, as this format does",
         "biases of attention are zeros: this format has none",
+        "heads are taken to have 64 channels, vit-pytorch's default: a file does not show them",
     ]
     image = torch.randn(2, 3, 40, 40)
     with torch.no_grad():

@@ -152,6 +152,7 @@ def test_settings_are_those_of_transformers(tmp_path):
     assert account.notes == [
         "differs: norm_eps is 1e-05 here, 1e-12 in models of this format",
         "differs: act_layer is QuickGELU here, GELU in models of this format",
+        "not in the file: num_heads, 1 here",
     ]
 
 
@@ -370,3 +371,38 @@ def test_dinov2_that_is_no_plain_vit_is_refused(tmp_path):
     for path in (tmp_path / "folder", tmp_path / "model.pth"):
         with pytest.raises(WeightsError, match=r"hf-dinov2.*SwiGLU"):
             read(path)
+
+
+PLANS = {
+    "a window of half the map": dict(window_size=4, image_size=64, window_block_indices=[0, 2]),
+    "a window as large as the map": dict(window_size=8, image_size=64, window_block_indices=[0, 1]),
+    "a window larger than the map": dict(window_size=14, image_size=64, window_block_indices=[1]),
+    "windows everywhere": dict(window_size=4, image_size=64, window_block_indices=[0, 1, 2, 3]),
+    "no windows: the default": {},
+}
+
+
+@pytest.mark.parametrize("rel_pos", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_the_plan_is_the_configs(plan, rel_pos, name, tmp_path):
+    """Of a folder, or of the file in it, whatever the tables of relative positions look like."""
+    small = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, patch_size=8)
+    words = dict(image_size=64, pretrain_image_size=32) | PLANS[plan]
+    model = build("VitDetModel", **small, **words, use_relative_position_embeddings=rel_pos)
+    model.save_pretrained(tmp_path)
+    encoder, account = encoder_from(tmp_path / name)
+    assert not account.notes
+    image = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        assert_close(encoder(image)["last_feat"], model(image).last_hidden_state)
+
+
+def test_a_grid_that_is_no_square_is_the_configs(tmp_path):
+    """4 x 16 positions are as many as 8 x 8."""
+    model = build("ViTModel", **VIT | dict(image_size=[32, 128], patch_size=8))
+    model.save_pretrained(tmp_path)
+    contents = read(tmp_path)
+    assert contents.grid == (4, 16)
+    account = load_encoder(ViT(**encoder_words(contents)), tmp_path, show=lambda _: None)
+    assert account.resized["pos_embed"][0] == "4x16 -> 8x8, bicubic"

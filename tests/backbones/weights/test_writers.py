@@ -1,12 +1,20 @@
 """Weights out: loaded by the other implementation itself, and back to the same bits."""
 
 import pytest
+import timm
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import SwinTransformer
 from safetensors.torch import load_file
 from segment_anything.modeling import ImageEncoderViT
 from torch import nn
-from transformers import VitDetBackbone, VitDetConfig, VitDetModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    VitDetBackbone,
+    VitDetConfig,
+    VitDetModel,
+)
 
 from backbones import ViT, build_backbone, build_encoder
 from backbones.weights import WeightsError, encoder_words, load_encoder, read
@@ -224,3 +232,56 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         convert(contents, "detectron2", tmp_path / "out.pth")
     assert [p.name for p in tmp_path.iterdir()] == ["ours.pth"]
+
+
+def test_what_the_written_file_does_not_show_is_said(tmp_path):
+    config = CLIPVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        image_size=32, patch_size=8, hidden_act="quick_gelu",
+    )  # fmt: skip
+    randomised(CLIPVisionModel(config)).save_pretrained(tmp_path / "clip")
+    assert convert(read(tmp_path / "clip"), "safetensors", tmp_path / "clip.safetensors") == [
+        "not in the written file: norm_eps=1e-05",
+        "not in the written file: act_layer=QuickGELU",
+        "not in the written file: num_heads=4",
+    ]
+
+
+@pytest.mark.parametrize("act", ["relu", "silu", "quick_gelu"])
+def test_activation_and_plan_go_through_transformers_config(act, tmp_path):
+    config = VitDetConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=96, window_size=3,
+        pretrain_image_size=64, window_block_indices=[0], hidden_act=act, layer_norm_eps=1e-3,
+    )  # fmt: skip
+    model = randomised(VitDetModel(config))
+    model.save_pretrained(tmp_path / "there")
+    assert convert(read(tmp_path / "there"), "hf", tmp_path / "back") == []
+    image = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        back = VitDetModel.from_pretrained(tmp_path / "back").eval()(image).last_hidden_state
+        assert torch.equal(back, model(image).last_hidden_state)
+
+
+@pytest.mark.parametrize("to", ["detectron2", "safetensors"])
+def test_a_converted_classifier_starts_a_detector_as_before(to, tmp_path):
+    """What detection adds is new there too."""
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, depth=2)
+    swin = SwinTransformer(embed_dim=16, depths=(2, 2), num_heads=(1, 2), out_indices=(0, 1))
+    classifier = {k: v for k, v in swin.state_dict().items() if not k.startswith("norm")}
+    detection = build_encoder("vit-ti", depth=2, use_rel_pos=True, propagation="conv")
+    for name, state, target in (("vit", vit.state_dict(), detection), ("swin", classifier, swin)):
+        torch.save({"model": state}, tmp_path / name)
+        new = load_encoder(target, tmp_path / name, show=lambda account: None).new
+        convert(read(tmp_path / name), to, tmp_path / f"{name}.out")
+        account = load_encoder(target, tmp_path / f"{name}.out", show=lambda account: None)
+        assert account.new == new
+        assert new
+
+
+def test_nan_is_not_converted(tmp_path):
+    ours = encoder()
+    with torch.no_grad():
+        ours.blocks[1].mlp.fc1.bias[3] = torch.nan
+    contents = read(saved(ours, tmp_path / "ours.pth"))
+    with pytest.raises(WeightsError, match=r"blocks\.1\.mlp\.fc1\.bias has values that are NaN"):
+        convert(contents, "detectron2", tmp_path / "out.pth")
