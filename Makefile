@@ -15,7 +15,7 @@ DATASET ?=#         train on your own COCO-format set: annotations.json,images/
 VAL ?=#             evaluate on your own: annotations.json,images/
 CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
 WEIGHTS ?=#         of eval-coco: checkpoint of a whole detector
-SUITE ?= default#   of bench: default, growth, table-3, full or weights
+SUITE ?= default#   of bench: default, growth, table-3, full, weights or evaluation
 ONLY ?=#            of bench: cases with all these words, e.g. "128 train"
 PYTHON ?= python3#  3.11 to 3.13, makes .venv
 TORCH ?=#           another torch, e.g. "torch==2.11.0 torchvision==0.26.0"

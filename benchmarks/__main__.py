@@ -18,13 +18,13 @@ from rich.console import Console
 from experiments import commands, environment
 from experiments.errors import UserError, unknown
 
-from . import report, weights, worker
+from . import evaluation, report, weights, worker
 from .cases import OURS, PEERS, SUITES, Case, suite
 from .implementations import MODULES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-_NAMES = (*SUITES, weights.SUITE)
+_NAMES = (*SUITES, weights.SUITE, evaluation.SUITE)
 
 
 @app.command()
@@ -43,8 +43,19 @@ def bench(
     if name not in _NAMES:
         raise unknown("suite", name, _NAMES)
     if name == weights.SUITE:
+        kinds = weights.kinds_of(only)
+        if list_cases:
+            console.print("\n".join(f"{kind}: {', '.join(weights.ROWS)}" for kind in kinds))
+            return
         provenance = _provenance("cpu")
-        weights.bench("vit-h", only, report.folder(provenance), provenance, console)
+        weights.bench("vit-h", kinds, report.folder(provenance), provenance, console)
+        return
+    if name == evaluation.SUITE:
+        if list_cases:
+            console.print("\n".join(evaluation.ROWS))
+            return
+        provenance = _provenance("cpu")
+        evaluation.bench(report.folder(provenance), provenance, console)
         return
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):

@@ -1,8 +1,11 @@
 """Files of weights: memory and time of reading and converting a detector.
 
-Each measurement is a process of its own. Reading looks at every value once, as loading does. Bounds:
-reading the bytes of the file, and copying them. "cached": the system has the file in memory, and
-what is written need not have reached the disk; "disk": it has not, and it has.
+Each measurement is a process of its own. Reading looks at every value once, as loading does. The
+bounds are to read the bytes of the file, and to copy them. "cached": the system has the file in
+memory, and what is written may be only there; "disk": the file comes from the disk, and what is
+written goes there. "theirs": detectron2's checkpointer, of safetensors the library; converting is
+to write a .pth. Memory is what a process takes on top of its start, at its peak; anonymous is what
+of it is no page of a file.
 """
 
 import gc
@@ -47,7 +50,6 @@ def _look(tensors: dict[str, Tensor]) -> None:
 
 
 def _theirs(path: Path) -> dict[str, Tensor]:
-    """As detectron2's checkpointer opens a file; safetensors, which it does not, as its library."""
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
     if path.suffix == ".pth":
@@ -69,10 +71,10 @@ def _convert(to: str) -> Callable[[Path, Path], None]:
 # What is measured, and the row it is compared with.
 ROWS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "read the bytes": (_read_bytes, ""),
-    "detectron2 reads": (lambda path, out: _look(_theirs(path)), "read the bytes"),
+    "theirs: read": (lambda path, out: _look(_theirs(path)), "read the bytes"),
     "read": (lambda path, out: _look(_ours(path)), "read the bytes"),
     "copy the bytes": (shutil.copyfile, ""),
-    "detectron2 converts": (
+    "theirs: convert": (
         lambda path, out: torch.save({"model": _theirs(path)}, out),
         "copy the bytes",
     ),
@@ -92,20 +94,28 @@ WRITERS: dict[str, Callable[[dict[str, Tensor], Path], None]] = {
 }
 
 
-def bench(size: str, only: str, to: Path, provenance: dict, console: Console) -> None:
+def kinds_of(only: str) -> list[str]:
+    """Kinds of file, by their suffixes, that have `only` in them.
+
+    Raises:
+        UserError: none has.
+    """
+    if found := [kind for kind in WRITERS if only in kind]:
+        return found
+    raise UserError(f"no kind of file has {only!r}: kinds are {', '.join(WRITERS)}")
+
+
+def bench(size: str, kinds: list[str], to: Path, provenance: dict, console: Console) -> None:
     """Measure, print a table per kind of file, and keep them as weights.csv and weights.md.
 
     Args:
         size: of the Mask R-CNN, a config of scale coco.
-        only: kinds of file whose suffix has this.
+        kinds: see `kinds_of`.
         to: folder of results.
 
     Raises:
-        UserError: no kind has it; too little disk.
+        UserError: a measurement ends early.
     """
-    kinds = [kind for kind in WRITERS if only in kind]
-    if not kinds:
-        raise UserError(f"no kind of file has {only!r}: kinds are {', '.join(WRITERS)}")
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__])
     tables = []
@@ -124,11 +134,8 @@ def bench(size: str, only: str, to: Path, provenance: dict, console: Console) ->
     pd.concat(tables).to_csv(to / "weights.csv", index=False, float_format="%.4g")
     lines = [f"# {provenance['device']}, measured by `make bench SUITE=weights`", ""]
     for table in tables:
-        lines += [
-            f"Mask R-CNN {size}, {table.kind.iloc[0]}, {table.bytes.iloc[0] / 1e9:.2f} GB:",
-            "",
-        ]
-        lines += [shown(table, "pipe"), ""]
+        kind, gigabytes = table.kind.iloc[0], table.bytes.iloc[0] / 1e9
+        lines += [f"Mask R-CNN {size}, {kind}, {gigabytes:.2f} GB:", "", shown(table, "pipe"), ""]
     lines += [*__doc__.splitlines()[2:], f"Medians of {ROUNDS} rounds, rows taking turns.", ""]
     lines += [f"- {name}: {value}" for name, value in provenance.items() if value is not None]
     (to / "weights.md").write_text("\n".join(lines) + "\n")
@@ -136,8 +143,7 @@ def bench(size: str, only: str, to: Path, provenance: dict, console: Console) ->
 
 
 def measure(path: Path, processes, console: Console) -> pd.DataFrame:
-    """A line per row: medians of the seconds, and of what a process takes on top of its start at
-    its peak, over the size of the file; `anonymous` is what of it is no file's pages."""
+    """A line per row: medians of the seconds, and of memory over the size of the file."""
     size = path.stat().st_size
     taken = []
     for turn in range(ROUNDS):
@@ -168,7 +174,6 @@ def shown(found: pd.DataFrame, style: str = "simple") -> str:
         "over bound": over(found.cached_over_bound),
         "disk s": [f"{value:.2f}" for value in found.disk],
         "over bound ": over(found.disk_over_bound),
-        "bound": found.bound,
         "peak memory / file": over(found.peak),
         "anonymous / file": over(found.anonymous),
     }

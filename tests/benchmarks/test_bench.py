@@ -1,6 +1,8 @@
 """The benchmark: rows are what they say, and its tables follow from what was measured."""
 
 import multiprocessing
+import shutil
+import time
 
 import pandas as pd
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from backbones import build_encoder
 from benchmarks import __main__ as bench
-from benchmarks import report, worker
+from benchmarks import report, weights, worker
 from benchmarks.cases import OURS, PEERS, SUITES, Case, suite
 from benchmarks.implementations import build
 from experiments import cost, environment
@@ -183,3 +185,47 @@ def test_wrong_arguments(arguments, message):
     with pytest.raises(bench.UserError) as error:
         bench.bench(**{**words, **arguments})
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("kind", weights.WRITERS)
+def test_files_of_weights_are_read_and_converted(kind, tmp_path):
+    path, out = tmp_path / f"detector{kind}", tmp_path / "out"
+    weights._write("vit-ti", path)
+    for row, (run, bound) in weights.ROWS.items():
+        for disk in (False, True):
+            assert weights._measured(row, path, disk) > 0
+        assert not bound or bound in weights.ROWS
+        assert not out.exists()
+        run(path, out)
+        assert out.exists() == ("copy the bytes" in (row, bound))
+        if out.exists():
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+    ours, theirs = weights._ours(path), weights._theirs(path)
+    assert len(ours) == len(theirs)
+    assert torch.equal(
+        ours["blocks.0.attn.qkv.weight"], theirs["backbone.net.blocks.0.attn.qkv.weight"]
+    )
+
+
+def _takes(size: int) -> float:
+    block = bytearray(size)
+    block[::4096] = bytes([1]) * len(block[::4096])
+    time.sleep(0.05)
+    return 1.0
+
+
+def test_memory_of_a_process():
+    processes = multiprocessing.get_context("forkserver")
+    seconds, peak, anonymous = weights._in_process(processes, _takes, 2**27)
+    assert seconds == 1
+    assert 0.9 < peak / 2**27 < 1.2
+    assert 0.9 < anonymous / 2**27 < 1.2
+
+
+def test_a_table_of_files_of_weights():
+    rows = [dict(row=row, cached=2.0, disk=3.0, peak=1.0, anonymous=0.5) for row in weights.ROWS]
+    table = weights.shown(pd.DataFrame(rows).assign(cached_over_bound=None, disk_over_bound=1.5))
+    assert "1.50x" in table
+    assert weights.kinds_of("") == [".pth", ".pkl", ".safetensors"]
+    with pytest.raises(bench.UserError, match="no kind of file has 'onnx': kinds are"):
+        weights.kinds_of("onnx")

@@ -1,0 +1,434 @@
+"""Which detections are right, by COCO's rules: all that box or mask AP needs of a run, kept once.
+
+Equal to what pycocotools' `COCOeval.evaluate` finds (public file pycocotools/cocoeval.py), computed
+for all images at once; the areas, boxes and overlaps of masks are pycocotools' own.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as masks
+
+from experiments import records
+from experiments.errors import UserError
+
+KINDS = ("box", "mask")
+IOUS = np.linspace(0.5, 0.95, 10)
+# COCO's ranges of an object's area in pixels, both ends in: all, small, medium, large.
+AREAS = np.array([(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)])
+DETECTIONS = 100  # per image and category, those of the highest scores
+_VERSION = 1  # of the file; raise it when matching changes
+_BLOCK = 2**16  # detections whose overlaps are in memory at once
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """What COCO's evaluation knows of a run before it counts, for boxes or for masks.
+
+    I images, K categories, D detections, 10 IoUs (`IOUS`), 4 ranges of area (`AREAS`). Detections
+    are by category, in it by falling score; equal scores by image, in it as in the file.
+    """
+
+    images: np.ndarray  # (I,) ids, rising
+    categories: np.ndarray  # (K,) ids, rising
+    start: np.ndarray  # (K + 1,) of each category's detections
+    image: np.ndarray  # (D,) index into images
+    rank: np.ndarray  # (D,) among the detections of this category in this image, from 0
+    matched: np.ndarray  # (4, D) uint16, bit t: matched to an object at IOUS[t]
+    ignored: np.ndarray  # (4, D) uint16, bit t: counts neither as right nor as wrong
+    objects: np.ndarray  # (I, K, 4) how many are to be found
+    digest: str = ""  # of what it was computed from
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        with scratch.open("wb") as file:
+            arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+            np.savez_compressed(file, **arrays)
+        os.replace(scratch, path)
+
+    @classmethod
+    def load(cls, path: Path, digest: str) -> "Matches | None":
+        """Read a file; None if there is none, if it is broken, or of anything but `digest`."""
+        try:
+            with np.load(path) as content:
+                if str(content["digest"]) != digest:
+                    return None
+                arrays = {field.name: content[field.name] for field in fields(cls)}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return cls(**{**arrays, "digest": digest})
+
+
+def of_run(folder: str | Path, kind: str = "box") -> Matches:
+    """Matches of the finished run in `folder`, kept there beside its record.
+
+    Raises:
+        UserError: it has no such predictions, its ground truth is not there, or is LVIS's.
+    """
+    folder = Path(folder)
+    record = records.read(folder / records.RECORD)
+    if record.data.get("kind", "coco") != "coco":
+        raise UserError(f"{folder} is scored as {record.data['kind']}: matches are COCO's")
+    if not getattr(record, kind):
+        raise UserError(f"{folder} has no {kind} AP: its detector finds none")
+    truth, predictions = Path(record.data["val"]), folder / record.predictions
+    digest = _digest(kind, truth, predictions)
+    path = folder / f"matches_{kind}.npz"
+    found = Matches.load(path, digest)
+    if found is None:
+        found = compute(truth, _read(predictions), kind, str(predictions), digest)
+        found.save(path)
+    return found
+
+
+def of_file(truth: str | Path, predictions: str | Path, kind: str = "box") -> Matches:
+    """Matches of a file in COCO's result format, of any detector.
+
+    Raises:
+        UserError: a file is not there, is empty or not of its format; see `compute`.
+    """
+    results = _read(Path(predictions))
+    if not results:
+        raise UserError(f"{predictions} holds no detection: nothing to compare")
+    digest = _digest(kind, Path(truth), Path(predictions))
+    return compute(truth, results, kind, str(predictions), digest)
+
+
+def compute(
+    truth: str | Path | dict,
+    predictions: list[dict],
+    kind: str = "box",
+    name: str = "the predictions",
+    digest: str = "",
+) -> Matches:
+    """Match detections to objects.
+
+    Args:
+        truth: annotation file in COCO's format, or what it holds; left as it is.
+        predictions: detections in COCO's result format; left as they are.
+        kind: "box" or "mask".
+        name: of the predictions, in errors.
+        digest: to keep in the matches.
+
+    Raises:
+        UserError: a prediction is of no image or category of the truth, is no box or mask, has a
+            score outside 0..1, occurs twice, or is a mask of another size than its image.
+    """
+    if isinstance(truth, str | Path):
+        truth = _read(Path(truth), dict)
+    try:
+        objects = _Objects(truth, kind)
+        found = _Detections(predictions, objects, kind, name)
+    except KeyError as error:
+        raise UserError(f"{name}, or its ground truth, has an entry without {error}") from error
+    matched, ignored = _match(found, objects, kind)
+    order = np.lexsort((found.image, -found.score, found.category))
+    outside = ~_inside(found.area)  # (D, 4)
+    ignored |= np.where(outside, ~matched & _bits(np.ones(len(IOUS), bool)), 0)
+    count = np.zeros((len(objects.images), len(objects.categories), len(AREAS)), np.uint16)
+    np.add.at(count, (objects.image, objects.category), ~objects.ignored)
+    return Matches(
+        images=objects.images,
+        categories=objects.categories,
+        start=np.searchsorted(found.category[order], np.arange(len(objects.categories) + 1)),
+        image=found.image[order].astype(np.int32),
+        rank=found.rank[order].astype(np.uint8),
+        matched=np.ascontiguousarray(matched[order].T),
+        ignored=np.ascontiguousarray(ignored[order].T),
+        objects=count,
+        digest=digest,
+    )
+
+
+class _Objects:
+    """The ground truth as arrays, one line per object, by image and category, in it as in the file;
+    those that are ignored in a range of area are crowds or outside of it."""
+
+    def __init__(self, truth: dict, kind: str):
+        self.images = np.unique([image["id"] for image in truth["images"]])
+        self.categories = np.unique([category["id"] for category in truth["categories"]])
+        self.sizes = {i["id"]: [i["height"], i["width"]] for i in truth["images"]}
+        if self.images.dtype.kind != "i" or self.categories.dtype.kind != "i":
+            raise UserError("the ground truth's ids of images and categories are no whole numbers")
+        annotations = truth["annotations"]
+        image, image_known = _index(self.images, [a["image_id"] for a in annotations])
+        category, category_known = _index(self.categories, [a["category_id"] for a in annotations])
+        order = np.lexsort((category, image))
+        order = order[(image_known & category_known)[order]]
+        annotations = [annotations[i] for i in order]
+        self.image, self.category = image[order], category[order]
+        self.group = self.image * len(self.categories) + self.category
+        self.crowd = np.array([bool(a.get("iscrowd")) for a in annotations], bool)
+        area = np.array([a["area"] for a in annotations], float)
+        self.ignored = self.crowd[:, None] | ~_inside(area)  # (N, 4)
+        # pycocotools takes a match to the id 0 for none.
+        self.counts = np.array([a["id"] != 0 for a in annotations], bool)
+        if kind == "box":
+            self.shape = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
+        else:
+            self.shape = [_encoded(a, self.sizes[a["image_id"]]) for a in annotations]
+
+
+class _Detections:
+    """The detections that count as arrays, one line each, by image and category, in it by falling
+    score, equal ones as in the file."""
+
+    def __init__(self, results: list[dict], objects: _Objects, kind: str, name: str):
+        image, known = _index(objects.images, [r["image_id"] for r in results])
+        if not known.all():
+            wrong = results[np.argmin(known)]["image_id"]
+            raise UserError(f"{name} has image {wrong!r}, which its ground truth has not")
+        category, known = _index(objects.categories, [r["category_id"] for r in results])
+        if not known.all():
+            wrong = results[np.argmin(known)]["category_id"]
+            raise UserError(f"{name} has category {wrong!r}, which its ground truth has not")
+        score = _numbers(results, "score", (), name)
+        if not ((score >= 0) & (score <= 1)).all():
+            wrong = int(np.argmin((score >= 0) & (score <= 1)))
+            raise UserError(f"{name} has score {score[wrong]} at entry {wrong}: it must be in 0..1")
+        if kind == "box":
+            boxes = _numbers(results, "bbox", (4,), name)
+            fits = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= 0).all(1)
+            if not fits.all():
+                wrong = int(np.argmin(fits))
+                raise UserError(
+                    f"{name} has box {boxes[wrong].tolist()} at entry {wrong}: "
+                    "it must be x, y, width, height, finite and not negative in size"
+                )
+            self.area = boxes[:, 2] * boxes[:, 3]
+        else:
+            for number, result in enumerate(results):
+                mask, size = result["segmentation"], objects.sizes[result["image_id"]]
+                if not isinstance(mask, dict) or not isinstance(mask["counts"], str | bytes):
+                    raise UserError(
+                        f"{name} has entry {number} with a mask that is not COCO's compressed run "
+                        "lengths: encode it with pycocotools.mask"
+                    )
+                if list(mask["size"]) != size:
+                    raise UserError(
+                        f"{name} has a mask of size {list(mask['size'])} at entry {number}: "
+                        f"image {result['image_id']} has {size} (height, width)"
+                    )
+            self.area = _mask_areas([r["segmentation"] for r in results])
+
+        order = np.lexsort((-score, category, image))
+        image, category, score = image[order], category[order], score[order]
+        group = image * len(objects.categories) + category
+        shape = boxes if kind == "box" else [r["segmentation"] for r in results]
+        same = (group[1:] == group[:-1]) & (score[1:] == score[:-1])
+        seen = {}
+        for i in np.flatnonzero(np.append(same, False) | np.insert(same, 0, False)):
+            result = results[order[i]]
+            form = [result.get("bbox"), result["segmentation"]["counts"] if kind == "mask" else ""]
+            first = seen.setdefault((group[i], score[i], str(form)), order[i])
+            if first != order[i]:
+                raise UserError(
+                    f"{name} has entry {first} twice, again as {order[i]}: image "
+                    f"{result['image_id']}, category {result['category_id']}, score {score[i]}"
+                )
+        rank = np.arange(len(group)) - np.searchsorted(group, group)
+        keep = rank < DETECTIONS
+        order = order[keep]
+        self.image, self.category, self.score = image[keep], category[keep], score[keep]
+        self.group, self.rank, self.area = group[keep], rank[keep], self.area[order]
+        self.shape = shape[order] if kind == "box" else [shape[i] for i in order]
+
+
+def _match(found: _Detections, objects: _Objects, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """What each detection is matched to, by falling score: the object that overlaps it most, of
+    those not yet taken; those that are ignored only where no other will do, crowds any number of
+    times.
+
+    Returns:
+        matched, ignored: (D, 4) bits over IoUs.
+    """
+    matched = np.zeros((len(found.group), len(AREAS)), np.uint16)
+    ignored = matched.copy()
+    pairs = list((_box_pairs if kind == "box" else _mask_pairs)(found, objects))
+    detection = np.concatenate([pair[0] for pair in pairs] or [np.zeros(0, int)])
+    target = np.concatenate([pair[1] for pair in pairs] or [np.zeros(0, int)])
+    iou = np.concatenate([pair[2] for pair in pairs] or [np.zeros(0)])
+    # Detections that do not share an image and category take their turns side by side.
+    turn = _turns(detection, found.group)
+    order = np.lexsort((target, iou, detection, turn))  # the last that is free is taken
+    detection, target, iou, turn = (a[order] for a in (detection, target, iou, turn))
+    taken = np.zeros((len(objects.group), len(AREAS), len(IOUS)), bool)
+    least = np.minimum(IOUS, 1 - 1e-10)
+    for first, last in _runs(turn):
+        d, o = detection[first:last], target[first:last]
+        free = ~taken[o] | objects.crowd[o, None, None]
+        free &= (iou[first:last, None] >= least)[:, None, :]
+        ignore = objects.ignored[o]  # (P, 4)
+        count = last - first
+        place = np.arange(1, count + 1)[:, None] + np.where(ignore, 0, count)
+        starts = np.array([start for start, _ in _runs(d)])
+        best = np.maximum.reduceat(np.where(free, place[:, :, None], 0), starts)
+        some = best > 0  # (detections of this turn, 4, 10)
+        pick = (best - 1) % count
+        _, area, threshold = np.nonzero(some)
+        taken[o[pick[some]], area, threshold] = True
+        at = np.arange(len(AREAS))[:, None]
+        matched[d[starts]] = _bits(some & objects.counts[o[pick]])
+        ignored[d[starts]] = _bits(some & ignore[pick, at])
+    return matched, ignored
+
+
+def _turns(detection: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """For sorted detections, each as often as it has candidates: the how manieth with any of its
+    group it is."""
+    new = np.diff(detection, prepend=-1) > 0
+    number = np.cumsum(new) - 1
+    of_new = group[detection[new]]
+    return (number - np.searchsorted(of_new, of_new)[number]) if len(detection) else number
+
+
+def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
+    """First and one past the last index of each run of equal values."""
+    ends = np.flatnonzero(np.diff(values)) + 1
+    bounds = [0, *ends.tolist(), len(values)] if len(values) else [0]
+    return itertools.pairwise(bounds)
+
+
+def _candidates(found: _Detections, objects: _Objects) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Detection and object of all pairs of the same image and category, in blocks."""
+    for first in range(0, len(found.group), _BLOCK):
+        group = found.group[first : first + _BLOCK]
+        low = np.searchsorted(objects.group, group)
+        count = np.searchsorted(objects.group, group, side="right") - low
+        detection = np.repeat(np.arange(len(group)), count)
+        offset = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
+        yield detection + first, low[detection] + offset
+
+
+def _box_pairs(found: _Detections, objects: _Objects) -> Iterator[tuple[np.ndarray, ...]]:
+    """Detection, object and IoU of the pairs that may match."""
+    for detection, target in _candidates(found, objects):
+        d, o = found.shape[detection], objects.shape[target]
+        iou = _box_iou(d, o, d[:, 2] * d[:, 3], o[:, 2] * o[:, 3], objects.crowd[target])
+        keep = iou >= IOUS[0]
+        yield detection[keep], target[keep], iou[keep]
+
+
+def _mask_pairs(found: _Detections, objects: _Objects) -> Iterator[tuple[np.ndarray, ...]]:
+    """As `_box_pairs`. Only masks that may overlap enough, going by their boxes and areas, are laid
+    on each other."""
+    if not len(found.group) or not len(objects.group):
+        return
+    boxes, targets = (masks.toBbox(shapes) for shapes in (found.shape, objects.shape))
+    areas = _mask_areas(objects.shape)
+    for detection, target in _candidates(found, objects):
+        d, o = boxes[detection], targets[target]
+        most = _box_iou(d, o, found.area[detection], areas[target], objects.crowd[target])
+        keep = most >= IOUS[0] - 1e-9
+        detection, target = detection[keep], target[keep]
+        iou = np.empty(len(detection))
+        for first, last in _runs(found.group[detection]):
+            d, row = np.unique(detection[first:last], return_inverse=True)
+            o, column = np.unique(target[first:last], return_inverse=True)
+            table = masks.iou(
+                [found.shape[i] for i in d],
+                [objects.shape[i] for i in o],
+                objects.crowd[o].astype(np.uint8).tolist(),
+            )
+            iou[first:last] = table[row, column]
+        keep = iou >= IOUS[0]
+        yield detection[keep], target[keep], iou[keep]
+
+
+def _box_iou(
+    d: np.ndarray, o: np.ndarray, d_area: np.ndarray, o_area: np.ndarray, crowd: np.ndarray
+) -> np.ndarray:
+    """The boxes' intersection over the areas' union, or over the detection's area if the object is
+    a crowd. For areas inside the boxes, their own IoU is no larger."""
+    size = np.minimum(d[:, :2] + d[:, 2:], o[:, :2] + o[:, 2:]) - np.maximum(d[:, :2], o[:, :2])
+    inside = np.where((size > 0).all(1), size[:, 0] * size[:, 1], 0.0)
+    union = np.where(crowd, d_area, d_area + o_area - inside)
+    # Where masks leave gaps the boxes may intersect in more than the areas' sum.
+    enough = (inside > 0) & (union <= 0)
+    return np.where(enough, 1.0, inside / np.where(union > 0, union, 1.0))
+
+
+def _inside(area: np.ndarray) -> np.ndarray:
+    """(N,) to (N, 4): whether it is in each of `AREAS`."""
+    return (area[:, None] >= AREAS[:, 0]) & (area[:, None] <= AREAS[:, 1])
+
+
+def _bits(flags: np.ndarray) -> np.ndarray:
+    """(..., 10) over IoUs as bits of one number."""
+    return (flags << np.arange(len(IOUS))).sum(-1).astype(np.uint16)
+
+
+def _mask_areas(encoded: list[dict]) -> np.ndarray:
+    """In pixels; in pieces, as pycocotools 2.0.11 with numpy 2 takes 255 at once."""
+    pieces = [masks.area(encoded[i : i + 255]) for i in range(0, len(encoded), 255)]
+    return np.concatenate([np.zeros(0), *pieces])
+
+
+def _index(ids: np.ndarray, values: list) -> tuple[np.ndarray, np.ndarray]:
+    """Where each value is in sorted ids, and whether it is."""
+    whole = np.array([isinstance(value, int) for value in values], bool)
+    numbers = [v if is_whole else ids[0] for v, is_whole in zip(values, whole, strict=True)]
+    numbers = np.array(numbers, ids.dtype)
+    place = np.searchsorted(ids, numbers).clip(max=len(ids) - 1)
+    return place, whole & (ids[place] == numbers)
+
+
+def _numbers(results: list[dict], key: str, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """(D, *shape) of an entry of the results."""
+    values = [result[key] for result in results]
+    numbers = _array(values)
+    if numbers.shape == (len(values), *shape):
+        return numbers
+    if not values:
+        return np.zeros((0, *shape))
+    wrong = next(i for i, value in enumerate(values) if _array(value).shape != shape)
+    what = f"{shape[0]} numbers" if shape else "a number"
+    raise UserError(f"{name} has {key} {values[wrong]!r} at entry {wrong}: it must be {what}")
+
+
+def _array(values) -> np.ndarray:
+    """Of numbers; of no shape that is asked for, if they are not."""
+    try:
+        return np.array(values, float)
+    except (TypeError, ValueError):
+        return np.zeros((0, 0, 0))
+
+
+def _encoded(annotation: dict, size: list[int]) -> dict:
+    """An object's mask as pycocotools' run lengths."""
+    shape = annotation["segmentation"]
+    if isinstance(shape, list):
+        return masks.merge(masks.frPyObjects(shape, *size))
+    return masks.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape
+
+
+def _read(path: Path, kind: type = list):
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no valid JSON: {error}") from error
+    if not isinstance(content, kind):
+        what = "list of detections" if kind is list else "annotation file"
+        raise UserError(f"{path} is no {what} in COCO's format")
+    return content
+
+
+def _digest(kind: str, *paths: Path) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {kind}".encode())
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()

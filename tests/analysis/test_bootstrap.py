@@ -1,0 +1,263 @@
+"""Resampled figures are pycocotools' on the resampled set; intervals hold what they say."""
+
+import copy
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import pytest
+
+from analysis import bootstrap, matches
+from analysis.bootstrap import Draws, Estimate
+from analysis.matches import IOUS, Matches
+from experiments.errors import UserError
+from tests.analysis.test_matches import pycocotools, random_set
+
+RATES = np.array([1.5, 0.6, 0.3, 0.15])  # objects per image, by category
+LEVELS = (0.5, 0.8)  # skills of two variants
+SEED_STD = 0.08  # of skill
+IMAGES = 300
+
+
+def resampled(truth: dict, results: list[dict], weights: np.ndarray) -> tuple[dict, list[dict]]:
+    """The set with images as often as the weights say, as images of their own."""
+    new, detections = dict(truth, images=[], annotations=[]), []
+    for image in sorted(truth["images"], key=lambda image: image["id"]):
+        order = np.argmax(np.array(sorted(i["id"] for i in truth["images"])) == image["id"])
+        for _ in range(weights[order]):
+            number = len(new["images"]) + 1
+            new["images"].append(dict(image, id=number))
+            for annotation in truth["annotations"]:
+                if annotation["image_id"] == image["id"]:
+                    identity = len(new["annotations"]) + 1
+                    new["annotations"].append(dict(annotation, id=identity, image_id=number))
+            mine = [r for r in results if r["image_id"] == image["id"]]
+            detections += [dict(copy.deepcopy(r), image_id=number) for r in mine]
+    return new, detections
+
+
+@pytest.mark.parametrize("kind", matches.KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_weights_are_images_that_occur_so_often(seed, kind):
+    truth, results = random_set(seed)
+    # pycocotools takes the id 0 for none, and there is none in the resampled set.
+    truth["annotations"] = [dict(a, id=a["id"] + 1) for a in truth["annotations"]]
+    for i, result in enumerate(results):
+        result["score"] += i * 1e-6 * (1 - result["score"])  # without ties
+    found = matches.compute(truth, results, kind)
+    weights = bootstrap.resample(len(found.images), 3, seed)
+    weights[2] = 0
+    weights[2, :2] = 5  # most categories and areas are not in it
+    ours = bootstrap.figures(found, weights)
+    for row, mine in zip(weights, ours, strict=True):
+        theirs = pycocotools(*resampled(truth, results, row), kind).stats[:6] * 100
+        theirs = np.where(theirs < 0, np.nan, theirs)
+        assert mine == pytest.approx(theirs, abs=1e-9, nan_ok=True)
+
+
+def test_recalls_that_no_float_hits_are_pycocotools():
+    """Out of 100 objects recalls are hundredths, to the last bit or not."""
+    objects = np.full(3, 100)
+    expected = np.searchsorted(np.linspace(0, 1, 101), np.arange(101) / 100, side="right")
+    assert (bootstrap._reached(objects) == expected).all()
+
+
+def test_resamples_draw_each_image_once_in_the_mean():
+    weights = bootstrap.resample(50, 400, seed=3)
+    assert (weights.sum(1) == 50).all()
+    assert abs(weights.mean(0) - 1).max() < 5 * math.sqrt(1 / 400)
+    assert (weights == bootstrap.resample(50, 400, seed=3)).all()
+    assert (weights != bootstrap.resample(50, 400, seed=4)).any()
+
+
+def simulate(skills: list[float], random: np.random.Generator, images: int = IMAGES):
+    """Runs on the same images: what is hard in one image or object is hard for all of them."""
+    hard = random.normal(size=images)
+    counts = random.poisson(random.gamma(1.5, 1 / 1.5, (images, 1)) * RATES)
+    image = np.repeat(np.arange(images), counts.sum(1))
+    category = np.repeat(np.tile(np.arange(4), images), counts.ravel())
+    area = random.integers(1, 4, len(image))
+    difficulty = 0.7 * random.normal(size=len(image)) + 0.6 * hard[image]
+    objects = np.zeros((images, 4, 4), np.uint16)
+    np.add.at(objects, (image, category, 0), 1)
+    np.add.at(objects, (image, category, area), 1)
+    return [
+        _run(skill, image, category, area, difficulty, hard, objects, random) for skill in skills
+    ]
+
+
+def _run(skill, image, category, area, difficulty, hard, objects, random) -> Matches:
+    """One detection of each object, the better the more certain, and some of nothing."""
+    quality = skill + difficulty + 0.5 * random.normal(size=len(image))
+    level = np.searchsorted(IOUS, 1 / (1 + np.exp(-quality)), side="right")
+    score = quality + 0.8 * random.normal(size=len(image))
+    wrong = np.repeat(np.arange(len(hard)), random.poisson(np.exp(0.3 - 0.5 * hard)))
+    image = np.append(image, wrong)
+    category = np.append(category, random.choice(4, len(wrong), p=RATES / RATES.sum()))
+    area = np.append(area, random.integers(1, 4, len(wrong)))
+    level = np.append(level, np.zeros(len(wrong), int))
+    score = np.append(score, random.normal(-0.7, 1, len(wrong)))
+    order = np.lexsort((-score, category))
+    within = (area[order] == np.arange(4)[:, None]) | (np.arange(4) == 0)[:, None]
+    return Matches(
+        images=np.arange(len(hard)),
+        categories=np.arange(4),
+        start=np.searchsorted(category[order], np.arange(5)),
+        image=image[order],
+        rank=np.zeros(len(order), np.uint8),
+        matched=np.broadcast_to((1 << level[order]) - 1, within.shape).astype(np.uint16),
+        ignored=np.where(within, 0, 1023).astype(np.uint16),
+        objects=objects,
+    )
+
+
+@functools.cache
+def true_difference(seed_std: float) -> dict[str, float]:
+    """Of the variants, over images and seeds: of so many images that it has 1/20 of the error of
+    the simulations' sets, and seeds one standard deviation off to either side."""
+    skills = [level + s * seed_std for level in LEVELS for s in (-1, 1)]
+    low, high = np.array(
+        [bootstrap.figures(m) for m in simulate(skills, np.random.default_rng(99), 400 * IMAGES)]
+    ).reshape(2, 2, 6)
+    return dict(zip(bootstrap.FIGURES, (high - low).mean(0), strict=True))
+
+
+def differences(count: int, seeds: int, seed_std: float) -> list[dict[str, Estimate]]:
+    found = []
+    for number in range(count):
+        random = np.random.default_rng([number, seeds])
+        skills = np.repeat(LEVELS, seeds) + seed_std * random.normal(size=2 * seeds)
+        runs = simulate(skills.tolist(), random)
+        draws = [bootstrap.draw(run, resamples=150, seed=number) for run in runs]
+        found.append(bootstrap.paired(draws[seeds:], draws[:seeds]))
+    return found
+
+
+def check_coverage(found: list[dict], truth: dict[str, float], low: float, high: float) -> None:
+    for figure in ("AP", "AP50", "AP75"):
+        intervals = [f[figure].interval() for f in found]
+        held = np.mean([a <= truth[figure] <= b for a, b in intervals])
+        assert low <= held <= high, (figure, held)
+    # At the boundary two one-sided tests at 5 % find equality in 5 %.
+    equal = [f["AP"].verdict(delta=truth["AP"]).startswith("equal") for f in found]
+    assert np.mean(equal) <= 0.05 + 2.33 * math.sqrt(0.05 * 0.95 / len(found))
+    assert np.mean([f["AP"].verdict(truth["AP"] + 100).startswith("equal") for f in found]) == 1
+
+
+def test_intervals_of_few_simulations():
+    """Of 40, 95 % intervals hold the truth in 33 or more with probability 0.9993."""
+    check_coverage(differences(40, 1, 0.0), true_difference(0.0), 33 / 40, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "seed_std"), [(1, 0.0), (3, 0.0), (3, SEED_STD)])
+def test_intervals_hold_the_truth(seeds, seed_std):
+    check_coverage(differences(500, seeds, seed_std), true_difference(seed_std), 0.92, 0.98)
+
+
+def test_one_run_and_its_interval():
+    (run,) = simulate([0.5], np.random.default_rng(0))
+    draws = bootstrap.draw(run, resamples=200)
+    ap = bootstrap.bootstrap([draws])["AP"]
+    assert ap.value == bootstrap.coco_figures(run)["AP"]
+    assert ap.std == ap.std_images == pytest.approx(draws.resampled[:, 0].std(ddof=1))
+    assert ap.std_seeds is None
+    assert ap.interval() == pytest.approx(
+        (ap.value - 1.96 * ap.std, ap.value + 1.96 * ap.std), 1e-4
+    )
+
+
+def test_pairing_takes_out_what_runs_share():
+    a, b = (bootstrap.draw(m) for m in simulate([0.5, 0.5], np.random.default_rng(0)))
+    alone = math.hypot(*(bootstrap.bootstrap([run])["AP"].std for run in (a, b)))
+    assert bootstrap.paired([a], [b])["AP"].std < 0.8 * alone
+    same = bootstrap.paired([a], [a])["AP"]
+    assert same.value == same.std == 0
+    assert same.verdict() == "equal within ±0.5"
+
+
+def of_values(values: list[float], noise: np.ndarray) -> list[Draws]:
+    """Runs whose resampled figures are their own with noise, (runs, R)."""
+    values = np.array(values)
+    return [
+        Draws(np.full(6, v), np.repeat(v + n[:, None], 6, axis=1), "same")
+        for v, n in zip(values, noise, strict=True)
+    ]
+
+
+def test_both_sources_are_named_and_combined():
+    random = np.random.default_rng(0)
+    shared = random.normal(size=(1, 4000)).repeat(4, axis=0)
+    values = [10.0, 11.0, 12.0, 15.0]
+    # What all runs have alike is not in their difference.
+    runs = of_values(values, shared)
+    found = bootstrap.paired(runs[2:], runs[:2])["AP"]
+    pooled = (0.5 + 4.5) / 2
+    assert found.value == 3
+    assert found.std_images == pytest.approx(0, abs=1e-12)
+    assert found.std_seeds == pytest.approx(math.sqrt(pooled))
+    assert found.std == pytest.approx(math.sqrt(pooled * (1 / 2 + 1 / 2)))
+    assert found.freedom == pytest.approx(2)
+    assert found.interval() == pytest.approx(
+        (3 - 4.30265 * found.std, 3 + 4.30265 * found.std), 1e-4
+    )
+    # In a mean over seeds it is; seeds and images add up.
+    found = bootstrap.bootstrap(runs)["AP"]
+    assert found.std_images == pytest.approx(shared[0].std(ddof=1))
+    assert found.std_seeds == pytest.approx(np.std(values, ddof=1))
+    assert found.std**2 == pytest.approx(found.std_images**2 + found.std_seeds**2 / 4)
+    # What each run has for itself is in the spread of both, and is counted once.
+    own = random.normal(size=(4, 4000)) * 1.5
+    found = bootstrap.bootstrap(of_values(values, own))["AP"]
+    deviations = own - own.mean(0)
+    both = deviations.var(axis=1, ddof=1).sum() / 3 / 4
+    assert both == pytest.approx(found.std_images**2, rel=0.05)
+    expected = found.std_images**2 + found.std_seeds**2 / 4 - both
+    assert found.std**2 == pytest.approx(expected)
+
+
+def test_verdicts():
+    def verdict(value: float, std: float, **options) -> str:
+        return Estimate(value, std, std, None, math.inf).verdict(**options)
+
+    assert verdict(1.0, 0.5) == "better"
+    assert verdict(-1.0, 0.5) == "worse"
+    assert verdict(0.95, 0.5) == "undecided"
+    assert verdict(0.0, 0.30) == "equal within ±0.5"
+    assert verdict(0.0, 0.31) == "undecided"
+    assert verdict(0.0, 0.31, delta=0.6) == "equal within ±0.6"
+    # Surely not 0, but surely of no interest.
+    assert verdict(0.3, 0.1) == "equal within ±0.5"
+    assert verdict(-0.3, 0.13) == "worse"
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 12.7062), (2, 4.3027), (10, 2.2281), (999, 1.9623), (1e9, 1.96)]
+)
+def test_student(freedom, expected):
+    """Of published tables."""
+    estimate = Estimate(0.0, 1.0, 1.0, None, freedom)
+    assert estimate.interval() == pytest.approx((-expected, expected), abs=1e-4)
+
+
+def test_figures_of_nothing_are_none():
+    """Objects of some areas only in resamples, or in none."""
+    truth, results = random_set(0)
+    truth["annotations"] = [a for a in truth["annotations"] if a["area"] < 32**2]
+    draws = bootstrap.draw(matches.compute(truth, results), resamples=20)
+    found = bootstrap.bootstrap([draws])
+    assert [figure for figure, value in found.items() if value is None] == ["APm", "APl"]
+    draws.resampled[3] = np.nan
+    assert bootstrap.bootstrap([draws])["AP"].std > 0
+
+
+def test_runs_on_other_images_are_refused():
+    a, b = simulate([0.5, 0.6], np.random.default_rng(0))
+    other = dataclasses.replace(b, objects=b.objects.copy())
+    other.objects[0, 0, 0] += 1
+    first = bootstrap.draw(a, resamples=5)
+    assert bootstrap.paired([first], [bootstrap.draw(b, resamples=5)])
+    for wrong in (bootstrap.draw(other, resamples=5), bootstrap.draw(b, resamples=5, seed=1)):
+        with pytest.raises(UserError, match="different images or objects"):
+            bootstrap.paired([first], [wrong])
