@@ -45,6 +45,33 @@ def study(
     console.print("written: " + "  ".join(str(path) for path in written))
 
 
+@app.command()
+def compare(
+    ours: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    base: Annotated[Path, typer.Argument(help="The run that it is compared with.")],
+    delta: Annotated[float, typer.Option(help="AP; smaller differences are of no interest.")] = 0.5,
+) -> None:
+    """The difference of two runs: what changed, AP with 95 % intervals over images, costs."""
+    from experiments import records
+
+    from . import compare as tables
+
+    runs = [records.read(folder / records.RECORD) for folder in (ours, base)]
+    for line in tables.changes(*runs):
+        console.print(line, highlight=False)
+    table = tables.ap_table(ours, base, delta)
+    bounds = zip(table.pop("low"), table.pop("high"), strict=True)
+    table["95 % interval"] = [f"{low:+.2f} .. {high:+.2f}" for low, high in bounds]
+    for shown in (table, tables.cost_table(*runs)):
+        text = tabulate(shown, headers="keys", showindex=False, floatfmt=".2f")
+        console.print("\n" + text, highlight=False)
+    console.print(
+        "\nThe intervals are over images: they are about these two trained detectors. What another "
+        "seed would change is not in them.",
+        highlight=False,
+    )
+
+
 @app.command("paper-tables")
 def paper_tables(
     runs: Annotated[Path, typer.Option(help="Folder that runs are kept in.")] = Path("runs"),

@@ -1,0 +1,84 @@
+"""Two runs side by side, as pycocotools scores them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from analysis import compare
+from experiments import records
+from experiments.errors import UserError
+from experiments.records import COCO_FIGURES
+from tests.analysis.test_matches import pycocotools, random_set
+from tests.conftest import ROOT
+from tests.experiments.test_records import make
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two detectors on one set: the second has a sixth of the first's detections."""
+    truth, results = random_set(3, images=60)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    data = {"digest": "d", "val": str(tmp_path / "truth.json")}
+    kept = results[::6]
+    made = []
+    for name, found, words in (
+        ("ours", results, dict(macs=3_000_000_000)),
+        ("base", kept, dict(config={"model": {"count": 0}, "train": {"seed": 0}})),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        words = dict(config={"model": {"count": 4}, "train": {"seed": 0}}, data=data) | words
+        records.write(folder, make(**words))
+        (folder / "coco_instances_results.json").write_text(json.dumps(found))
+        made.append((folder, found))
+    return truth, *made
+
+
+def test_figures_and_differences_are_pycocotools(runs):
+    truth, (ours, found), (base, kept) = runs
+    table = compare.ap_table(ours, base).set_index(["kind", "figure"])
+    for kind in ("box", "mask"):
+        with_all = pycocotools(truth, found, kind).stats * 100
+        with_less = pycocotools(truth, kept, kind).stats * 100
+        for i, figure in enumerate(COCO_FIGURES[:6]):
+            row = table.loc[kind, figure]
+            assert row.ours == pytest.approx(with_all[i], abs=1e-9)
+            assert row.base == pytest.approx(with_less[i], abs=1e-9)
+            assert row.difference == pytest.approx(with_all[i] - with_less[i], abs=1e-9)
+            assert row.low < row.difference < row.high
+            assert row.verdict == ("better" if row.low > 0 else "undecided")
+    assert table.loc["box", "AP"].verdict == "better"
+
+
+def test_the_other_way_round_is_the_negative(runs):
+    _, (ours, _), (base, _) = runs
+    there, back = compare.ap_table(ours, base), compare.ap_table(base, ours)
+    assert np.allclose(there[["low", "high"]], -back[["high", "low"]])
+    assert back.verdict.iloc[0] == "worse"
+
+
+def test_the_command_says_what_changed_and_costs(runs):
+    _, (ours, _), (base, _) = runs
+    command = [sys.executable, "-W", "ignore", "-m", "analysis", "compare", ours, base]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert lines[0] == "model.count: 0 -> 4"
+    assert "GMACs 2.00 3.00 1.50" in lines
+    assert sum(line.startswith(("box ", "mask ")) for line in lines) == 12
+
+
+def test_runs_on_other_images_are_refused(runs, tmp_path):
+    _, (ours, _), (base, kept) = runs
+    other = json.loads((tmp_path / "truth.json").read_text())
+    gone = other["images"].pop()["id"]
+    other["annotations"] = [a for a in other["annotations"] if a["image_id"] != gone]
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    records.write(base, make(data={"digest": "e", "val": str(tmp_path / "other.json")}))
+    rest = [r for r in kept if r["image_id"] != gone]
+    (base / "coco_instances_results.json").write_text(json.dumps(rest))
+    with pytest.raises(UserError, match="evaluated on different images or objects"):
+        compare.ap_table(ours, base)
