@@ -24,12 +24,14 @@ from .implementations import MODULES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-_NAMES = (*SUITES, weights.SUITE, evaluation.SUITE)
+_OTHERS = (weights.SUITE, evaluation.SUITE)
 
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help=f"Suite: {', '.join(_NAMES)}.")] = "default",
+    name: Annotated[
+        str, typer.Argument(help=f"Suite: {', '.join((*SUITES, *_OTHERS))}.")
+    ] = "default",
     device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = "",
     only: Annotated[
         str, typer.Option(help='Cases whose description has all these words, e.g. "128 train".')
@@ -40,8 +42,8 @@ def bench(
     list_cases: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
 ) -> None:
     """Measure a suite, print a table per case and add the rows to results/benchmarks/<device>/."""
-    if name not in _NAMES:
-        raise unknown("suite", name, _NAMES)
+    if name not in (names := (*SUITES, *_OTHERS)):
+        raise unknown("suite", name, names)
     if name == weights.SUITE:
         kinds = weights.kinds_of(only)
         if list_cases:
