@@ -118,7 +118,7 @@ def _one_line(path: Path) -> Iterator[None]:
     except PermissionError:
         raise
     except Exception as error:
-        message = (str(error).strip().splitlines() or [""])[0][:300]
+        message = " ".join(str(error).split())[:300]
         if not isinstance(error, WeightsError):
             message = f"it is damaged or cut short ({type(error).__name__}: {message})"
         message = "".join(c if c.isprintable() else "?" for c in message)
@@ -183,7 +183,7 @@ def _torch_archive(path: Path, file: BinaryIO, size: int) -> dict:
     file.seek(start)
     unpickler = Unpickler(io.BytesIO(file.read(length)), TORCH_NAMES)
     unpickler.load()
-    # torch.load looks at the name first.
+    # torch.load looks at the name first; and not all of torch computes with what is not aligned.
     mapped = path.suffix != ".safetensors"
     for storage in unpickler.storages.values():
         start, length = records.get(f"{root}/data/{storage.key}", (0, -1))
@@ -289,7 +289,15 @@ def _safetensors(path: Path, file: BinaryIO, size: int) -> dict:
     if int.from_bytes(file.read(8), "little") > _LARGEST_HEADER:
         raise WeightsError("its header is too large for safetensors")
     with safetensors.safe_open(path, framework="pt", device="cpu") as opened:
-        return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        return {key: _aligned(opened.get_tensor(key)) for key in opened.keys()}  # noqa: SIM118
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The file's header may have any length; see `_torch_archive`."""
+    if tensor.data_ptr() % tensor.dtype.itemsize == 0:
+        return tensor
+    raw = tensor.reshape(-1).view(torch.uint8).clone()
+    return raw.view(tensor.dtype).view(tensor.shape)
 
 
 def _model(content: Any) -> dict:
@@ -319,12 +327,4 @@ def _usable(state: dict, size: int) -> State:
             left -= tensor.nbytes
     if left < 0:
         raise WeightsError("its tensors are larger than the file")
-    return {key: _aligned(tensor) for key, tensor in state.items()}
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """What is mapped lies where the file has it, and not all of torch computes with that."""
-    if tensor.data_ptr() % tensor.dtype.itemsize == 0:
-        return tensor
-    raw = tensor.reshape(-1).view(torch.uint8).clone()
-    return raw.view(tensor.dtype).view(tensor.shape)
+    return state

@@ -7,7 +7,6 @@ would come out. The data of arrays stays in the file.
 
 import math
 import pickle
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -63,7 +62,7 @@ class Array:
             WeightsError: they are no numbers, or fewer or more than the shape says.
         """
         dtype = _NUMPY_TYPES.get(self.dtype.name) if self.dtype else None
-        if dtype is None or self.dtype.order == ">":
+        if dtype is None or self.dtype.order not in ("<", "|", "="):
             raise WeightsError(_NO_NUMBERS)
         size = math.prod(self.shape) * dtype.itemsize
         data = self.data
@@ -326,16 +325,11 @@ def _encode(text, encoding):
 
 
 def _numpy_type(name, *_):
-    if not re.fullmatch(r"[a-zA-Z]\d{0,3}", name):
-        raise WeightsError(_NO_NUMBERS)
-    return _NumpyType(name)
+    return _NumpyType(_of(str, name))
 
 
 def _build_type(target: _NumpyType, state: Any) -> None:
-    _, order, *structure = _of(tuple, state)
-    if order not in ("<", ">", "=", "|") or structure[:3] != [None, None, None]:
-        raise WeightsError(_NO_NUMBERS)
-    target.order = order
+    target.order = _of(tuple, state)[1]
 
 
 def _build_array(target: Array, _, shape, dtype, fortran, data) -> None:
