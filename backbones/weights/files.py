@@ -236,7 +236,8 @@ def _legacy_torch(path: Path, file: BinaryIO, size: int) -> dict:
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
         unpickler = Unpickler(pages, TORCH_NAMES)
         *_, keys = [unpickler.load() for _ in range(5)]
-        if sorted(keys) != sorted(unpickler.storages):
+        named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+        if not named or sorted(keys) != sorted(unpickler.storages):
             raise WeightsError("its storages are not those of its tensors")
         for key in keys:
             storage = unpickler.storages[key]

@@ -796,6 +796,10 @@ def test_storages_of_a_legacy_file(tmp_path):
     program = b"}" + _text("w") + _tensor(_storage(1, "1"), 0, 1, 1) + b"s."
     (tmp_path / "w").write_bytes(_of_kind("legacy", program))
     assert refusal(tmp_path / "w") == "its storages are not those of its tensors"
+    data = _of_kind("legacy", b"}" + _W + _tensor(_ONE, 0, 1, 1) + b"s.")
+    keys = b"\x80\x02](" + _laughs(_laughs(b"e."))  # two to compare, part by part
+    (tmp_path / "w").write_bytes(data.replace(pickle.dumps(["0"], protocol=2), keys))
+    assert refusal(tmp_path / "w") == "its storages are not those of its tensors"
 
 
 def test_a_protocol_that_torch_does_not_take(tmp_path):
