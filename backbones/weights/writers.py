@@ -223,6 +223,8 @@ def _positions(
     """Absolute positions, (1, cls_token + rows * columns, C), for a grid or as they are; and what
     was changed."""
     pos_1PC, notes = contents.encoder["pos_embed"], []
+    if pos_1PC.ndim != 3:
+        raise WeightsError(f"{contents.path}: pos_embed is {tuple(pos_1PC.shape)}, not (1, P, C)")
     patches_1PC = pos_1PC[:, contents.prefix :]
     side = math.isqrt(patches_1PC.shape[1])
     own = contents.grid or (side, side)
