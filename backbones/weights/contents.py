@@ -1,5 +1,6 @@
 """What a file of weights holds, in the words and keys of `backbones.ViT`; and the formats."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,6 +64,17 @@ class Contents:
     def drop(self, key: str, tensor: Tensor, why: str) -> None:
         """Account for a key of the file that is left out."""
         self.dropped[key] = (why, tensor.numel())
+
+
+def square_grid(patches: int) -> tuple[int, int] | None:
+    """Rows and columns of so many patches, if they are a square."""
+    side = math.isqrt(max(patches, 0))
+    return (side, side) if side and side**2 == patches else None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, as the least and the greatest one show."""
+    return not tensor.numel() or all(bool(x.isfinite()) for x in tensor.aminmax())
 
 
 # What detection adds to a pre-trained classifier: relative positions, residual modules of a

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..positions import resized_positions, resized_table
 from ..vit import ViT
 from .account import Account, group, sizes
-from .contents import Contents, State, WeightsError
+from .contents import Contents, State, WeightsError, is_finite, square_grid
 from .words import encoder_words, known_heads
 
 _AROUND = "neck and heads of a detector"
@@ -156,7 +156,7 @@ def _checked(key: str, tensor: Tensor, own: Tensor, contents: Contents) -> Tenso
     if tensor.is_floating_point() != own.is_floating_point() or tensor.is_complex():
         raise WeightsError(f"{contents.path}: {key} is {tensor.dtype}, not {own.dtype}")
     tensor = tensor.to(own.dtype)  # may overflow
-    if own.is_floating_point() and not torch.isfinite(tensor).all():
+    if own.is_floating_point() and not is_finite(tensor):
         bad = int((~torch.isfinite(tensor)).sum())
         raise WeightsError(f"{contents.path}: {key} has {bad} values that are NaN or infinite")
     return tensor
@@ -202,9 +202,8 @@ def _is_other_grid(contents: Contents) -> bool:
 
 def _positions(pos_1PC: Tensor, encoder: ViT, contents: Contents) -> tuple[Tensor, str]:
     patches_1PC = pos_1PC[:, contents.prefix :]
-    side = math.isqrt(patches_1PC.shape[1])
-    grid = contents.grid or (side, side)
-    if math.prod(grid) != patches_1PC.shape[1] or not math.prod(grid):
+    grid = contents.grid or square_grid(patches_1PC.shape[1])
+    if not grid or math.prod(grid) != patches_1PC.shape[1]:
         raise WeightsError(
             f"{contents.path}: {patches_1PC.shape[1]} absolute positions are no square of patches"
         )

@@ -1,7 +1,6 @@
 """Weights out: files that detectron2, transformers and segment-anything load."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ..positions import resized_positions
 from .account import group
-from .contents import Contents, State, WeightsError
+from .contents import Contents, State, WeightsError, is_finite, square_grid
 from .formats.transformers import ACTIVATIONS
 from .words import encoder_words
 
@@ -49,7 +48,7 @@ def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
             "positions; this suite loads the file as it is"
         )
     for key, tensor in (contents.encoder | contents.detector).items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise WeightsError(f"{contents.path}: {key} has values that are NaN or infinite")
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.{os.getpid()}")
@@ -112,7 +111,7 @@ def _hf(contents: Contents, out: Path) -> list[str]:
             f"{contents.path}: transformers' VitDet has a whole mlp_ratio, this is "
             f"{words['mlp_ratio']}"
         )
-    encoder = _without_neck(contents)
+    encoder = {k: v for k, v in contents.encoder.items() if not k.startswith("neck.")}
     notes = [_left_out(contents)] if contents.detector else []
     if len(encoder) < len(contents.encoder):
         notes.append("left out: SAM's neck")
@@ -208,10 +207,6 @@ def _refuse(contents: Contents, whose: str, pattern: str) -> None:
         )
 
 
-def _without_neck(contents: Contents) -> State:
-    return {k: v for k, v in contents.encoder.items() if not k.startswith("neck.")}
-
-
 def _left_out(contents: Contents) -> str:
     parts = dict.fromkeys(group(key) for key in contents.detector)
     return f"left out: {', '.join(parts)}"
@@ -226,10 +221,12 @@ def _positions(
     if pos_1PC.ndim != 3:
         raise WeightsError(f"{contents.path}: pos_embed is {tuple(pos_1PC.shape)}, not (1, P, C)")
     patches_1PC = pos_1PC[:, contents.prefix :]
-    side = math.isqrt(patches_1PC.shape[1])
-    own = contents.grid or (side, side)
-    if own[0] != own[1] or math.prod(own) != patches_1PC.shape[1]:
-        raise WeightsError(f"{contents.path}: absolute positions are {own}, not a square")
+    own = square_grid(patches_1PC.shape[1])
+    if not own or contents.grid not in (None, own):
+        raise WeightsError(
+            f"{contents.path}: absolute positions are of "
+            f"{contents.grid or patches_1PC.shape[1]} patches, not of a square"
+        )
     if grid and grid != own:
         patches_1PC = resized_positions(patches_1PC.float().unflatten(1, own), grid).flatten(1, 2)
         notes.append(

@@ -1,11 +1,18 @@
 """detectron2's detectors, backbones and encoders, and this suite's, which have their keys."""
 
-import math
 import re
 
 from torch import Tensor
 
-from ..contents import FORMATS, NEW_IN_DETECTION, Contents, Format, State, WeightsError
+from ..contents import (
+    FORMATS,
+    NEW_IN_DETECTION,
+    Contents,
+    Format,
+    State,
+    WeightsError,
+    square_grid,
+)
 
 # What stands in front of an encoder's keys: in a whole detector, in a backbone alone (encoder and
 # pyramid), in a detector without a pyramid, in an encoder alone.
@@ -64,8 +71,7 @@ def _in_front(state: State) -> str:
 def _cls_tokens(pos_embed: Tensor) -> int:
     """How many entries of (1, P, C) positions, 0 or 1, stand in front of a square of patches."""
     for count in (0, 1) if pos_embed.ndim == 3 else ():
-        patches = pos_embed.shape[1] - count
-        if patches > 0 and math.isqrt(patches) ** 2 == patches:
+        if square_grid(pos_embed.shape[1] - count):
             return count
     raise WeightsError(
         f"pos_embed is {tuple(pos_embed.shape)}, not (1, rows * rows, channels), or one entry more "

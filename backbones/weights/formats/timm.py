@@ -1,9 +1,8 @@
 """timm's `vit_*` and `samvit_*`, and the releases that have their keys: MAE, DeiT, DINO, DINOv2."""
 
-import math
 import re
 
-from ..contents import FORMATS, Contents, Format, State, WeightsError
+from ..contents import FORMATS, Contents, Format, State, WeightsError, square_grid
 from .shared import fold_layer_scale, unbiased_stem
 
 # Tokens beside the patches, in the order of their positions.
@@ -84,7 +83,7 @@ class _Timm(Format):
             raise WeightsError(f"pos_embed is {shape}, not (1, positions, channels)")
         tokens = {k: contents.dropped[k][1] // shape[2] for k in _TOKENS if k in contents.dropped}
         prefixes = {0, tokens.get("cls_token", 0), sum(tokens.values())}
-        fitting = [n for n in prefixes if _is_square(shape[1] - n)]
+        fitting = [n for n in prefixes if square_grid(shape[1] - n)]
         if len(fitting) != 1:
             raise WeightsError(
                 f"pos_embed has {shape[1]} entries, of which {sum(tokens.values())} or fewer "
@@ -153,7 +152,3 @@ class SamViT(_Timm):
 
 def _shape(state: State, key: str) -> tuple[int, ...]:
     return tuple(state[key].shape) if key in state else ()
-
-
-def _is_square(n: int) -> bool:
-    return n > 0 and math.isqrt(n) ** 2 == n

@@ -1,5 +1,7 @@
 """Weights out: loaded by the other implementation itself, and back to the same bits."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -20,6 +22,17 @@ from backbones import ViT, build_backbone, build_encoder
 from backbones.weights import WeightsError, encoder_words, load_encoder, read
 from backbones.weights.writers import WRITERS, convert
 
+SAM = dict(
+    img_size=96,
+    embed_dim=32,
+    depth=3,
+    num_heads=2,
+    out_chans=16,
+    use_rel_pos=True,
+    window_size=3,
+    global_attn_indexes=(2,),
+    norm_layer=partial(nn.LayerNorm, eps=1e-6),
+)
 SMALL = dict(embed_dim=32, depth=3, num_heads=2, window_size=3, img_size=96, pretrain_img_size=64)
 
 
@@ -88,17 +101,7 @@ def test_segment_anything_loads_what_is_written(tmp_path):
         "resized: absolute positions 4x4 -> 6x6, bicubic",
         "left out: cls token's position, which detection does not read",
     ]
-    theirs = ImageEncoderViT(
-        img_size=96,
-        embed_dim=32,
-        depth=3,
-        num_heads=2,
-        out_chans=16,
-        use_rel_pos=True,
-        window_size=3,
-        global_attn_indexes=(2,),
-        norm_layer=lambda dim: nn.LayerNorm(dim, eps=1e-6),
-    )
+    theirs = ImageEncoderViT(**SAM)
     state = torch.load(tmp_path / "sam.pth", weights_only=True)
     theirs.load_state_dict({k.removeprefix("image_encoder."): v for k, v in state.items()})
     image = torch.randn(1, 3, 96, 96)
@@ -145,16 +148,7 @@ def vitdet(path):
 
 
 def sam(path):
-    model = ImageEncoderViT(
-        img_size=96,
-        embed_dim=32,
-        depth=3,
-        num_heads=2,
-        out_chans=16,
-        use_rel_pos=True,
-        window_size=3,
-        global_attn_indexes=(2,),
-    )
+    model = ImageEncoderViT(**SAM)
     state = {f"image_encoder.{k}": v for k, v in randomised(model).state_dict().items()}
     torch.save(state, path)
     return state
