@@ -29,14 +29,9 @@ takes 14 hours for ViT-B, 25 for ViT-L and 46 for ViT-H.
 """
 
 from experiments.studies import Study, Variant, Words
+from experiments.studies.pretraining import SUP_IN21K
 
 _SIDE = 1280  # pixels
-# These were pre-trained on pixels in -1..1.
-_SUP_IN21K: Words = {
-    "train.init_weights": "sup_in21k",
-    "model.pixel_mean": [127.5] * 3,
-    "model.pixel_std": [127.5] * 3,
-}
 
 
 def _supervised(name: str, row: int, weights: Words) -> Variant:
@@ -64,7 +59,7 @@ study = Study(
     dataset="lvis",
     variants=(
         _supervised("sup-in1k", 0, {"train.init_weights": "sup_in1k"}),
-        _supervised("sup-in21k", 1, _SUP_IN21K),
+        _supervised("sup-in21k", 1, SUP_IN21K),
         Variant(
             "mae-in1k",
             published={"vit-b": "T10:2B", "vit-l": "T10:2L"},

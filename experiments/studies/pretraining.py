@@ -37,7 +37,7 @@ _SUPERVISED: Words = {
     "train.max_iter": _EPOCHS_100 // 2,
 }
 # These were pre-trained on pixels in -1..1.
-_SUP_IN21K: Words = {
+SUP_IN21K: Words = {
     "train.init_weights": "sup_in21k",
     "model.pixel_mean": [127.5] * 3,
     "model.pixel_std": [127.5] * 3,
@@ -72,7 +72,7 @@ study = Study(
         ),
         Variant(
             "sup-in21k",
-            {**_SUPERVISED, **_SUP_IN21K},
+            {**_SUPERVISED, **SUP_IN21K},
             published={"vit-b": "T4:2B", "vit-l": "T4:2L"},
             only=_SIZES,
         ),
