@@ -8,8 +8,7 @@ import pandas as pd
 from experiments import records
 from experiments.records import Record
 
-from .bootstrap import DELTA, draw, paired
-from .matches import of_run
+from .bootstrap import DELTA, of_run, paired
 
 _COSTS = {
     "params M": ("params", 1e6),
@@ -39,7 +38,7 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
     for kind in ("box", "mask"):
         if not all(getattr(run, kind) for run in runs):
             continue
-        drawn = [draw(of_run(folder, kind)) for folder in (ours, base)]
+        drawn = [of_run(folder, kind) for folder in (ours, base)]
         for i, (figure, estimate) in enumerate(paired(drawn[:1], drawn[1:]).items()):
             if estimate is None:
                 continue

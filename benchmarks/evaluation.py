@@ -20,7 +20,8 @@ from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from tabulate import tabulate
 
-from analysis import bootstrap, matches
+from analysis import bootstrap
+from experiments import average_precision, matches
 
 SUITE = "evaluation"
 KINDS = {"box": "bbox", "mask": "segm"}
@@ -100,7 +101,7 @@ def pycocotools(truth: dict, results: list[dict], kind: str) -> list[float]:
 
 
 def ours(truth: dict, results: list[dict], kind: str) -> list[float]:
-    return list(bootstrap.coco_figures(matches.compute(truth, results, kind)).values())
+    return list(average_precision.coco_figures(matches.compute(truth, results, kind)).values())
 
 
 def resamples(truth: dict, results: list[dict], kind: str) -> list[float]:

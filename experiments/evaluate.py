@@ -1,4 +1,4 @@
-"""Box and mask AP of a detector, by detectron2's evaluators with pycocotools, or lvis for LVIS."""
+"""Box and mask AP of a detector: COCO's figures from matches, LVIS's by its own package."""
 
 import contextlib
 import io
@@ -16,11 +16,14 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator, inference_on_dataset
 from lvis import LVIS, LVISEval, LVISResults
 from omegaconf import DictConfig
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from . import test_time
+from . import average_precision, matches, test_time
 from .data.catalog import Split
+from .errors import UserError
 from .records import COCO_FIGURES, LVIS_FIGURES
 
 PREDICTIONS = "coco_instances_results.json"  # detectron2's name
@@ -28,6 +31,7 @@ LVIS_DETECTIONS = 300  # per image, those that LVIS scores
 # COCO's ranges of an object's area, which are LVIS's too.
 _AREAS = {"s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
 
+_LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
 logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns of results that come from a program
 
 
@@ -41,38 +45,56 @@ class Result:
     seconds: float
 
 
-def _nothing_found(
-    figure: str, objects: Iterable[dict], frequencies: dict[int, str] | None = None
-) -> float | None:
-    """0 if the set has an object that the figure is about.
-
-    Args:
-        frequencies: of categories, in LVIS.
-    """
-    low, high = _AREAS.get(figure[-1], (0, 1e10))
-    groups = figure[-1] if figure[-1] in "rcf" else "rcf"
-    some = any(
-        low <= a["area"] <= high and (not frequencies or frequencies[a["category_id"]] in groups)
-        for a in objects
-    )
-    return 0.0 if some else None
-
-
 class _CocoEvaluator(COCOEvaluator):
-    """detectron2's, keeping all twelve figures; it derives six."""
+    """detectron2's, scored from matches, which stay beside the predictions."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.figures: dict[str, dict[str, float | None]] = {}
 
-    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
-        if coco_eval is None:  # no detection at all: of all that there is, nothing was found
-            objects = [a for a in self._coco_api.anns.values() if not a["iscrowd"]]
-            self.figures[iou_type] = {f: _nothing_found(f, objects) for f in COCO_FIGURES}
-        else:
-            values = [float(v) * 100 if v > -1 else None for v in coco_eval.stats]
-            self.figures[iou_type] = dict(zip(COCO_FIGURES, values, strict=True))
-        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+    def _eval_predictions(self, predictions, img_ids=None):
+        numbers = self._metadata.thing_dataset_id_to_contiguous_id
+        ids = {contiguous: number for number, contiguous in numbers.items()}
+        results = [result for image in predictions for result in image["instances"]]
+        for result in results:
+            result["category_id"] = ids[result["category_id"]]
+        path = Path(self._output_dir) / PREDICTIONS
+        path.write_text(json.dumps(results))
+        for task, kind in (("bbox", "box"), ("segm", "mask")):
+            if task in self._tasks:
+                self.figures[task] = coco_figures(Path(self._metadata.json_file), path, kind)
+
+
+def coco_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
+    """`COCO_FIGURES` of a file of detections, 0..100; None where the set has no such object.
+
+    Its matches are kept beside it. What they refuse (a detection that occurs twice, say) is scored
+    by pycocotools, which does not mind.
+
+    Args:
+        kind: "box" or "mask".
+    """
+    try:
+        return average_precision.coco_figures(matches.of_file(truth, predictions, kind))
+    except UserError as error:
+        _LOGGER.warning("%s: scored by pycocotools, it will have no intervals", error)
+        return pycocotools_figures(truth, predictions, kind)
+
+
+def pycocotools_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
+    """As `coco_figures`, by the reference; there must be detections."""
+    # Of those with a box pycocotools would take a mask's size from that.
+    left_out = {"mask": "bbox", "box": "segmentation"}[kind]
+    results = json.loads(predictions.read_bytes())
+    results = [{k: v for k, v in result.items() if k != left_out} for result in results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        scores = COCOeval(coco, coco.loadRes(results), {"mask": "segm", "box": "bbox"}[kind])
+        scores.evaluate()
+        scores.accumulate()
+        scores.summarize()
+    values = [float(v) * 100 if v > -1 else None for v in scores.stats]
+    return dict(zip(COCO_FIGURES, values, strict=True))
 
 
 class _LvisEvaluator(LVISEvaluator):
@@ -99,6 +121,22 @@ class _LvisEval(LVISEval):
             super().accumulate()
         finally:
             del np.float
+
+
+def _nothing_found(
+    figure: str, objects: Iterable[dict], frequencies: dict[int, str]
+) -> float | None:
+    """0 if the set has an object that the figure is about.
+
+    Args:
+        frequencies: of categories.
+    """
+    low, high = _AREAS.get(figure[-1], (0, 1e10))
+    groups = figure[-1] if figure[-1] in "rcf" else "rcf"
+    some = any(
+        low <= a["area"] <= high and frequencies[a["category_id"]] in groups for a in objects
+    )
+    return 0.0 if some else None
 
 
 def lvis_figures(lvis: LVIS, results: list[dict], task: str) -> dict[str, float | None]:

@@ -8,11 +8,12 @@ import math
 import numpy as np
 import pytest
 
-from analysis import bootstrap, matches
+from analysis import bootstrap
 from analysis.bootstrap import Draws, Estimate
-from analysis.matches import IOUS, Matches
+from experiments import average_precision, matches
 from experiments.errors import UserError
-from tests.analysis.test_matches import pycocotools, random_set
+from experiments.matches import IOUS, Matches
+from tests.experiments.test_matches import pycocotools, random_set
 
 RATES = np.array([1.5, 0.6, 0.3, 0.15])  # objects per image, by category
 LEVELS = (0.5, 0.8)  # skills of two variants
@@ -49,7 +50,7 @@ def test_weights_are_images_that_occur_so_often(seed, kind):
     weights = bootstrap.resample(len(found.images), 3, seed)
     weights[2] = 0
     weights[2, :2] = 5  # most categories and areas are not in it
-    ours = bootstrap.figures(found, weights)
+    ours = average_precision.figures(found, weights)
     for row, mine in zip(weights, ours, strict=True):
         theirs = pycocotools(*resampled(truth, results, row), kind).stats[:6] * 100
         theirs = np.where(theirs < 0, np.nan, theirs)
@@ -60,7 +61,7 @@ def test_recalls_that_no_float_hits_are_pycocotools():
     """Out of 100 objects recalls are hundredths, to the last bit or not."""
     objects = np.full(3, 100)
     expected = np.searchsorted(np.linspace(0, 1, 101), np.arange(101) / 100, side="right")
-    assert (bootstrap._reached(objects) == expected).all()
+    assert (average_precision._reached(objects) == expected).all()
 
 
 def test_resamples_draw_each_image_once_in_the_mean():
@@ -118,9 +119,12 @@ def true_difference(seed_std: float) -> dict[str, float]:
     the simulations' sets, and seeds one standard deviation off to either side."""
     skills = [level + s * seed_std for level in LEVELS for s in (-1, 1)]
     low, high = np.array(
-        [bootstrap.figures(m) for m in simulate(skills, np.random.default_rng(99), 400 * IMAGES)]
+        [
+            average_precision.figures(m)
+            for m in simulate(skills, np.random.default_rng(99), 400 * IMAGES)
+        ]
     ).reshape(2, 2, 6)
-    return dict(zip(bootstrap.FIGURES, (high - low).mean(0), strict=True))
+    return dict(zip(average_precision.FIGURES, (high - low).mean(0), strict=True))
 
 
 def differences(count: int, seeds: int, seed_std: float) -> list[dict[str, Estimate]]:
@@ -160,7 +164,7 @@ def test_one_run_and_its_interval():
     (run,) = simulate([0.5], np.random.default_rng(0))
     draws = bootstrap.draw(run, resamples=200)
     ap = bootstrap.bootstrap([draws])["AP"]
-    assert ap.value == bootstrap.coco_figures(run)["AP"]
+    assert ap.value == average_precision.coco_figures(run)["AP"]
     assert ap.std == ap.std_images == pytest.approx(draws.resampled[:, 0].std(ddof=1))
     assert ap.std_seeds is None
     assert ap.interval() == pytest.approx(

@@ -11,8 +11,8 @@ from analysis import compare
 from experiments import records
 from experiments.errors import UserError
 from experiments.records import COCO_FIGURES
-from tests.analysis.test_matches import pycocotools, random_set
 from tests.conftest import ROOT
+from tests.experiments.test_matches import pycocotools, random_set
 from tests.experiments.test_records import make
 
 

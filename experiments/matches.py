@@ -7,17 +7,16 @@ for all images at once; the areas, boxes and overlaps of masks are pycocotools' 
 import hashlib
 import itertools
 import json
-import os
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as masks
 
-from experiments import records
-from experiments.errors import UserError
+from . import records
+from .errors import UserError
+from .kept import kept
 
 KINDS = ("box", "mask")
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -44,27 +43,6 @@ class Matches:
     matched: np.ndarray  # (4, D) uint16, bit t: matched to an object at IOUS[t]
     ignored: np.ndarray  # (4, D) uint16, bit t: counts neither as right nor as wrong
     objects: np.ndarray  # (I, K, 4) how many are to be found
-    digest: str = ""  # of what it was computed from
-
-    def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        with scratch.open("wb") as file:
-            arrays = {field.name: getattr(self, field.name) for field in fields(self)}
-            np.savez_compressed(file, **arrays)
-        os.replace(scratch, path)
-
-    @classmethod
-    def load(cls, path: Path, digest: str) -> "Matches | None":
-        """Read a file; None if there is none, if it is broken, or of anything but `digest`."""
-        try:
-            with np.load(path) as content:
-                if str(content["digest"]) != digest:
-                    return None
-                arrays = {field.name: content[field.name] for field in fields(cls)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
-        return cls(**{**arrays, "digest": digest})
 
 
 def of_run(folder: str | Path, kind: str = "box") -> Matches:
@@ -79,27 +57,21 @@ def of_run(folder: str | Path, kind: str = "box") -> Matches:
         raise UserError(f"{folder} is scored as {record.data['kind']}: matches are COCO's")
     if not getattr(record, kind):
         raise UserError(f"{folder} has no {kind} AP: its detector finds none")
-    truth, predictions = Path(record.data["val"]), folder / record.predictions
-    digest = _digest(kind, truth, predictions)
-    path = folder / f"matches_{kind}.npz"
-    found = Matches.load(path, digest)
-    if found is None:
-        found = compute(truth, _read(predictions), kind, str(predictions), digest)
-        found.save(path)
-    return found
+    return of_file(Path(record.data["val"]), folder / record.predictions, kind)
 
 
-def of_file(truth: str | Path, predictions: str | Path, kind: str = "box") -> Matches:
-    """Matches of a file in COCO's result format, of any detector.
+def of_file(truth: Path, predictions: Path, kind: str = "box") -> Matches:
+    """Matches of a file in COCO's result format, kept beside it in `matches_<kind>.npz`.
 
     Raises:
-        UserError: a file is not there, is empty or not of its format; see `compute`.
+        UserError: a file is not there or not of its format; see `compute`.
     """
-    results = _read(Path(predictions))
-    if not results:
-        raise UserError(f"{predictions} holds no detection: nothing to compare")
-    digest = _digest(kind, Path(truth), Path(predictions))
-    return compute(truth, results, kind, str(predictions), digest)
+    arrays = kept(
+        predictions.with_name(f"matches_{kind}.npz"),
+        _digest(kind, truth, predictions),
+        lambda: vars(compute(truth, _read(predictions), kind, str(predictions))),
+    )
+    return Matches(**arrays)
 
 
 def compute(
@@ -107,7 +79,6 @@ def compute(
     predictions: list[dict],
     kind: str = "box",
     name: str = "the predictions",
-    digest: str = "",
 ) -> Matches:
     """Match detections to objects.
 
@@ -116,7 +87,6 @@ def compute(
         predictions: detections in COCO's result format; left as they are.
         kind: "box" or "mask".
         name: of the predictions, in errors.
-        digest: to keep in the matches.
 
     Raises:
         UserError: a prediction is of no image or category of the truth, is no box or mask, has a
@@ -144,7 +114,6 @@ def compute(
         matched=np.ascontiguousarray(matched[order].T),
         ignored=np.ascontiguousarray(ignored[order].T),
         objects=count,
-        digest=digest,
     )
 
 
