@@ -1,4 +1,4 @@
-"""How sure an AP is, and a difference of two: COCO's AP of resampled images.
+"""How sure an AP is, and a difference of two: COCO's or LVIS's AP of resampled images.
 
 Images are resampled as wholes, with replacement (Efron and Tibshirani, An Introduction to the
 Bootstrap, 1993), so what is alike inside an image stays together; two runs see the same resamples.
@@ -69,10 +69,11 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """One run's figures (in the order of `FIGURES`, 0..100, NaN where there is no such object)."""
+    """One run's figures (0..100, NaN where there is no such object): the first F of `FIGURES`, 6 by
+    COCO's rules, 9 by LVIS's."""
 
-    values: np.ndarray  # (6,) of the set as it is
-    resampled: np.ndarray  # (R, 6) of resamples of its images
+    values: np.ndarray  # (F,) of the set as it is
+    resampled: np.ndarray  # (R, F) of resamples of its images
     truth: str  # digest of what was to be found, and of how often each image was drawn
 
 
@@ -80,7 +81,7 @@ def draw(run: Matches, resamples: int = RESAMPLES, seed: int = 0) -> Draws:
     """Figures of a run and of resamples of its images, the same ones for all runs on them."""
     weights = resample(len(run.images), resamples, seed)
     truth = hashlib.sha256(weights)
-    for part in (run.images, run.categories, run.objects):
+    for part in (run.images, run.categories, run.objects, run.frequency):
         truth.update(np.ascontiguousarray(part))
     return Draws(figures(run), figures(run, weights), truth.hexdigest())
 
@@ -126,7 +127,7 @@ def _estimate(ours: Sequence[Draws], base: Sequence[Draws]) -> dict[str, Estimat
             [np.array([run.values[f] for run in group]) for group in groups],
             [np.array([run.resampled[:, f] for run in group]) for group in groups],
         )
-        for f, figure in enumerate(FIGURES)
+        for f, figure in enumerate(FIGURES[: len(ours[0].values)])
     }
 
 

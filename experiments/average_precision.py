@@ -1,15 +1,17 @@
-"""COCO's figures from matches: as pycocotools' `COCOeval.accumulate` and `summarize` count them
-(public file pycocotools/cocoeval.py), of a set as it is or of any choice of its images."""
+"""COCO's and LVIS's figures from matches, of a set as it is or of any choice of its images: as
+`accumulate` and `summarize` of pycocotools' `COCOeval` (public file pycocotools/cocoeval.py) and of
+`LVISEval` (package lvis 0.5.3, lvis/eval.py) count them."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from .matches import AREAS, DETECTIONS, IOUS, Matches
-from .records import COCO_FIGURES
+from .records import COCO_FIGURES, LVIS_FIGURES
 
-FIGURES = COCO_FIGURES[:6]  # AP, AP50, AP75, APs, APm, APl
-_RECALLS = np.linspace(0, 1, 101)  # pycocotools'
+FIGURES = LVIS_FIGURES  # the first six are COCO's too
+_RECALLS = np.linspace(0, 1, 101)  # pycocotools' and lvis's
 # Of these hundredths pycocotools' recall is the next larger float: reaching them exactly is not
 # enough.
 _LATE = np.arange(101) / 100 < _RECALLS
@@ -18,22 +20,25 @@ _THREADS = 2
 
 
 def figures(matches: Matches, weights: np.ndarray | None = None) -> np.ndarray:
-    """AP, AP50, AP75, APs, APm, APl, 0..100: means over the categories of which there are objects.
+    """AP, AP50, AP75, APs, APm, APl, and by LVIS's rules APr, APc, APf, 0..100: means over the
+    categories of which there are objects.
 
     Args:
         weights: (R, I) how often each image is in the set; default: once.
 
     Returns:
-        (R, 6), NaN where the set has no such object; (6,) without weights.
+        (R, 6), or (R, 9) by LVIS's rules, NaN where the set has no such object; without weights
+        (6,) or (9,).
     """
     found = of_categories(matches, weights)
-    known = ~np.isnan(found)
-    total = np.where(known, found, 0).sum(0)
-    return np.divide(total, known.sum(0), np.full(total.shape, np.nan), where=known.any(0))
+    groups = [found]
+    if len(matches.frequency):
+        groups += [found[matches.frequency == group, ..., :1] for group in "rcf"]
+    return np.concatenate([_mean(group) for group in groups], axis=-1)
 
 
 def of_categories(matches: Matches, weights: np.ndarray | None = None) -> np.ndarray:
-    """As `figures`, of each category: (K, R, 6), or (K, 6) without weights."""
+    """The first six of `figures`, of each category: (K, R, 6), or (K, 6) without weights."""
     if weights is None:
         return of_categories(matches, np.ones((1, len(matches.images)), np.int32))[:, 0]
     with ThreadPoolExecutor(_THREADS) as threads:
@@ -58,8 +63,24 @@ def coco_figures(matches: Matches) -> dict[str, float | None]:
     values = [*figures(matches)]
     for area, most in ((0, 1), (0, 10), *((a, DETECTIONS) for a in range(len(AREAS)))):
         values.append(recall(area, most) if objects[:, area].any() else np.nan)
-    pairs = zip(COCO_FIGURES, values, strict=True)
+    return _named(COCO_FIGURES, values)
+
+
+def lvis_figures(matches: Matches) -> dict[str, float | None]:
+    """LVIS's nine figures of matches by its rules, as `coco_figures`."""
+    return _named(LVIS_FIGURES, figures(matches))
+
+
+def _named(names: Iterable[str], values: Iterable[float]) -> dict[str, float | None]:
+    pairs = zip(names, values, strict=True)
     return {figure: None if np.isnan(value) else float(value) for figure, value in pairs}
+
+
+def _mean(found: np.ndarray) -> np.ndarray:
+    """Over the first axis, of what is no NaN."""
+    known = ~np.isnan(found)
+    total = np.where(known, found, 0).sum(0)
+    return np.divide(total, known.sum(0), np.full(total.shape, np.nan), where=known.any(0))
 
 
 def _category(matches: Matches, category: int, weights: np.ndarray) -> np.ndarray:
@@ -69,14 +90,16 @@ def _category(matches: Matches, category: int, weights: np.ndarray) -> np.ndarra
     curves = [
         _Curves(matches.matched[a, here], matches.ignored[a, here]) for a in range(len(AREAS))
     ]
+    there = np.flatnonzero(matches.objects[:, category, 0])
+    objects = matches.objects[there, category].astype(np.int32)  # (images with any, 4)
     found = np.empty((len(weights), len(AREAS), len(IOUS)))
     rows = max(1, _CELLS // max(1, len(image)))
     for first in range(0, len(weights), rows):
         some = weights[first : first + rows]
         drawn = some.take(image, axis=1, mode="clip")
+        to_find = some.take(there, axis=1, mode="clip") @ objects
         for a, curve in enumerate(curves):
-            objects = some @ matches.objects[:, category, a].astype(np.int32)
-            found[first : first + rows, a] = curve.ap(drawn, objects)
+            found[first : first + rows, a] = curve.ap(drawn, to_find[:, a])
     mean = found.mean(2)
     return np.stack([mean[:, 0], found[:, 0, 0], found[:, 0, 5], *mean[:, 1:].T], axis=1)
 

@@ -1,4 +1,4 @@
-"""Box and mask AP of a detector: COCO's figures from matches, LVIS's by its own package."""
+"""Box and mask AP of a detector, by COCO's or LVIS's rules."""
 
 import contextlib
 import io
@@ -6,14 +6,14 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.evaluation import COCOEvaluator, LVISEvaluator, inference_on_dataset
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from lvis import LVIS, LVISEval, LVISResults
 from omegaconf import DictConfig
 from pycocotools.coco import COCO
@@ -27,9 +27,7 @@ from .errors import UserError
 from .records import COCO_FIGURES, LVIS_FIGURES
 
 PREDICTIONS = "coco_instances_results.json"  # detectron2's name
-LVIS_DETECTIONS = 300  # per image, those that LVIS scores
-# COCO's ranges of an object's area, which are LVIS's too.
-_AREAS = {"s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}
+_TASKS = {"box": "bbox", "mask": "segm"}
 
 _LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
 logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns of results that come from a program
@@ -45,73 +43,69 @@ class Result:
     seconds: float
 
 
-class _CocoEvaluator(COCOEvaluator):
-    """detectron2's, scored from matches, which stay beside the predictions."""
+class _Evaluator(COCOEvaluator):
+    """detectron2's, scored from matches, which stay beside the predictions.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    It is for LVIS too: detectron2's evaluator of that treats predictions alike, up to the scoring.
+    """
+
+    def __init__(self, name: str, split: Split, tasks: tuple[str, ...], folder: Path):
+        super().__init__(name, tasks, False, str(folder), use_fast_impl=False)
+        self.split, self.folder = split, folder
         self.figures: dict[str, dict[str, float | None]] = {}
 
     def _eval_predictions(self, predictions, img_ids=None):
-        numbers = self._metadata.thing_dataset_id_to_contiguous_id
-        ids = {contiguous: number for number, contiguous in numbers.items()}
+        ids = sorted(self._coco_api.getCatIds())  # detectron2 counts them from 0, in this order
         results = [result for image in predictions for result in image["instances"]]
         for result in results:
             result["category_id"] = ids[result["category_id"]]
-        path = Path(self._output_dir) / PREDICTIONS
+        path = self.folder / PREDICTIONS
         path.write_text(json.dumps(results))
-        for task, kind in (("bbox", "box"), ("segm", "mask")):
+        truth = Path(self.split.json_file)
+        for kind, task in _TASKS.items():
             if task in self._tasks:
-                self.figures[task] = coco_figures(Path(self._metadata.json_file), path, kind)
+                self.figures[kind] = figures(truth, path, kind, self.split.kind)
 
 
-def coco_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
-    """`COCO_FIGURES` of a file of detections, 0..100; None where the set has no such object.
+def figures(truth: Path, predictions: Path, kind: str, rules: str) -> dict[str, float | None]:
+    """`COCO_FIGURES` or `LVIS_FIGURES` of a file of detections, 0..100; None where the set has no
+    such object.
 
     Its matches are kept beside it. What they refuse (a detection that occurs twice, say) is scored
-    by pycocotools, which does not mind.
+    by pycocotools or lvis, which do not mind.
 
     Args:
         kind: "box" or "mask".
+        rules: "coco" or "lvis".
     """
+    from_matches, reference = {
+        "coco": (average_precision.coco_figures, pycocotools_figures),
+        "lvis": (average_precision.lvis_figures, lvis_figures),
+    }[rules]
     try:
-        return average_precision.coco_figures(matches.of_file(truth, predictions, kind))
+        return from_matches(matches.of_file(truth, predictions, kind, rules))
     except UserError as error:
-        _LOGGER.warning("%s: scored by pycocotools, it will have no intervals", error)
-        return pycocotools_figures(truth, predictions, kind)
+        _LOGGER.warning("%s: scored by the reference, it will have no intervals", error)
+        return reference(truth, predictions, kind)
 
 
 def pycocotools_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
-    """As `coco_figures`, by the reference; there must be detections."""
-    # Of those with a box pycocotools would take a mask's size from that.
-    left_out = {"mask": "bbox", "box": "segmentation"}[kind]
-    results = json.loads(predictions.read_bytes())
-    results = [{k: v for k, v in result.items() if k != left_out} for result in results]
+    """`COCO_FIGURES` as of `figures`, by the reference; there must be detections."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(truth))
-        scores = COCOeval(coco, coco.loadRes(results), {"mask": "segm", "box": "bbox"}[kind])
+        scores = COCOeval(coco, coco.loadRes(_results(predictions, kind)), _TASKS[kind])
         scores.evaluate()
         scores.accumulate()
         scores.summarize()
-    values = [float(v) * 100 if v > -1 else None for v in scores.stats]
-    return dict(zip(COCO_FIGURES, values, strict=True))
+    return _named(COCO_FIGURES, scores.stats)
 
 
-class _LvisEvaluator(LVISEvaluator):
-    """detectron2's, with None for figures of objects that are not there, and predictions where
-    those of COCO are."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.figures: dict[str, dict[str, float | None]] = {}
-
-    def _eval_predictions(self, predictions):
-        results = [result for image in predictions for result in image["instances"]]
-        for result in results:
-            result["category_id"] += 1  # LVIS counts from 1
-        (Path(self._output_dir) / PREDICTIONS).write_text(json.dumps(results))
-        for task in self._tasks:
-            self.figures[task] = lvis_figures(self._lvis_api, results, task)
+def lvis_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
+    """`LVIS_FIGURES` as of `figures`, by the reference; there must be detections."""
+    lvis = LVIS(str(truth))
+    scores = _LvisEval(lvis, LVISResults(lvis, _results(predictions, kind)), _TASKS[kind])
+    scores.run()
+    return _named(LVIS_FIGURES, [scores.results[figure] for figure in LVIS_FIGURES])
 
 
 class _LvisEval(LVISEval):
@@ -123,40 +117,16 @@ class _LvisEval(LVISEval):
             del np.float
 
 
-def _nothing_found(
-    figure: str, objects: Iterable[dict], frequencies: dict[int, str]
-) -> float | None:
-    """0 if the set has an object that the figure is about.
-
-    Args:
-        frequencies: of categories.
-    """
-    low, high = _AREAS.get(figure[-1], (0, 1e10))
-    groups = figure[-1] if figure[-1] in "rcf" else "rcf"
-    some = any(
-        low <= a["area"] <= high and frequencies[a["category_id"]] in groups for a in objects
-    )
-    return 0.0 if some else None
+def _results(predictions: Path, kind: str) -> list[dict]:
+    """Of that kind alone: where there is a box too, a mask's size would be taken from that."""
+    left_out = {"mask": "bbox", "box": "segmentation"}[kind]
+    results = json.loads(predictions.read_bytes())
+    return [{k: v for k, v in result.items() if k != left_out} for result in results]
 
 
-def lvis_figures(lvis: LVIS, results: list[dict], task: str) -> dict[str, float | None]:
-    """`LVIS_FIGURES` of detections, 0..100; None where the set has no such object.
-
-    Args:
-        lvis: the set; scoring leaves notes in its annotations.
-        results: detections in COCO's result format, of them `LVIS_DETECTIONS` per image count.
-        task: "bbox" or "segm".
-    """
-    if not results:
-        frequencies = {number: category["frequency"] for number, category in lvis.cats.items()}
-        return {f: _nothing_found(f, lvis.anns.values(), frequencies) for f in LVIS_FIGURES}
-    # Copies, as lvis writes into them; of those with a box it would take the size from that.
-    left_out = "bbox" if task == "segm" else ""
-    results = [{k: v for k, v in result.items() if k != left_out} for result in results]
-    scores = _LvisEval(lvis, LVISResults(lvis, results, max_dets=LVIS_DETECTIONS), task)
-    scores.run()
-    values = scores.get_results()
-    return {f: float(values[f]) * 100 if values[f] > -1 else None for f in LVIS_FIGURES}
+def _named(names: Sequence[str], values: Sequence[float]) -> dict[str, float | None]:
+    values = [float(v) * 100 if v > -1 else None for v in values]
+    return dict(zip(names, values, strict=True))
 
 
 class _Images(Dataset):
@@ -197,10 +167,7 @@ def evaluate(
     )
     masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
     tasks = ("bbox", "segm") if masks else ("bbox",)
-    if split.kind == "coco":
-        evaluator = _CocoEvaluator(name, tasks, False, str(folder), use_fast_impl=False)
-    else:
-        evaluator = _LvisEvaluator(name, tasks, False, str(folder))
+    evaluator = _Evaluator(name, split, tasks, folder)
     done = iter(range(1, len(loader) + 1))
     # In float32, as detectron2 does: bfloat16 scores have ties, whose order decides AP.
     with test_time.applied(model, cfg.test) as detector:
@@ -212,8 +179,8 @@ def evaluate(
         )
     os.remove(folder / "instances_predictions.pth")  # the same as PREDICTIONS, another format
     return Result(
-        box=evaluator.figures["bbox"],
-        mask=evaluator.figures.get("segm", {}),
+        box=evaluator.figures["box"],
+        mask=evaluator.figures.get("mask", {}),
         seconds=time.perf_counter() - start,
     )
 

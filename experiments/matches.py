@@ -1,7 +1,9 @@
-"""Which detections are right, by COCO's rules: all that box or mask AP needs of a run, kept once.
+"""Which detections are right, by COCO's or LVIS's rules: all that box or mask AP needs of a run,
+kept once.
 
-Equal to what pycocotools' `COCOeval.evaluate` finds (public file pycocotools/cocoeval.py), computed
-for all images at once; the areas, boxes and overlaps of masks are pycocotools' own.
+Equal to what pycocotools' `COCOeval.evaluate` finds (public file pycocotools/cocoeval.py), or
+`LVISEval.evaluate` of the package lvis (0.5.3, lvis/eval.py and results.py), computed for all
+images at once; the areas, boxes and overlaps of masks are pycocotools' own.
 """
 
 import hashlib
@@ -22,14 +24,15 @@ KINDS = ("box", "mask")
 IOUS = np.linspace(0.5, 0.95, 10)
 # COCO's ranges of an object's area in pixels, both ends in: all, small, medium, large.
 AREAS = np.array([(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)])
-DETECTIONS = 100  # per image and category, those of the highest scores
-_VERSION = 1  # of the file; raise it when matching changes
+DETECTIONS = 100  # per image and category, those of the highest scores; COCO's limit
+LVIS_DETECTIONS = 300  # per image, of all categories
+_VERSION = 2  # of the file; raise it when matching changes
 _BLOCK = 2**16  # detections whose overlaps are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What COCO's evaluation knows of a run before it counts, for boxes or for masks.
+    """What the evaluation knows of a run before it counts, for boxes or for masks.
 
     I images, K categories, D detections, 10 IoUs (`IOUS`), 4 ranges of area (`AREAS`). Detections
     are by category, in it by falling score; equal scores by image, in it as in the file.
@@ -43,24 +46,24 @@ class Matches:
     matched: np.ndarray  # (4, D) uint16, bit t: matched to an object at IOUS[t]
     ignored: np.ndarray  # (4, D) uint16, bit t: counts neither as right nor as wrong
     objects: np.ndarray  # (I, K, 4) how many are to be found
+    frequency: np.ndarray  # (K,) "r", "c" or "f" by LVIS's rules; (0,) by COCO's
 
 
 def of_run(folder: str | Path, kind: str = "box") -> Matches:
     """Matches of the finished run in `folder`, kept there beside its record.
 
     Raises:
-        UserError: it has no such predictions, its ground truth is not there, or is LVIS's.
+        UserError: it has no such predictions, or its ground truth is not there.
     """
     folder = Path(folder)
     record = records.read(folder / records.RECORD)
-    if record.data.get("kind", "coco") != "coco":
-        raise UserError(f"{folder} is scored as {record.data['kind']}: matches are COCO's")
     if not getattr(record, kind):
         raise UserError(f"{folder} has no {kind} AP: its detector finds none")
-    return of_file(Path(record.data["val"]), folder / record.predictions, kind)
+    rules = record.data.get("kind", "coco")
+    return of_file(Path(record.data["val"]), folder / record.predictions, kind, rules)
 
 
-def of_file(truth: Path, predictions: Path, kind: str = "box") -> Matches:
+def of_file(truth: Path, predictions: Path, kind: str = "box", rules: str = "coco") -> Matches:
     """Matches of a file in COCO's result format, kept beside it in `matches_<kind>.npz`.
 
     Raises:
@@ -68,8 +71,8 @@ def of_file(truth: Path, predictions: Path, kind: str = "box") -> Matches:
     """
     arrays = kept(
         predictions.with_name(f"matches_{kind}.npz"),
-        _digest(kind, truth, predictions),
-        lambda: vars(compute(truth, _read(predictions), kind, str(predictions))),
+        _digest(f"{kind} {rules}", truth, predictions),
+        lambda: vars(compute(truth, read_results(predictions), kind, str(predictions), rules)),
     )
     return Matches(**arrays)
 
@@ -79,14 +82,18 @@ def compute(
     predictions: list[dict],
     kind: str = "box",
     name: str = "the predictions",
+    rules: str = "coco",
 ) -> Matches:
     """Match detections to objects.
 
     Args:
-        truth: annotation file in COCO's format, or what it holds; left as it is.
+        truth: annotation file in COCO's format, or LVIS's, or what it holds; left as it is.
         predictions: detections in COCO's result format; left as they are.
         kind: "box" or "mask".
         name: of the predictions, in errors.
+        rules: "coco", or "lvis": detections count only where it is known whether the image has
+            objects of their category, and those that match none only where it is known that all
+            are annotated; objects can be ignored, but none is a crowd.
 
     Raises:
         UserError: a prediction is of no image or category of the truth, is no box or mask, has a
@@ -95,14 +102,14 @@ def compute(
     if isinstance(truth, str | Path):
         truth = _read(Path(truth), dict)
     try:
-        objects = _Objects(truth, kind)
+        objects = _Objects(truth, kind, rules == "lvis")
         found = _Detections(predictions, objects, kind, name)
     except KeyError as error:
         raise UserError(f"{name}, or its ground truth, has an entry without {error}") from error
     matched, ignored = _match(found, objects, kind)
     order = np.lexsort((found.image, -found.score, found.category))
-    outside = ~_inside(found.area)  # (D, 4)
-    ignored |= np.where(outside, ~matched & _bits(np.ones(len(IOUS), bool)), 0)
+    excused = ~_inside(found.area) | objects.partly[found.image, found.category][:, None]  # (D, 4)
+    ignored |= np.where(excused, ~matched & _bits(np.ones(len(IOUS), bool)), 0)
     count = np.zeros((len(objects.images), len(objects.categories), len(AREAS)), np.uint16)
     np.add.at(count, (objects.image, objects.category), ~objects.ignored)
     return Matches(
@@ -110,18 +117,20 @@ def compute(
         categories=objects.categories,
         start=np.searchsorted(found.category[order], np.arange(len(objects.categories) + 1)),
         image=found.image[order].astype(np.int32),
-        rank=found.rank[order].astype(np.uint8),
+        rank=found.rank[order].astype(np.uint16),
         matched=np.ascontiguousarray(matched[order].T),
         ignored=np.ascontiguousarray(ignored[order].T),
         objects=count,
+        frequency=objects.frequency,
     )
 
 
 class _Objects:
     """The ground truth as arrays, one line per object, by image and category, in it as in the file;
-    those that are ignored in a range of area are crowds or outside of it."""
+    those that are ignored in a range of area are outside of it, or so marked: COCO's as crowds."""
 
-    def __init__(self, truth: dict, kind: str):
+    def __init__(self, truth: dict, kind: str, lvis: bool):
+        self.lvis = lvis
         self.images = np.unique([image["id"] for image in truth["images"]])
         self.categories = np.unique([category["id"] for category in truth["categories"]])
         self.sizes = {i["id"]: [i["height"], i["width"]] for i in truth["images"]}
@@ -130,20 +139,38 @@ class _Objects:
         annotations = truth["annotations"]
         image, image_known = _index(self.images, [a["image_id"] for a in annotations])
         category, category_known = _index(self.categories, [a["category_id"] for a in annotations])
+        area = np.array([a["area"] for a in annotations], float)
+        known = image_known & category_known & ((area > 0) | (not lvis))  # lvis drops empty ones
         order = np.lexsort((category, image))
-        order = order[(image_known & category_known)[order]]
+        order = order[known[order]]
         annotations = [annotations[i] for i in order]
         self.image, self.category = image[order], category[order]
         self.group = self.image * len(self.categories) + self.category
-        self.crowd = np.array([bool(a.get("iscrowd")) for a in annotations], bool)
-        area = np.array([a["area"] for a in annotations], float)
-        self.ignored = self.crowd[:, None] | ~_inside(area)  # (N, 4)
-        # pycocotools takes a match to the id 0 for none.
+        marked = np.array([bool(a.get("ignore" if lvis else "iscrowd")) for a in annotations], bool)
+        self.crowd = marked & (not lvis)
+        self.ignored = marked[:, None] | ~_inside(area[order])  # (N, 4)
+        # pycocotools and lvis take a match to the id 0 for none.
         self.counts = np.array([a["id"] != 0 for a in annotations], bool)
         if kind == "box":
             self.shape = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
         else:
             self.shape = [_encoded(a, self.sizes[a["image_id"]]) for a in annotations]
+        # What LVIS says of its images and categories.
+        images = truth["images"] if lvis else []
+        self.partly = self._listed(images, "not_exhaustive_category_ids")
+        self.verified = self._listed(images, "neg_category_ids")
+        self.verified[self.image, self.category] = True
+        frequency = {c["id"]: c["frequency"] for c in truth["categories"]} if lvis else {}
+        self.frequency = np.array([frequency[i] for i in sorted(frequency)], "U1")
+
+    def _listed(self, images: list[dict], key: str) -> np.ndarray:
+        """(I, K) which categories an image has in its list of this name."""
+        pairs = [(image["id"], category) for image in images for category in image[key]]
+        listed = np.zeros((len(self.images), len(self.categories)), bool)
+        image, _ = _index(self.images, [pair[0] for pair in pairs])
+        category, known = _index(self.categories, [pair[1] for pair in pairs])
+        listed[image[known], category[known]] = True
+        return listed
 
 
 class _Detections:
@@ -203,8 +230,14 @@ class _Detections:
                     f"{name} has entry {first} twice, again as {order[i]}: image "
                     f"{result['image_id']}, category {result['category_id']}, score {score[i]}"
                 )
-        rank = np.arange(len(group)) - np.searchsorted(group, group)
-        keep = rank < DETECTIONS
+        rank = _ranks(group)
+        if objects.lvis:
+            # The limit is of all that was found in an image, whether it counts or not.
+            keep = np.zeros(len(order), bool)
+            keep[np.lexsort((order, -score, image))] = _ranks(image) < LVIS_DETECTIONS
+            keep &= objects.verified[image, category] & (self.area[order] > 0)
+        else:
+            keep = rank < DETECTIONS
         order = order[keep]
         self.image, self.category, self.score = image[keep], category[keep], score[keep]
         self.group, self.rank, self.area = group[keep], rank[keep], self.area[order]
@@ -257,6 +290,11 @@ def _turns(detection: np.ndarray, group: np.ndarray) -> np.ndarray:
     number = np.cumsum(new) - 1
     of_new = group[detection[new]]
     return (number - np.searchsorted(of_new, of_new)[number]) if len(detection) else number
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """For sorted values: the how manieth of its like each is, from 0."""
+    return np.arange(len(values)) - np.searchsorted(values, values)
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -379,7 +417,16 @@ def _encoded(annotation: dict, size: list[int]) -> dict:
     return masks.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape
 
 
-def _read(path: Path, kind: type = list):
+def read_results(path: Path) -> list[dict]:
+    """What a file in COCO's result format holds.
+
+    Raises:
+        UserError: it is not there, or not of that format.
+    """
+    return _read(path, list)
+
+
+def _read(path: Path, kind: type):
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -392,8 +439,8 @@ def _read(path: Path, kind: type = list):
     return content
 
 
-def _digest(kind: str, *paths: Path) -> str:
-    digest = hashlib.sha256(f"{_VERSION} {kind}".encode())
+def _digest(what: str, *paths: Path) -> str:
+    digest = hashlib.sha256(f"{_VERSION} {what}".encode())
     for path in paths:
         try:
             with path.open("rb") as file:

@@ -1,8 +1,9 @@
-"""Resampled figures are pycocotools' on the resampled set; intervals hold what they say."""
+"""Resampled figures are the references' on the resampled set; intervals hold what they say."""
 
 import copy
 import dataclasses
 import functools
+import json
 import math
 
 import numpy as np
@@ -10,10 +11,17 @@ import pytest
 
 from analysis import bootstrap
 from analysis.bootstrap import Draws, Estimate
-from experiments import average_precision, matches
+from experiments import average_precision, matches, records
 from experiments.errors import UserError
 from experiments.matches import IOUS, Matches
-from tests.experiments.test_matches import pycocotools, random_set
+from experiments.records import COCO_FIGURES, LVIS_FIGURES
+from tests.experiments.test_matches import (
+    lvis_package,
+    pycocotools,
+    random_lvis_set,
+    random_set,
+)
+from tests.experiments.test_records import make
 
 RATES = np.array([1.5, 0.6, 0.3, 0.15])  # objects per image, by category
 LEVELS = (0.5, 0.8)  # skills of two variants
@@ -38,22 +46,32 @@ def resampled(truth: dict, results: list[dict], weights: np.ndarray) -> tuple[di
     return new, detections
 
 
+def reference(truth: dict, results: list[dict], kind: str, rules: str) -> np.ndarray:
+    """(6,) or (9,) figures."""
+    if rules == "coco":
+        values = pycocotools(truth, results, kind).stats[:6] * 100
+    else:
+        found = lvis_package(truth, results, kind).results
+        values = np.array([100 * found[figure] for figure in LVIS_FIGURES])
+    return np.where(values < 0, np.nan, values)
+
+
+@pytest.mark.parametrize("rules", ["coco", "lvis"])
 @pytest.mark.parametrize("kind", matches.KINDS)
 @pytest.mark.parametrize("seed", range(4))
-def test_weights_are_images_that_occur_so_often(seed, kind):
-    truth, results = random_set(seed)
-    # pycocotools takes the id 0 for none, and there is none in the resampled set.
+def test_weights_are_images_that_occur_so_often(seed, kind, rules):
+    truth, results = (random_set if rules == "coco" else random_lvis_set)(seed)
+    # The references take the id 0 for none, and there is none in the resampled set.
     truth["annotations"] = [dict(a, id=a["id"] + 1) for a in truth["annotations"]]
     for i, result in enumerate(results):
         result["score"] += i * 1e-6 * (1 - result["score"])  # without ties
-    found = matches.compute(truth, results, kind)
+    found = matches.compute(truth, results, kind, rules=rules)
     weights = bootstrap.resample(len(found.images), 3, seed)
     weights[2] = 0
     weights[2, :2] = 5  # most categories and areas are not in it
     ours = average_precision.figures(found, weights)
     for row, mine in zip(weights, ours, strict=True):
-        theirs = pycocotools(*resampled(truth, results, row), kind).stats[:6] * 100
-        theirs = np.where(theirs < 0, np.nan, theirs)
+        theirs = reference(*resampled(truth, results, row), kind, rules)
         assert mine == pytest.approx(theirs, abs=1e-9, nan_ok=True)
 
 
@@ -110,6 +128,7 @@ def _run(skill, image, category, area, difficulty, hard, objects, random) -> Mat
         matched=np.broadcast_to((1 << level[order]) - 1, within.shape).astype(np.uint16),
         ignored=np.where(within, 0, 1023).astype(np.uint16),
         objects=objects,
+        frequency=np.zeros(0, "U1"),
     )
 
 
@@ -124,7 +143,7 @@ def true_difference(seed_std: float) -> dict[str, float]:
             for m in simulate(skills, np.random.default_rng(99), 400 * IMAGES)
         ]
     ).reshape(2, 2, 6)
-    return dict(zip(average_precision.FIGURES, (high - low).mean(0), strict=True))
+    return dict(zip(COCO_FIGURES[:6], (high - low).mean(0), strict=True))
 
 
 def differences(count: int, seeds: int, seed_std: float) -> list[dict[str, Estimate]]:
@@ -254,6 +273,25 @@ def test_figures_of_nothing_are_none():
     assert [figure for figure, value in found.items() if value is None] == ["APm", "APl"]
     draws.resampled[3] = np.nan
     assert bootstrap.bootstrap([draws])["AP"].std > 0
+
+
+@pytest.mark.parametrize("kind", matches.KINDS)
+def test_a_run_on_lvis_has_all_its_intervals(kind, tmp_path):
+    """Also when its draws come from the file that is kept."""
+    truth, results = random_lvis_set(1)
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "coco_instances_results.json").write_text(json.dumps(results))
+    data = {"digest": "d", "val": str(tmp_path / "truth.json"), "kind": "lvis"}
+    records.write(tmp_path, make(data=data))
+    first, again = (bootstrap.bootstrap([bootstrap.of_run(tmp_path, kind)]) for _ in range(2))
+    assert first == again
+    expected = reference(truth, results, kind, "lvis")
+    assert tuple(first) == LVIS_FIGURES
+    assert [e.value for e in first.values()] == pytest.approx(expected, abs=1e-9)
+    assert all(estimate.std > 0 for estimate in first.values())
+    coco = bootstrap.draw(matches.compute(truth, results, kind))
+    with pytest.raises(UserError, match="different images or objects"):
+        bootstrap.paired([bootstrap.of_run(tmp_path, kind)], [coco])
 
 
 def test_runs_on_other_images_are_refused():

@@ -26,11 +26,11 @@ from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from lvis import LVIS
 
 from analysis import paper
-from experiments import config, records, train
+from experiments import average_precision, config, matches, records, train
 from experiments.data import catalog, mini, mini_lvis
 from experiments.data.stream import Stream, repeat_factors, training_loader
 from experiments.errors import UserError
-from experiments.evaluate import evaluate, lvis_figures, set_num_classes
+from experiments.evaluate import evaluate, figures, lvis_figures, set_num_classes
 from experiments.runs import Run
 from tests.conftest import ROOT
 
@@ -269,11 +269,16 @@ def val(small) -> LVIS:
     return LVIS(small["val"].json_file)
 
 
-@pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_all_found_is_100_half_is_less_nothing_is_0(val, task):
+def scored(lvis: LVIS, results: list[dict], kind: str = "box") -> dict[str, float | None]:
+    found = matches.compute(lvis.dataset, results, kind, rules="lvis")
+    return average_precision.lvis_figures(found)
+
+
+@pytest.mark.parametrize("kind", matches.KINDS)
+def test_all_found_is_100_half_is_less_nothing_is_0(val, kind):
     all_found = perfect(val)
     whole, half, nothing = (
-        lvis_figures(val, results, task) for results in (all_found, all_found[::2], [])
+        scored(val, results, kind) for results in (all_found, all_found[::2], [])
     )
     assert tuple(whole) == tuple(half) == tuple(nothing) == records.LVIS_FIGURES
     for figure in records.LVIS_FIGURES:
@@ -283,18 +288,18 @@ def test_all_found_is_100_half_is_less_nothing_is_0(val, task):
             assert whole[figure] == pytest.approx(100)
             assert nothing[figure] == 0
     assert 10 < half["AP"] < 90
-    assert {"bbox", "segmentation", "score"} <= all_found[0].keys()  # left as they were
 
 
-@pytest.mark.parametrize("task", ["bbox", "segm"])
-def test_figures_are_detectron2s(val, task, monkeypatch):
+@pytest.mark.parametrize("kind", matches.KINDS)
+def test_figures_are_detectron2s(val, kind, monkeypatch):
     rng = np.random.default_rng(0)
     results = perfect(val)
     for result in results:
         result["score"] = float(rng.random())
         result["category_id"] = int(rng.choice([result["category_id"], 1, 2, 3, 4]))
         result["bbox"] = [float(v) for v in np.array(result["bbox"]) + rng.normal(0, 3, 4)]
-    ours = lvis_figures(val, results, task)
+    ours = scored(val, results, kind)
+    task = {"box": "bbox", "mask": "segm"}[kind]
     monkeypatch.setattr(np, "float", float, raising=False)  # numpy dropped it, lvis needs it
     with contextlib.redirect_stdout(io.StringIO()):
         peers = lvis_evaluation._evaluate_predictions_on_lvis(val, copy.deepcopy(results), task)
@@ -308,9 +313,27 @@ def test_figures_of_absent_objects_are_none(val):
     for category in val.cats.values():
         category["frequency"] = "f"
     for results in (perfect(val), []):
-        figures = lvis_figures(val, results, "bbox")
-        assert figures["APr"] is figures["APc"] is None
-        assert figures["APf"] == figures["AP"]
+        found = scored(val, results)
+        assert found["APr"] is found["APc"] is None
+        assert found["APf"] == found["AP"]
+
+
+@pytest.mark.parametrize("kind", matches.KINDS)
+def test_what_has_no_matches_is_scored_by_lvis(val, small, kind, tmp_path, caplog):
+    path = tmp_path / "results.json"
+    results = perfect(val)[::2]
+    for result in results:
+        result["segmentation"]["counts"] = result["segmentation"]["counts"].decode()
+    path.write_text(json.dumps(results))
+    truth = Path(small["val"].json_file)
+    ours = figures(truth, path, kind, "lvis")
+    assert lvis_figures(truth, path, kind) == pytest.approx(ours)
+    assert not caplog.records
+    path.write_text(json.dumps([*results, results[0]]))
+    twice = figures(truth, path, kind, "lvis")
+    assert "twice" in caplog.text
+    assert tuple(twice) == records.LVIS_FIGURES
+    assert 0 < twice["AP"] < ours["AP"]
 
 
 def _wrong(lvis: LVIS, kind: str) -> dict:
@@ -334,18 +357,17 @@ def _wrong(lvis: LVIS, kind: str) -> dict:
 )
 def test_only_what_is_known_to_be_wrong_counts(small, kind, counts):
     lvis = LVIS(small["train"].json_file)
-    assert (lvis_figures(lvis, [*perfect(lvis), _wrong(lvis, kind)], "bbox")["AP"] < 99) == counts
+    assert (scored(lvis, [*perfect(lvis), _wrong(lvis, kind)])["AP"] < 99) == counts
 
 
 def test_300_detections_per_image_count(val):
     results = perfect(val)
     image = results[0]["image_id"]
-    noise = dict(image_id=image, category_id=results[0]["category_id"], bbox=[0, 0, 1, 1])
+    noise = dict(image_id=image, category_id=results[0]["category_id"], score=0.9)
+    of_image = [r for r in results if r["image_id"] == image]
     for number, some in ((250, True), (320, False)):
-        scored = [dict(noise, score=0.9) for _ in range(number)]
-        of_image = [r for r in results if r["image_id"] == image]
-        figures = lvis_figures(val, of_image + scored, "bbox")
-        assert (figures["AP50"] > 0) == some
+        wrong = [dict(noise, bbox=[0, 0, 1, 1 + i / 1000]) for i in range(number)]
+        assert (scored(val, of_image + wrong)["AP50"] > 0) == some
 
 
 # ---- A run -------------------------------------------------------------------------------------
@@ -401,13 +423,15 @@ def test_a_run_on_lvis(data, finished, tmp_path):
 
 def test_a_resumed_run_on_lvis_goes_on_as_it_would_have(data, finished, tmp_path):
     """Order of images, and categories that the federated loss draws."""
-    shutil.copy(finished / "model_0000002.pth", tmp_path)
-    (tmp_path / "last_checkpoint").write_text("model_0000002.pth")
-    train.execute(lvis_run(data, tmp_path))
-    assert "Starting training from iteration 3" in (tmp_path / "log.txt").read_text()
+    resumed = tmp_path / "study" / "run"  # what is known of trained runs lies beside the study
+    resumed.mkdir(parents=True)
+    shutil.copy(finished / "model_0000002.pth", resumed)
+    (resumed / "last_checkpoint").write_text("model_0000002.pth")
+    train.execute(lvis_run(data, resumed))
+    assert "Starting training from iteration 3" in (resumed / "log.txt").read_text()
     one, other = (
         torch.load(folder / "model_final.pth", weights_only=True)["model"]
-        for folder in (finished, tmp_path)
+        for folder in (finished, resumed)
     )
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 

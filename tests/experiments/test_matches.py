@@ -1,4 +1,5 @@
-"""Matches are pycocotools', on sets that ask for all of its rules; wrong input is told apart."""
+"""Matches are pycocotools' and lvis's, on sets that ask for all of their rules; wrong input is told
+apart."""
 
 import contextlib
 import copy
@@ -8,6 +9,7 @@ import os
 
 import numpy as np
 import pytest
+from lvis import LVIS, LVISEval, LVISResults
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -34,6 +36,25 @@ def pycocotools(truth: dict, results: list[dict], kind: str) -> COCOeval:
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
+    return evaluation
+
+
+class InMemory(LVIS):
+    """Of what a file holds."""
+
+    def _load_json(self, content: dict) -> dict:
+        return copy.deepcopy(content)
+
+
+def lvis_package(truth: dict, results: list[dict], kind: str) -> LVISEval:
+    """As detectron2 runs it: masks without their boxes."""
+    lvis = InMemory(truth)
+    left_out = "bbox" if kind == "mask" else "segmentation"
+    results = [{k: v for k, v in r.items() if k != left_out} for r in copy.deepcopy(results)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np, "float", float, raising=False)  # numpy dropped it, lvis needs it
+        evaluation = LVISEval(lvis, LVISResults(lvis, results), IOU_TYPE[kind])
+        evaluation.run()
     return evaluation
 
 
@@ -99,6 +120,100 @@ def detection(image: int, category: int, box: list[float], random) -> dict:
     )
 
 
+def random_lvis_set(seed: int) -> tuple[dict, list[dict]]:
+    """As `random_set`; objects that are ignored or have no area, detections without area, more than
+    300 in an image, categories of which nothing, or not all, is known in an image."""
+    random = np.random.default_rng(100 + seed)
+    truth, results = random_set(seed, categories=4)
+    categories = [category["id"] for category in truth["categories"]]
+    for image in truth["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            image[key] = [c for c in categories if random.random() < 0.3]
+    frequencies = random.permutation([*"rrccff"])
+    for category, frequency in zip(truth["categories"], frequencies, strict=True):
+        category["frequency"] = str(frequency)
+    for annotation in truth["annotations"]:
+        annotation["area"] *= random.random() > 0.1
+        if random.random() < 0.3:
+            annotation["ignore"] = int(random.random() < 0.5)
+    for result in [r for r in results if r["image_id"] == results[0]["image_id"]] * 3:
+        box = [round(v * random.uniform(0.9, 1.1), 2) for v in result["bbox"]]
+        results.append(detection(result["image_id"], result["category_id"], box, random))
+    for result in results[::20]:
+        result.update(bbox=[*result["bbox"][:2], 0.0, 5.0], segmentation=rectangle([0, 0, 0, 0]))
+    return truth, results
+
+
+def check_matches(ours: matches.Matches, of_images: list[dict | None], names: list[str]) -> None:
+    """That they are what the reference found of each category, range of area and image; it has its
+    names for objects that are ignored, scores, matches, and detections that are ignored."""
+    ignored_object, score, match, ignored = names
+    bits = np.arange(10)[:, None]
+    images = len(ours.images)
+    for k in range(len(ours.categories)):
+        here = slice(*ours.start[k : k + 2])
+        for a in range(4):
+            first = (4 * k + a) * images
+            of_image = [e for e in of_images[first : first + images] if e]
+            count = sum(np.count_nonzero(e[ignored_object] == 0) for e in of_image)
+            assert ours.objects[:, k, a].sum() == count
+            if not of_image:
+                assert here.start == here.stop
+                continue
+            order = np.argsort(-np.concatenate([e[score] for e in of_image]), kind="stable")
+            image = np.concatenate([[e["image_id"]] * len(e[score]) for e in of_image])
+            assert (ours.images[ours.image[here]] == image[order]).all()
+            for mine, key in ((ours.matched, match), (ours.ignored, ignored)):
+                their = np.concatenate([e[key] for e in of_image], axis=1)[:, order]
+                assert ((mine[a, here] >> bits & 1) == (their != 0)).all()
+
+
+@pytest.mark.parametrize("kind", matches.KINDS)
+@pytest.mark.parametrize("seed", range(8))
+def test_lvis_matches_are_lvis(seed, kind):
+    truth, results = random_lvis_set(seed)
+    before = copy.deepcopy([truth, results])
+    theirs = lvis_package(truth, results, kind)
+    ours = matches.compute(truth, results, kind, rules="lvis")
+    assert [truth, results] == before
+    names = ["gt_ignore", "dt_scores", "dt_matches", "dt_ignore"]
+    check_matches(ours, theirs.eval_imgs, names)
+    figures = average_precision.lvis_figures(ours)
+    assert tuple(figures) == records.LVIS_FIGURES
+    expected = {f: None if v == -1 else 100 * v for f, v in theirs.results.items() if f in figures}
+    assert figures == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_random_lvis_sets_ask_for_every_rule():
+    """What the test above is about does occur in its sets: each rule changes what is found."""
+    truth, results = random_lvis_set(0)
+
+    def found(**changes) -> dict:
+        changed = copy.deepcopy(truth)
+        for part in ("images", "annotations"):
+            for entry in changed[part]:
+                entry.update({k: v for k, v in changes.items() if k in entry})
+        ours = matches.compute(changed, results, rules="lvis")
+        return average_precision.lvis_figures(ours)
+
+    everything = [category["id"] for category in truth["categories"]]
+    ways = (
+        dict(neg_category_ids=[]),
+        dict(neg_category_ids=everything),
+        dict(not_exhaustive_category_ids=[]),
+        dict(ignore=0),
+    )
+    assert all(found(**changes) != found() for changes in ways)
+    assert found(iscrowd=0) == found()
+    in_image = [r for r in results if r["image_id"] == results[0]["image_id"]]
+    assert len(in_image) > matches.LVIS_DETECTIONS
+    limit = sorted((r["score"] for r in in_image), reverse=True)[299:301]
+    assert limit[0] == limit[1]  # the order in the file decides
+    ours = matches.compute(truth, results, rules="lvis")
+    assert ours.rank.max() > matches.DETECTIONS
+    assert sorted(set(ours.frequency)) == ["c", "f", "r"]
+
+
 @pytest.mark.parametrize("kind", matches.KINDS)
 @pytest.mark.parametrize("seed", range(8))
 def test_matches_are_pycocotools(seed, kind):
@@ -107,24 +222,7 @@ def test_matches_are_pycocotools(seed, kind):
     theirs = pycocotools(truth, results, kind)
     ours = matches.compute(truth, results, kind)
     assert [truth, results] == before
-    bits = np.arange(10)[:, None]
-    images = len(ours.images)
-    for k in range(len(ours.categories)):
-        here = slice(*ours.start[k : k + 2])
-        for a in range(4):
-            first = (4 * k + a) * images
-            of_image = [e for e in theirs.evalImgs[first : first + images] if e]
-            count = sum(np.count_nonzero(e["gtIgnore"] == 0) for e in of_image)
-            assert ours.objects[:, k, a].sum() == count
-            if not of_image:
-                assert here.start == here.stop
-                continue
-            order = np.argsort(-np.concatenate([e["dtScores"] for e in of_image]), kind="stable")
-            image = np.concatenate([[e["image_id"]] * len(e["dtIds"]) for e in of_image])
-            assert (ours.images[ours.image[here]] == image[order]).all()
-            for mine, key in ((ours.matched, "dtMatches"), (ours.ignored, "dtIgnore")):
-                their = np.concatenate([e[key] for e in of_image], axis=1)[:, order]
-                assert ((mine[a, here] >> bits & 1) == (their != 0)).all()
+    check_matches(ours, theirs.evalImgs, ["gtIgnore", "dtScores", "dtMatches", "dtIgnore"])
     figures = average_precision.coco_figures(ours)
     assert list(figures) == list(records.COCO_FIGURES)
     assert list(figures.values()) == pytest.approx((100 * theirs.stats).tolist(), abs=1e-9)
@@ -246,7 +344,7 @@ def test_runs_that_have_no_such_matches(run):
     with pytest.raises(UserError, match="no mask AP"):
         matches.of_run(folder, "mask")
     records.write(folder, make(data={"digest": "d", "val": str(path), "kind": "lvis"}))
-    with pytest.raises(UserError, match="scored as lvis"):
+    with pytest.raises(UserError, match="its ground truth, has an entry without 'not_exh"):
         matches.of_run(folder)
     records.write(folder, make(data={"digest": "d", "val": "/nowhere/truth.json"}))
     with pytest.raises(UserError, match=r"cannot read /nowhere/truth\.json"):
