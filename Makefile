@@ -10,6 +10,7 @@ OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
 JOBS ?=#            runs side by side; default: one per GPU or core
 YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
 KEEP ?=#            KEEP=1: keep the table and plot in results/ too
+DELTA ?= 0.5#       AP; differences smaller than this are of no interest, verdicts say "equal"
 KIND ?=#            of data: coco or lvis
 DATASET ?=#         train on your own COCO-format set: annotations.json,images/
 VAL ?=#             evaluate on your own: annotations.json,images/
@@ -30,12 +31,12 @@ INSTALLED_TEST := $(VENV)/.installed-test
 # The community wheel of detectron2 with ViTDet in it is pure Python for our purposes, but tagged
 # for CPython 3.10; hence the way it is installed below. Its own needs are in requirements.txt.
 DETECTRON2_WHEEL := sal-detectron2==0.7.2
-# lvis asks for OpenCV with windows, which needs libGL (requirements.txt has the one without), and for
-# Cython, which it does not use.
+# lvis and tidecv ask for OpenCV with windows, which needs libGL (requirements.txt has the one without), and for
+# Cython, which they do not use.
 NOT_INSTALLED := opencv-python cython
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS YES KEEP KIND DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
+export DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS YES KEEP KIND DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 
 ifneq ($(GPUS)$(LAUNCHER),)
@@ -75,7 +76,7 @@ $(INSTALLED): requirements.txt
 	@touch $@
 
 $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
-	$(UV) pip install --quiet --compile-bytecode --python $(PY) -r requirements-test.txt
+	$(UV) pip install --quiet --compile-bytecode --python $(PY) --excludes $(VENV)/.excludes -r requirements-test.txt
 	@touch $@
 
 # Rows that are finished get their table also if another row failed.
@@ -84,11 +85,19 @@ ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make 
 	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
 		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --overrides "$$OVERRIDES" $(data_options) \
 		$(if $(filter 1,$(YES)),--yes); \
-	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" $(if $(filter 1,$(KEEP)),--keep) || exit; exit $$code
+	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" --delta "$$DELTA" $(if $(filter 1,$(KEEP)),--keep) || exit; exit $$code
 
 .PHONY: paper-tables
 paper-tables: $(INSTALLED) ## Every table of the paper beside our costs and AP: results/paper/
 	@$(RUN) analysis paper-tables
+
+.PHONY: plots
+plots: $(INSTALLED) ## Every plot of every study that was run: PNG, SVG and the CSV behind each
+	@$(RUN) analysis plots --delta "$$DELTA"
+
+.PHONY: report
+report: $(INSTALLED) ## All studies that were run on one page: runs/report/report.html and report.md
+	@$(RUN) analysis report --delta "$$DELTA"
 
 .PHONY: studies
 studies: $(INSTALLED) ## List the studies: question, rows, runs done

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 from rich.console import Console
 from tabulate import tabulate
@@ -17,41 +18,114 @@ app = typer.Typer(
 console = Console(soft_wrap=True, markup=False)
 
 
+Folders = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="STUDY...", help="Folders of studies, e.g. runs/mini/count; default: all."
+    ),
+]
+Runs = Annotated[Path, typer.Option(help="Folder that runs are kept in.")]
+Delta = Annotated[float, typer.Option(help="AP; smaller differences are of no interest.", min=0)]
+
+
 @app.command()
 def study(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a study, e.g. runs/mini/global-vs-conv.")
     ],
+    delta: Delta = 0.5,
     keep: Annotated[bool, typer.Option("--keep", help="Copy them to results/ as well.")] = False,
 ) -> None:
     """Write table.csv, table.md and the plot of a study that was run, and print the table."""
-    from . import plots, tables
+    from . import plots, results, tables
 
-    manifest, table = tables.study_table(folder)
-    table.to_csv(folder / "table.csv", index=False)
-    text = tables.markdown(manifest, table, tables.provenance(folder))
-    (folder / "table.md").write_text(text)
+    found = results.load(folder, delta)
+    found.table.to_csv(folder / "table.csv", index=False)
+    (folder / "table.md").write_text(tables.markdown(found))
     written = [folder / "table.csv", folder / "table.md"]
-    written += plots.ap_vs_macs(manifest, table, folder / "ap_vs_macs")
+    written += plots.ap_vs_macs(found, folder / "ap_vs_macs")
 
-    for text in (tables.summary(table), tables.details(table)):
-        shown = tabulate(text, headers="keys", showindex=False, disable_numparse=True)
-        console.print(shown + "\n", highlight=False)
+    for text in (tables.summary(found.table), *tables.all_details(found.table)):
+        console.print(tables.render(text, "text") + "\n", highlight=False)
+    for note in found.notes:
+        console.print(note, highlight=False)
     if keep:
-        tables.check_publishable(manifest, table)
-        kept = Path("results") / manifest["scale"] / manifest["study"]
+        tables.check_publishable(found)
+        kept = Path("results") / found.manifest["scale"] / found.manifest["study"]
         kept.mkdir(parents=True, exist_ok=True)
         written += [Path(shutil.copy(path, kept)) for path in written]
     console.print("written: " + "  ".join(str(path) for path in written))
 
 
+@app.command("tables")
+def print_tables(
+    folders: Folders = None,
+    form: Annotated[str, typer.Option("--format", help="md, latex, html, csv or text.")] = "md",
+    delta: Delta = 0.5,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Print the tables of studies: AP with intervals, verdicts, costs, the paper's figures."""
+    from . import results, tables
+
+    tables.check_format(form)
+    for folder in results.folders(folders, runs):
+        print(tables.whole(results.load(folder, delta), form))
+
+
+@app.command("plots")
+def write_plots(folders: Folders = None, delta: Delta = 0.5, runs: Runs = Path("runs")) -> None:
+    """Write the plots of studies: PNG, SVG and the CSV behind each, into <study>/plots/."""
+    from . import plots, results
+
+    for folder in results.folders(folders, runs):
+        out = folder / "plots"
+        out.mkdir(exist_ok=True)
+        found = results.load(folder, delta)
+        for name, draw in plots.ALL.items():
+            for path in draw(found, out / name):
+                console.print(str(path), highlight=False)
+
+
+@app.command("report")
+def write_report(
+    folders: Folders = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default: in runs.")] = None,
+    delta: Delta = 0.5,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write report.html, one file that needs no network, and the same as report.md."""
+    from . import report, results
+
+    written = report.write(results.folders(folders, runs), out or runs / "report", delta)
+    console.print("written: " + "  ".join(str(path) for path in written))
+
+
+@app.command()
+def add(
+    folder: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="Folder of a study that was run.")
+    ],
+    predictions: Annotated[Path, typer.Option(help="File in COCO's result format.")],
+    name: Annotated[str, typer.Option(help="How the row is called.")],
+    macs: Annotated[float | None, typer.Option(help="Of the detector, one image.")] = None,
+    params: Annotated[float | None, typer.Option(help="Of the detector.")] = None,
+) -> None:
+    """Put the results of any detector into a study's table, plots, report and comparisons."""
+    from . import foreign
+
+    path = foreign.add(folder, predictions, name, macs, params)
+    console.print(f"added: {path}\ntable: python -m analysis study {folder}", highlight=False)
+
+
 @app.command()
 def compare(
-    ours: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    ours: Annotated[Path, typer.Argument(help="Folder of a finished run, or of what `add` added.")],
     base: Annotated[Path, typer.Argument(help="The run that it is compared with.")],
-    delta: Annotated[float, typer.Option(help="AP; smaller differences are of no interest.")] = 0.5,
+    delta: Delta = 0.5,
+    top: Annotated[int, typer.Option(help="Categories and images to show of each.", min=0)] = 5,
 ) -> None:
-    """The difference of two runs: what changed, AP with 95 % intervals over images, costs."""
+    """The difference of two runs: what changed, AP with 95 % intervals over images, the categories
+    and images that moved most, costs."""
     from experiments import records
 
     from . import compare as tables
@@ -59,22 +133,35 @@ def compare(
     runs = [records.read(folder / records.RECORD) for folder in (ours, base)]
     for line in tables.changes(*runs):
         console.print(line, highlight=False)
-    table = tables.ap_table(ours, base, delta)
-    bounds = zip(table.pop("low"), table.pop("high"), strict=True)
-    table["95 % interval"] = [f"{low:+.2f} .. {high:+.2f}" for low, high in bounds]
-    for shown in (table, tables.cost_table(*runs)):
-        text = tabulate(shown, headers="keys", showindex=False, floatfmt=".2f")
-        console.print("\n" + text, highlight=False)
+    _show(_with_interval(tables.ap_table(ours, base, delta)), "AP, 0 to 100")
     console.print(
-        "\nThe intervals are over images: they are about these two trained detectors. What another "
+        "The intervals are over images: they are about these two trained detectors. What another "
         "seed would change is not in them.",
         highlight=False,
     )
+    for kind in tables.kinds(ours, base) if top else ():
+        moved = tables.categories(ours, base, kind).head(top)
+        _show(_with_interval(moved), f"{kind} AP of the categories that moved most")
+        moved = tables.images(ours, base, kind).head(top)
+        _show(moved, f"{kind} AP: what the images that moved it most add to the difference")
+    _show(tables.cost_table(*runs), "costs")
+
+
+def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
+    """Low and high as one column of text."""
+    bounds = zip(table["low"], table["high"], strict=True)
+    text = [f"{low:+.2f} .. {high:+.2f}" for low, high in bounds]
+    return table.drop(columns=["low", "high"]).assign(**{"95 % interval": text})
+
+
+def _show(table: pd.DataFrame, title: str) -> None:
+    text = tabulate(table, headers="keys", showindex=False, floatfmt=".2f", missingval="")
+    console.print(f"\n{title}\n{text}", highlight=False)
 
 
 @app.command("paper-tables")
 def paper_tables(
-    runs: Annotated[Path, typer.Option(help="Folder that runs are kept in.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("results/paper"),
 ) -> None:
     """Every table of the paper: published figures, and ours beside them, counted and trained."""

@@ -1,14 +1,19 @@
-"""Two runs side by side: what changed, the difference in AP and how sure it is, and in cost."""
+"""Two runs side by side: what changed, the difference in AP and how sure it is, which categories
+and images moved most, and costs."""
 
+import json
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
 
+import numpy as np
 import pandas as pd
 
-from experiments import records
+from experiments import average_precision, matches, records
 from experiments.records import Record
 
-from .bootstrap import DELTA, of_run, paired
+from .bootstrap import DELTA, of_run, paired, resample
+from .results import changes as changed
+from .results import flat_config
 
 _COSTS = {
     "params M": ("params", 1e6),
@@ -17,13 +22,14 @@ _COSTS = {
     "images/s in training": ("images_per_second", 1),
     "peak memory MiB": ("peak_memory_mib", 1),
 }
+_SAME = ("device", "threads", "precision", "git_commit")
 
 
 def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.DataFrame:
-    """COCO's six AP of two finished runs, boxes and masks, a row each.
+    """The set's AP figures of two finished runs, boxes and masks, a row each.
 
     Args:
-        ours, base: folders of runs.
+        ours, base: folders of runs, or of foreign results.
         delta: AP in 0..100; smaller differences are of no interest.
 
     Returns:
@@ -31,13 +37,10 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
         over images: it is about these trained detectors), verdict.
 
     Raises:
-        UserError: no such run, other images or objects, or LVIS.
+        UserError: no such run, or other images or objects.
     """
-    runs = [records.read(Path(folder) / records.RECORD) for folder in (ours, base)]
     rows = []
-    for kind in ("box", "mask"):
-        if not all(getattr(run, kind) for run in runs):
-            continue
+    for kind in kinds(ours, base):
         drawn = [of_run(folder, kind) for folder in (ours, base)]
         for i, (figure, estimate) in enumerate(paired(drawn[:1], drawn[1:]).items()):
             if estimate is None:
@@ -58,33 +61,102 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
     return pd.DataFrame(rows)
 
 
+def kinds(ours: str | Path, base: str | Path) -> list[str]:
+    """Of "box" and "mask", those that both have figures of."""
+    runs = [records.read(Path(folder) / records.RECORD) for folder in (ours, base)]
+    return [kind for kind in matches.KINDS if all(getattr(run, kind) for run in runs)]
+
+
+def categories(ours: str | Path, base: str | Path, kind: str = "box") -> pd.DataFrame:
+    """AP of each category, those that moved most first.
+
+    Returns:
+        Columns category, objects, base, ours, difference, low and high (95 % interval over images,
+        of each on its own: the widest of many differences look larger than they are).
+
+    Raises:
+        UserError: as of `ap_table`.
+    """
+    found = _same(ours, base, kind)
+    names = {c["id"]: c["name"] for c in _truth(ours)["categories"]}
+    weights = resample(len(found[0].images))
+    aps = [average_precision.of_categories(run)[:, 0] for run in found]
+    drawn = [average_precision.of_categories(run, weights)[:, :, 0] for run in found]
+    difference = aps[0] - aps[1]
+    moves = np.ma.masked_invalid(drawn[0] - drawn[1])  # a resample may lack a category
+    half = NormalDist().inv_cdf(0.975) * moves.std(axis=1, ddof=1).filled(np.nan)
+    table = pd.DataFrame(
+        dict(
+            category=[names[number] for number in found[0].categories],
+            objects=found[0].objects[:, :, 0].sum(0),
+            base=aps[1],
+            ours=aps[0],
+            difference=difference,
+            low=difference - half,
+            high=difference + half,
+        )
+    )
+    return _most_moved(table[table["objects"] > 0], "difference")
+
+
+def images(ours: str | Path, base: str | Path, kind: str = "box") -> pd.DataFrame:
+    """What each image adds to the difference in AP, those that move it most first.
+
+    Returns:
+        Columns image (id), file, adds: the difference less what it would be without the image.
+
+    Raises:
+        UserError: as of `ap_table`.
+    """
+    found = _same(ours, base, kind)
+    # LVIS names its images by their address.
+    names = {
+        image["id"]: image.get("file_name") or Path(image.get("coco_url", "")).name
+        for image in _truth(ours)["images"]
+    }
+    without = 1 - np.eye(len(found[0].images), dtype=np.int32)
+    whole = [average_precision.figures(run)[0] for run in found]
+    less = [average_precision.figures(run, without)[:, 0] for run in found]
+    adds = (whole[0] - whole[1]) - (less[0] - less[1])
+    numbers = found[0].images
+    table = pd.DataFrame(dict(image=numbers, file=[names[i] for i in numbers], adds=adds))
+    return _most_moved(table.dropna(subset="adds"), "adds")
+
+
+def _same(ours: str | Path, base: str | Path, kind: str) -> list[matches.Matches]:
+    """Matches of both; `paired` says if they are of other images or objects."""
+    paired(*([of_run(folder, kind)] for folder in (ours, base)))
+    return [matches.of_run(folder, kind) for folder in (ours, base)]
+
+
+def _truth(folder: str | Path) -> dict:
+    record = records.read(Path(folder) / records.RECORD)
+    return json.loads(Path(record.data["val"]).read_bytes())
+
+
+def _most_moved(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    return table.sort_values(by, key=np.abs, ascending=False, kind="stable", ignore_index=True)
+
+
 def cost_table(ours: Record, base: Record) -> pd.DataFrame:
-    """Costs of two runs: columns cost, base, ours, ratio."""
+    """Costs of two runs: columns cost, base, ours, ratio; NaN where one is not known."""
     rows = []
     for name, (column, unit) in _COSTS.items():
-        values = [getattr(run, column) / unit for run in (base, ours)]
-        ratio = values[1] / values[0] if values[0] else float("nan")
-        rows.append(dict(cost=name, base=values[0], ours=values[1], ratio=ratio))
+        values = [getattr(run, column) for run in (base, ours)]
+        before, after = (float("nan") if value is None else value / unit for value in values)
+        rows.append(dict(cost=name, base=before, ours=after, ratio=after / (before or np.nan)))
     return pd.DataFrame(rows)
 
 
 def changes(ours: Record, base: Record) -> list[str]:
     """What else differs: config keys, data, device, precision; a line each."""
+    foreign = [run.variant for run in (ours, base) if run.fingerprint == records.FOREIGN]
+    if foreign:
+        return [f"{name} is a foreign result: how it was trained is not known" for name in foreign]
     sides = [
-        _flat(run.config)
+        flat_config(run.config)
         | {"data": run.data["digest"]}
-        | {key: getattr(run, key) for key in ("device", "threads", "precision", "git_commit")}
-        for run in (base, ours)
+        | {key: getattr(run, key) for key in _SAME}
+        for run in (ours, base)
     ]
-    keys = [k for k in dict.fromkeys([*sides[0], *sides[1]]) if sides[0].get(k) != sides[1].get(k)]
-    return [f"{key}: {sides[0].get(key)} -> {sides[1].get(key)}" for key in keys]
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested dict by dotted keys."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, part in node.items():
-        flat |= _flat(part, f"{prefix}.{key}".lstrip("."))
-    return flat
+    return changed(*sides)

@@ -9,16 +9,13 @@ from itertools import chain, cycle, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from . import paper
+from . import paper, style
+from .style import plt
 
 DATASETS = ("coco", "lvis", "mini")
 DETECTORS = ("Mask R-CNN", "Cascade Mask R-CNN", "RetinaNet")
@@ -28,7 +25,6 @@ OURS = ["model", "pretrain", "detector", "dataset", *_NUMBERS]
 _COSTS = ("params", "macs", "test_ms")
 _MARKERS = {"Swin": "s", "MViTv2": "^", "ViT": "o"}
 _LINES = {"1K, sup": ":", "21K, sup": "--", "1K, MAE": "-"}
-_GREY = "0.35"
 
 
 class _Row(NamedTuple):
@@ -134,9 +130,7 @@ def _draw(
     points = pd.concat([row.points(points) for row in apart.values()])
     points = points.assign(family=points["model"].str.split("-").str[0])
 
-    sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
-    plt.rcParams["svg.fonttype"] = "none"  # text stays text: small, and it can be searched
-    plt.rcParams["svg.hashsalt"] = path.name  # the same points make the same file
+    style.use()
     size = (max(4.4 * len(costs), 7), 3.8 * len(rows) + 1.4)
     figure, panels = plt.subplots(
         len(rows), len(costs), figsize=size, squeeze=False, layout="constrained"
@@ -158,12 +152,7 @@ def _draw(
     figure.set_layout_engine("none")
     for axis in names:
         _name_points(axis, names[axis])
-    written = [path.with_suffix(suffix) for suffix in (".png", ".svg", ".csv")]
-    for file in written[:2]:
-        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-    plt.close(figure)
-    points.drop(columns="family").to_csv(written[2], index=False)
-    return written
+    return style.save(figure, path, points.drop(columns="family"))
 
 
 def _seeds(rows: list[_Row], points: pd.DataFrame) -> str:
@@ -214,7 +203,7 @@ def _panel(axis: Axes, row: _Row, cost: str, points: pd.DataFrame, styles: dict)
     series = ["origin", "family", "pretrain"]
     for (origin, family, pretrain), line in points[has_ap].groupby(series, sort=False):
         line, own = line.sort_values("x"), origin == "ours"
-        style = styles[family, pretrain]
+        look = styles[family, pretrain]
         std = line.get(f"{row.ap}_std") if own else None
         axis.errorbar(
             line["x"],
@@ -223,10 +212,10 @@ def _panel(axis: Axes, row: _Row, cost: str, points: pd.DataFrame, styles: dict)
             capsize=4,
             markersize=8,
             label=f"{family}, {pretrain} ({origin})",
-            **style | ({} if own else dict(color=_GREY, markerfacecolor="white")),
+            **look | ({} if own else dict(color=style.GREY, markerfacecolor="white")),
         )
         sizes = line["model"].str.removeprefix(f"{family}-")
-        color = style["color"] if own else _GREY
+        color = look["color"] if own else style.GREY
         names += [(*at, color) for at in zip(line["x"], line[row.ap], sizes, strict=True)]
     for (_, family, pretrain), line in points[~has_ap & (points["origin"] == "ours")].groupby(
         series, sort=False

@@ -1,7 +1,7 @@
 """One style for every plot, and the three files that each becomes: PNG, SVG and the CSV behind it.
 
 Series differ by marker and line as well as by color, so that they do in grey too; the colors are
-seaborn's "colorblind" palette.
+seaborn's "colorblind" palette without its pink and yellow, which nearly vanish on white.
 """
 
 import html
@@ -19,9 +19,10 @@ import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
-_MARKERS = "os^DvPX*<>hd"
+_MARKERS = "os^DvPX*<>d"
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _TIP = "tip "  # in front of an artist's id: the rest is what hovering shows
+COLORS = [c for i, c in enumerate(sns.color_palette("colorblind")) if i not in (6, 8)]
 GREY = "0.35"  # of what is not ours
 
 
@@ -33,7 +34,7 @@ def use() -> None:
 
 def looks(names: Iterable[str]) -> dict[str, dict]:
     """Color, marker and linestyle of each name, in order."""
-    parts = zip(names, cycle(sns.color_palette()), cycle(_MARKERS), cycle(_LINES), strict=False)
+    parts = zip(names, cycle(COLORS), cycle(_MARKERS), cycle(_LINES), strict=False)
     return {n: dict(color=c, marker=m, linestyle=line) for n, c, m, line in parts}
 
 

@@ -12,6 +12,7 @@ from .errors import UserError
 
 VERSION = 1  # of both files; raise it when a field changes its meaning
 RECORD, MANIFEST = "record.json", "study.json"
+FOREIGN = "foreign"  # fingerprint of results that this suite did not make, and their folder
 # COCO's twelve figures in pycocotools' order, here in 0..100.
 COCO_FIGURES = (
     "AP",
@@ -33,7 +34,7 @@ LVIS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 @dataclass(frozen=True)
 class Record:
-    """One finished run.
+    """One finished run; or a foreign result, whose unknown fields are None (`analysis.foreign`).
 
     `box` and `mask` map `COCO_FIGURES`, or `LVIS_FIGURES` if `data["kind"]` is "lvis", to 0..100,
     None where the set has no such object. `mask` is empty for a detector without masks.
@@ -49,8 +50,8 @@ class Record:
     box: dict[str, float | None]
     mask: dict[str, float | None]
     predictions: str  # file, relative to the record's folder
-    params: int  # of the whole detector
-    macs: int  # of the whole detector, one image, see experiments.cost
+    params: int | None  # of the whole detector
+    macs: int | None  # of the whole detector, one image, see experiments.cost
     activations: int  # elements that convs, linear layers and attention put out, same image
     encoder_params: int
     encoder_macs: int
@@ -161,3 +162,8 @@ def load_study(folder: str | Path) -> tuple[dict, pd.DataFrame]:
             # A run may be shared with another study, under another name.
             rows.append({**row(read(path), path), "variant": run["variant"]})
     return manifest, pd.DataFrame(rows)
+
+
+def load_foreign(folder: str | Path) -> pd.DataFrame:
+    """The foreign results that were added to the study in `folder`, one row each."""
+    return load(Path(folder) / FOREIGN)

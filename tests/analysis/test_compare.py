@@ -1,8 +1,6 @@
 """Two runs side by side, as pycocotools scores them."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from analysis import compare
 from experiments import records
 from experiments.errors import UserError
 from experiments.records import COCO_FIGURES
-from tests.conftest import ROOT
 from tests.experiments.test_matches import pycocotools, random_set
 from tests.experiments.test_records import make
 
@@ -60,15 +57,59 @@ def test_the_other_way_round_is_the_negative(runs):
     assert back.verdict.iloc[0] == "worse"
 
 
-def test_the_command_says_what_changed_and_costs(runs):
+def test_the_command_says_what_changed_and_costs(runs, analysis):
     _, (ours, _), (base, _) = runs
-    command = [sys.executable, "-W", "ignore", "-m", "analysis", "compare", ours, base]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    code, printed = analysis("compare", ours, base, "--top", 2)
+    assert code == 0
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert lines[0] == "model.count: 0 -> 4"
     assert "GMACs 2.00 3.00 1.50" in lines
-    assert sum(line.startswith(("box ", "mask ")) for line in lines) == 12
+    for kind in ("box", "mask"):
+        start = lines.index(f"{kind} AP of the categories that moved most")
+        moved = compare.categories(ours, base, kind)
+        assert lines[start + 3].startswith(f"{moved.category[0]} {moved.objects[0]} ")
+        assert lines[start + 5] == ""
+        start = lines.index(f"{kind} AP: what the images that moved it most add to the difference")
+        assert lines[start + 3].startswith(f"{compare.images(ours, base, kind).image[0]} ")
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_categories_are_pycocotools(runs, kind):
+    truth, (ours, found), (base, kept) = runs
+    table = compare.categories(ours, base, kind)
+    assert table.difference.abs().is_monotonic_decreasing
+    table = table.set_index("category")
+    for column, results in (("ours", found), ("base", kept)):
+        scores = pycocotools(truth, results, kind)
+        names = {c["id"]: c["name"] for c in truth["categories"]}
+        for k, number in enumerate(scores.params.catIds):
+            precision = scores.eval["precision"][:, :, k, 0, -1]
+            if (precision < 0).all():
+                assert names[number] not in table.index
+            else:
+                expected = 100 * precision.mean()
+                assert table[column][names[number]] == pytest.approx(expected, abs=1e-9)
+    assert ((table.low <= table.difference) & (table.difference <= table.high)).all()
+
+
+def test_images_add_what_leaving_them_out_takes_away(runs):
+    truth, (ours, found), (base, kept) = runs
+    table = compare.images(ours, base)
+    assert len(table) == 60
+    assert table.adds.abs().is_monotonic_decreasing
+    whole = [pycocotools(truth, results, "box").stats[0] for results in (found, kept)]
+    for row in (table.iloc[0], table.iloc[7]):
+        less = dict(
+            truth,
+            images=[i for i in truth["images"] if i["id"] != row.image],
+            annotations=[a for a in truth["annotations"] if a["image_id"] != row.image],
+        )
+        without = [
+            pycocotools(less, [r for r in results if r["image_id"] != row.image], "box").stats[0]
+            for results in (found, kept)
+        ]
+        adds = 100 * ((whole[0] - whole[1]) - (without[0] - without[1]))
+        assert row.adds == pytest.approx(adds, abs=1e-9)
 
 
 def test_runs_on_other_images_are_refused(runs, tmp_path):

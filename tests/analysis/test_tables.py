@@ -1,124 +1,87 @@
-"""Tables and plots from records, without training."""
+"""Tables as text, in every format, and what may be kept of them."""
+
+import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from analysis import plots, tables
-from experiments import records
+from analysis import plots, results, tables
 from experiments.errors import UserError
-from experiments.records import MANIFEST, VERSION, write_json
-from tests.experiments.test_records import make
-
-PUBLISHED = {"none": {"vit-b": "T8a:0", "vit-l": "T2a:0"}, "global": {"vit-b": "T8a:1"}, "own": {}}
-AP = {
-    ("none", 0): 20.0,
-    ("none", 1): 24.0,
-    ("global", 0): 23.0,
-    ("global", 1): 26.0,
-    ("own", 0): 30.0,
-}
 
 
-@pytest.fixture
-def study(tmp_path):
-    """Rows of two seeds, two seeds, and one of two."""
-    folder = tmp_path / "runs" / "mini" / "some-study"
-    runs = []
-    for variant in PUBLISHED:
-        for seed in (0, 1):
-            name = f"{variant}-{seed}"
-            runs.append(dict(variant=variant, seed=seed, folder=name))
-            if (variant, seed) in AP:
-                (folder / name).mkdir(parents=True)
-                ap = AP[variant, seed]
-                box = dict(make().box, AP=ap)
-                macs = {"none": 10, "global": 12, "own": 14}[variant] * 10**8
-                record = make(variant=variant, seed=seed, box=box, macs=macs)
-                records.write(folder / name, record)
-    write_json(
-        folder / MANIFEST,
-        dict(
-            version=VERSION, study="some-study", question="What?", scale="mini",
-            base="none", command="python -m experiments run some-study", runs=runs,
-            variants=[
-                dict(name=v, size="vit-mini", words={}, published=p) for v, p in PUBLISHED.items()
-            ],
-        ),
-    )  # fmt: skip
-    return folder
+def test_markdown(study):
+    found = results.load(study)
+    text = tables.markdown(found)
+    first = text.split("\n\n")[2].splitlines()
+    rows = {line.split("|")[1].strip(): line for line in first}
+    table = found.table.set_index("variant")
+    assert f"{table.ap_box['none']:.1f} ± {table.ap_box_std['none']:.1f} " in rows["none"]
+    own = table.loc["own"]
+    shown = f"{own.ap_box_diff:+.1f} ({own.ap_box_diff_low:+.1f} .. {own.ap_box_diff_high:+.1f})"
+    assert shown in text
+    assert "better, one seed" in text
+    assert "within ±0.5 AP" in text
+    assert "48.9 / 43.9" in text
+    assert "- device: a CPU, threads 1" in text
+    blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
+    assert [len(lines) for lines in blocks] == [5, 5, 5]  # AP, and details of boxes and masks
+    assert "| global " in blocks[2][3]
+    row = table.loc["global"]
+    bounds = (row.ap75_mask_diff_low, row.ap75_mask_diff_high)
+    assert f"{row.ap75_mask_diff:+.1f} ({bounds[0]:+.1f} .. {bounds[1]:+.1f})" in blocks[2][3]
+    for lines in blocks:
+        assert len({line.count("|") for line in lines}) == 1
 
 
-def test_numbers(study):
-    _, table = tables.study_table(study)
-    rows = table.set_index("variant")
-    assert rows.seeds.to_dict() == {"none": 2, "global": 2, "own": 1}
-    assert rows.ap_box.to_dict() == {"none": 22.0, "global": 24.5, "own": 30.0}
-    assert rows.ap_box_std["none"] == pytest.approx(8**0.5)
-    assert pd.isna(rows.ap_box_std["own"])
-    # Differences at the same seed: 3 and 2; for the last row only seed 0 is there.
-    assert rows.ap_box_diff["global"] == 2.5
-    assert rows.ap_box_diff_std["global"] == pytest.approx(0.5**0.5)
-    assert rows.ap_box_diff["own"] == 10.0
-    assert pd.isna(rows.ap_box_diff["none"])
-    assert rows.apl_mask.isna().all()
-
-
-def test_the_papers_figures_stand_beside(study):
-    _, table = tables.study_table(study)
-    rows = table.set_index("variant")
-    assert rows.paper_ap_box_vitb["none"] == 48.9
-    assert rows.paper_ap_mask_vitl["none"] == 47.2
-    assert rows.paper_ap_box_vitb["global"] == 51.2
-    assert pd.isna(rows.paper_ap_box_vitb["own"])
-
-
-def test_columns_that_readers_rely_on(study):
-    _, table = tables.study_table(study)
-    promised = (
-        "variant scale size seeds ap_box ap_box_std ap_mask ap_mask_std params macs train_seconds "
-        "peak_memory_mib paper_ap_box_vitb paper_ap_box_vitl"
-    )
-    assert set(promised.split()) <= set(table.columns)
+def test_what_is_not_comparable_is_said(study):
+    found = replace(results.load(study), notes=["own differs from none in data: d -> other"])
+    for form in ("md", "latex", "html", "text"):
+        text = tables.whole(found, form)
+        assert "own differs from none in data" in text.replace("&gt;", ">"), form
 
 
 def test_a_study_without_any_result(study):
     for path in study.rglob("record.json"):
         path.unlink()
-    manifest, table = tables.study_table(study)
-    assert table.seeds.tolist() == [0, 0, 0]
-    assert table.ap_box.isna().all()
-    assert "| none | 0 |" in tables.markdown(manifest, table, tables.provenance(study))
-    assert plots.ap_vs_macs(manifest, table, study / "ap_vs_macs") == []
+    found = results.load(study)
+    assert "none" in tables.markdown(found)
+    assert plots.ap_vs_macs(found, study / "ap_vs_macs") == []
 
 
-def test_markdown(study):
-    manifest, table = tables.study_table(study)
-    text = tables.markdown(manifest, table, tables.provenance(study))
-    assert "| none | 2 | 22.0 ± 2.8 |" in text
-    assert "+2.5 ± 0.7" in text
-    assert "48.9 / 43.9" in text
-    assert "- device: a CPU, threads 1" in text
-    tables_found = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
-    assert [len(lines) for lines in tables_found] == [5, 5]
-    for lines in tables_found:
-        assert len({line.count("|") for line in lines}) == 1
+def test_the_formats(study, tmp_path):
+    found = results.load(study)
+    texts = {form: tables.whole(found, form) for form in tables.FORMATS}
+    assert texts["md"] == tables.markdown(found)
+    assert texts["latex"].count(r"\\") == 4
+    around = re.sub(r"\\begin.*\\end{tabular}\n", "", texts["latex"], flags=re.DOTALL)
+    assert all(line.startswith("% ") for line in around.splitlines())
+    assert texts["html"].count("<tr>") == 4
+    (tmp_path / "table.csv").write_text(texts["csv"])
+    assert pd.read_csv(tmp_path / "table.csv").ap_box.tolist() == found.table.ap_box.tolist()
+    assert "some-study, mini scale, vit-mini" in texts["text"]
 
 
-def test_plot_shows_every_row_with_its_spread(study):
-    manifest, table = tables.study_table(study)
-    written = plots.ap_vs_macs(manifest, table, study / "ap_vs_macs")
-    assert [path.name for path in written] == ["ap_vs_macs.png", "ap_vs_macs.svg"]
-    drawn = written[1].read_text()
-    for text in ("none", "global", "own", "box AP", "mask AP", "GMACs of the detector, one image"):
-        assert f">{text}<" in drawn
-    assert written[0].read_bytes().startswith(b"\x89PNG")
+def test_the_command_prints_all_studies(study, tmp_path, analysis):
+    code, printed = analysis("tables", "--runs", tmp_path / "runs", "--format", "md")
+    assert code == 0
+    assert printed == tables.markdown(results.load(study)) + "\n"
+
+
+def test_wrong_words_are_told_in_a_line(study, tmp_path, analysis):
+    code, printed = analysis("tables", study, "--format", "latx")
+    assert code == 2
+    assert "unknown format 'latx': did you mean 'latex'?" in printed
+    code, printed = analysis("tables", "--runs", tmp_path / "nowhere")
+    assert code == 2
+    assert printed.startswith("error: no study was run in")
 
 
 def test_results_keep_whole_studies_with_their_own_settings(study):
-    manifest, table = tables.study_table(study)
+    found = results.load(study)
     with pytest.raises(UserError, match="some rows of this one are not done"):
-        tables.check_publishable(manifest, table.assign(seeds=[2, 2, 0]))
-    tables.check_publishable(manifest, table)
-    manifest["command"] += " --overrides train.max_iter=4"
+        tables.check_publishable(replace(found, table=found.table.assign(seeds=[2, 2, 0])))
+    tables.check_publishable(found)
+    found.manifest["command"] += " --overrides train.max_iter=4"
     with pytest.raises(UserError, match="run it without --overrides"):
-        tables.check_publishable(manifest, table)
+        tables.check_publishable(found)

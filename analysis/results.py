@@ -1,0 +1,244 @@
+"""A study as it stands: what was asked for, the runs that are done, their table, and what in it is
+not comparable."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from experiments.config import NOT_IDENTITY
+from experiments.errors import UserError
+from experiments.records import FOREIGN, MANIFEST, load_foreign, load_study
+
+from . import bootstrap
+from .bootstrap import DELTA, Draws, Estimate
+from .paper import published
+
+# COCO's, and LVIS's by how often a category occurs: rare, common, frequent.
+FIGURES = ("ap", "ap50", "ap75", "aps", "apm", "apl", "apr", "apc", "apf")
+KINDS = ("box", "mask")
+PAPER_SIZES = ("vit-b", "vit-l")
+_COSTS = ("params", "macs", "activations", "encoder_params", "encoder_macs")
+_MEASURED = ("train_seconds", "images_per_second", "peak_memory_mib")
+# Of a record, beside its config: what makes AP or costs another thing.
+_SAME = ("precision", "device", "threads", "memory_kind", "input_size")
+_SHOWN = 6  # differences of a row that are named
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """A study that was run in `folder`, runs/<scale>/<study>.
+
+    Attributes:
+        manifest: what was asked for, see `experiments.records.load_study`.
+        records: one row per finished run and foreign result.
+        table: one row per variant; unfinished ones are empty. AP is in 0..100, the mean over seeds.
+            `_std` is the sample standard deviation over seeds (empty for one seed), `ap_<kind>_low`
+            and `_high` are the 95 % interval of the mean. `ap_<kind>_diff` is the difference of the
+            means to the base row, over the seeds that both have, with its interval in `_diff_low`
+            and `_diff_high` and what it says in `_verdict` (`analysis.bootstrap.Estimate`); so for
+            every figure. `macs`
+            are of the whole detector and one image. `paper_*` are the paper's, for its sizes, at
+            COCO scale.
+        delta: AP; smaller differences are of no interest.
+        notes: what in the table is not comparable, or lacks intervals, a line each.
+    """
+
+    folder: Path
+    manifest: dict
+    records: pd.DataFrame
+    table: pd.DataFrame
+    delta: float
+    notes: list[str]
+
+
+def load(folder: str | Path, delta: float = DELTA) -> Results:
+    """The study that was run in `folder`.
+
+    Raises:
+        UserError: nothing was run there, or a file is broken or of another version.
+    """
+    manifest, records = load_study(folder)
+    foreign = load_foreign(folder)
+    if len(foreign):
+        records = pd.concat([records, foreign], ignore_index=True)
+        rows = [dict(name=name, size="", words={}, published={}) for name in foreign["variant"]]
+        manifest = {**manifest, "variants": [*manifest["variants"], *rows]}
+    draws, notes = _draws(records)
+    estimates = _Estimates(manifest, records, draws, delta)
+    rows = [_row(manifest, variant, records, estimates) for variant in manifest["variants"]]
+    notes += _differences(manifest, records)
+    return Results(Path(folder), manifest, records, pd.DataFrame(rows), delta, notes)
+
+
+def folders(chosen: Sequence[Path] | None, runs: Path) -> list[Path]:
+    """The folders of studies that were chosen, or else all in `runs`.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = list(chosen or sorted(path.parent for path in runs.glob(f"*/*/{MANIFEST}")))
+    if not found:
+        raise UserError(f"no study was run in {runs}: run one, e.g. make ablation-count")
+    return found
+
+
+def _draws(records: pd.DataFrame) -> tuple[dict[tuple[str, str], Draws], list[str]]:
+    """Of each record's path and kind, and why there are none of some."""
+    found, notes = {}, []
+    for path in records.get("path", ()):
+        folder = Path(path).parent
+        for kind in KINDS:
+            try:
+                found[path, kind] = bootstrap.of_run(folder, kind)
+            except UserError as error:
+                row = records[records["path"] == path].iloc[0]
+                if not pd.isna(row.get(f"ap_{kind}")):
+                    notes.append(f"{row['variant']}: no interval of {kind} AP: {error}")
+    return found, notes
+
+
+class _Estimates:
+    """Means and differences with their errors, where all runs of a row have draws."""
+
+    def __init__(self, manifest: dict, records: pd.DataFrame, draws: dict, delta: float):
+        self.base, self.draws, self.delta = manifest["base"], draws, delta
+        self.records = records
+
+    def of(self, variant: str, kind: str) -> dict[str, Any]:
+        """Columns of `Results.table`."""
+        ours, base = (_of(self.records, name) for name in (variant, self.base))
+        row: dict[str, Any] = {}
+        alone = self._estimates(kind, ours)["ap"]
+        row[f"ap_{kind}_low"], row[f"ap_{kind}_high"] = alone.interval() if alone else (None, None)
+        # A foreign result has no seed of ours: it is set against all runs of the base.
+        if FOREIGN not in set(ours["fingerprint"]):
+            seeds = ours.index.intersection(base.index)
+            ours, base = ours.loc[seeds], base.loc[seeds]
+        try:
+            estimates = self._estimates(kind, ours, base)
+        except UserError as error:
+            raise UserError(f"{variant} and {self.base}: {error}") from error
+        if variant == self.base:
+            return row
+        for figure in FIGURES:
+            row |= self._difference(f"{figure}_{kind}", ours, base, estimates[figure])
+        return row
+
+    def _difference(
+        self, column: str, ours: pd.DataFrame, base: pd.DataFrame, estimate: Estimate | None
+    ) -> dict[str, Any]:
+        known = column in ours and column in base
+        row = {f"{column}_diff": ours[column].mean() - base[column].mean() if known else None}
+        row[f"{column}_diff_low"], row[f"{column}_diff_high"] = (
+            estimate.interval() if estimate else (None, None)
+        )
+        verdict = estimate.verdict(self.delta) if estimate else ""
+        # Of one seed it is about two trained detectors, which nobody asks about.
+        alone = ", one seed" if estimate and estimate.std_seeds is None else ""
+        return row | {f"{column}_verdict": verdict + alone}
+
+    def _estimates(self, kind: str, *groups: pd.DataFrame) -> dict[str, Estimate | None]:
+        """Of one group of runs, or of the difference of two, by column."""
+        runs = [[self.draws.get((path, kind)) for path in group["path"]] for group in groups]
+        if not all(group and all(group) for group in runs):
+            return dict.fromkeys(FIGURES)
+        estimate = bootstrap.bootstrap if len(runs) == 1 else bootstrap.paired
+        found = {figure.lower(): value for figure, value in estimate(*runs).items()}
+        return dict.fromkeys(FIGURES) | found
+
+
+def _row(
+    manifest: dict, variant: dict, records: pd.DataFrame, estimates: _Estimates
+) -> dict[str, Any]:
+    name = variant["name"]
+    mine = _of(records, name)
+    row = dict(variant=name, scale=manifest["scale"], size=variant["size"], seeds=len(mine))
+    for kind in KINDS:
+        for figure in FIGURES:
+            values = mine.get(f"{figure}_{kind}", pd.Series(dtype=float)).astype(float)
+            row[f"{figure}_{kind}"] = values.mean()
+            row[f"{figure}_{kind}_std"] = values.std()
+        row |= estimates.of(name, kind)
+    for column in _COSTS:
+        row[column] = mine[column].iloc[0] if len(mine) else None
+    for column in _MEASURED:
+        row[column] = mine[column].mean() if len(mine) else None
+    for size in _paper_sizes(manifest):
+        for kind in KINDS:
+            where = variant["published"].get(size or variant["size"], "").split()
+            value = published().at[where[0], f"ap_{kind}"] if where else None
+            row[paper_column(kind, size)] = value
+    return row
+
+
+def _paper_sizes(manifest: dict) -> tuple[str, ...]:
+    """Sizes that the paper's figures are shown for; "": of each row its own."""
+    sizes = {variant["size"] for variant in manifest["variants"]} - {""}
+    return PAPER_SIZES if len(sizes) == 1 and sizes <= {"vit-mini", *PAPER_SIZES} else ("",)
+
+
+def paper_column(kind: str, size: str) -> str:
+    """Where the table has the paper's AP of a size; "": of each row's own."""
+    return f"paper_ap_{kind}" + f"_{size.replace('-', '')}" * bool(size)
+
+
+def _of(records: pd.DataFrame, variant: str) -> pd.DataFrame:
+    """A variant's records by seed."""
+    if records.empty:
+        return pd.DataFrame(columns=["path", "fingerprint"])
+    return records[records["variant"] == variant].set_index("seed").sort_index()
+
+
+# ---- What is not comparable --------------------------------------------------------------------
+
+
+def _differences(manifest: dict, records: pd.DataFrame) -> list[str]:
+    """What rows differ in from the base beside their networks, a line each."""
+    base = _of(records, manifest["base"])
+    if base.empty:
+        return []
+    lines = []
+    for variant in manifest["variants"]:
+        runs = _of(records, variant["name"])
+        if runs.empty:
+            continue
+        if FOREIGN in set(runs["fingerprint"]):
+            lines.append(f"{variant['name']} is a foreign result: how it was trained is not known")
+            continue
+        found = dict.fromkeys(
+            line for _, run in runs.iterrows() for line in _recipe_differences(run, base.iloc[0])
+        )
+        if found:
+            more = [f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN)
+            shown = "; ".join([*list(found)[:_SHOWN], *more])
+            lines.append(f"{variant['name']} differs from {manifest['base']} in {shown}")
+    return lines
+
+
+def _recipe_differences(ours: pd.Series, base: pd.Series) -> list[str]:
+    def recipe(run: pd.Series) -> dict[str, Any]:
+        flat = flat_config(run["config"])
+        flat = {k: v for k, v in flat.items() if not k.startswith("model.")}
+        flat |= {"data": run["data"]["digest"]} | {key: run[key] for key in _SAME}
+        return {k: v for k, v in flat.items() if k not in ("train.seed", *NOT_IDENTITY)}
+
+    return changes(recipe(ours), recipe(base))
+
+
+def changes(ours: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    """What differs between two flat configs, as "key: base's -> ours"."""
+    keys = [k for k in dict.fromkeys([*base, *ours]) if base.get(k) != ours.get(k)]
+    return [f"{key}: {base.get(key)} -> {ours.get(key)}" for key in keys]
+
+
+def flat_config(node: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config by dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    flat: dict[str, Any] = {}
+    for key, part in node.items():
+        flat |= flat_config(part, f"{prefix}.{key}".lstrip("."))
+    return flat

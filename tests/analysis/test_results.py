@@ -1,0 +1,149 @@
+"""A study's numbers: means, spreads, differences with intervals, and what is not comparable."""
+
+import dataclasses
+import json
+
+import pandas as pd
+import pytest
+
+from analysis import bootstrap, results
+from experiments import records
+from experiments.errors import UserError
+
+
+def aps(study, variant: str, kind: str = "box") -> list[float]:
+    files = sorted(study.glob(f"{variant}-*/record.json"))
+    return [json.loads(path.read_text())[kind]["AP"] for path in files]
+
+
+def test_means_spreads_and_differences(study):
+    rows = results.load(study).table.set_index("variant")
+    assert rows.seeds.to_dict() == {"none": 2, "global": 2, "own": 1}
+    for kind in ("box", "mask"):
+        base, ours = aps(study, "none", kind), aps(study, "global", kind)
+        row = rows.loc["global"]
+        assert row[f"ap_{kind}"] == pytest.approx(sum(ours) / 2)
+        assert row[f"ap_{kind}_std"] == pytest.approx(abs(ours[0] - ours[1]) / 2**0.5)
+        assert row[f"ap_{kind}_diff"] == pytest.approx((sum(ours) - sum(base)) / 2)
+        # Of the last row only seed 0 is there: it is set against the base's seed 0.
+        (alone,) = aps(study, "own", kind)
+        assert rows[f"ap_{kind}_diff"]["own"] == pytest.approx(alone - base[0])
+        assert pd.isna(rows[f"ap_{kind}_std"]["own"])
+        assert pd.isna(rows[f"ap_{kind}_diff"]["none"])
+
+
+def test_intervals_and_verdicts_are_those_of_the_bootstrap(study):
+    rows = results.load(study, delta=3).table.set_index("variant")
+    drawn = {v: [bootstrap.of_run(f) for f in sorted(study.glob(f"{v}-*"))] for v in rows.index}
+    expected = bootstrap.paired(drawn["global"], drawn["none"])["AP"]
+    row = rows.loc["global"]
+    assert (row.ap_box_diff_low, row.ap_box_diff_high) == expected.interval()
+    assert row.ap_box_verdict == expected.verdict(3)
+    assert (row.ap_box_low, row.ap_box_high) == bootstrap.bootstrap(drawn["global"])[
+        "AP"
+    ].interval()
+    alone = bootstrap.paired(drawn["own"], drawn["none"][:1])["AP"]
+    assert alone.verdict(3) == "better"
+    assert rows.loc["own"].ap_box_verdict == "better, one seed"
+    assert rows.loc["own"].ap_box_diff_low == alone.interval()[0]
+
+
+def test_draws_are_kept_beside_the_records(study, monkeypatch):
+    for path in study.glob("*/draws_*.npz"):
+        path.unlink()
+    first = results.load(study).table
+    assert len(list(study.glob("*/draws_*.npz"))) == 10
+    monkeypatch.setattr(bootstrap, "draw", None)
+    pd.testing.assert_frame_equal(results.load(study).table, first)
+
+
+def test_draws_of_other_predictions_are_not_used(study):
+    before = results.load(study).table.set_index("variant")
+    path = study / "own-0" / "coco_instances_results.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[::4]))
+    after = results.load(study).table.set_index("variant")
+    assert after.ap_box_high["own"] != before.ap_box_high["own"]
+    assert after.ap_box_high["none"] == before.ap_box_high["none"]
+
+
+def test_the_papers_figures_stand_beside(study):
+    rows = results.load(study).table.set_index("variant")
+    assert rows.paper_ap_box_vitb["none"] == 48.9
+    assert rows.paper_ap_mask_vitl["none"] == 47.2
+    assert rows.paper_ap_box_vitb["global"] == 51.2
+    assert pd.isna(rows.paper_ap_box_vitb["own"])
+
+
+def test_columns_that_readers_rely_on(study):
+    promised = (
+        "variant scale size seeds ap_box ap_box_std ap_box_low ap_box_high ap_box_diff "
+        "ap_box_diff_low ap_box_diff_high ap_box_verdict ap_mask ap_mask_std params macs "
+        "train_seconds peak_memory_mib paper_ap_box_vitb paper_ap_box_vitl"
+    )
+    assert set(promised.split()) <= set(results.load(study).table.columns)
+
+
+def rewrite(run, **changes) -> None:
+    record = records.read(run / "record.json")
+    records.write(run, dataclasses.replace(record, **changes))
+
+
+def test_runs_of_one_recipe_need_no_note(study):
+    assert results.load(study).notes == []
+
+
+def test_another_recipe_or_device_is_named(study):
+    config = {"model": {"word": "global"}, "train": {"seed": 1, "max_iter": 7}}
+    rewrite(study / "global-1", config=config, device="another CPU")
+    assert results.load(study).notes == [
+        "global differs from none in train.max_iter: 9 -> 7; device: a CPU -> another CPU"
+    ]
+
+
+def test_other_training_data_are_named(study):
+    data = records.read(study / "own-0" / "record.json").data
+    rewrite(study / "own-0", data={**data, "digest": "other"})
+    assert results.load(study).notes == ["own differs from none in data: d -> other"]
+
+
+def test_other_validation_images_are_refused(study, finished, tmp_path):
+    truth = json.loads((finished.parent / "truth.json").read_text())
+    gone = truth["images"].pop()["id"]
+    (tmp_path / "other.json").write_text(json.dumps(truth))
+    run = study / "own-0"
+    data = records.read(run / "record.json").data
+    rewrite(run, data={**data, "val": str(tmp_path / "other.json")})
+    kept = json.loads((run / "coco_instances_results.json").read_text())
+    kept = [result for result in kept if result["image_id"] != gone]
+    (run / "coco_instances_results.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="own and none: runs were evaluated on different images"):
+        results.load(study)
+
+
+def test_without_predictions_the_row_stays_and_is_named(study):
+    (study / "own-0" / "coco_instances_results.json").unlink()
+    found = results.load(study)
+    row = found.table.set_index("variant").loc["own"]
+    assert row.ap_box == aps(study, "own")[0]
+    assert row.ap_box_diff == pytest.approx(aps(study, "own")[0] - aps(study, "none")[0])
+    assert pd.isna(row.ap_box_diff_low)
+    assert row.ap_box_verdict == ""
+    assert [note.partition(": cannot read")[0] for note in found.notes] == [
+        "own: no interval of box AP", "own: no interval of mask AP"
+    ]  # fmt: skip
+
+
+def test_a_study_without_any_result(study):
+    for path in study.rglob("record.json"):
+        path.unlink()
+    found = results.load(study)
+    assert found.table.seeds.tolist() == [0, 0, 0]
+    assert found.table.ap_box.isna().all()
+
+
+def test_all_studies_or_those_that_were_chosen(study, tmp_path):
+    runs = tmp_path / "runs"
+    assert results.folders(None, runs) == [study]
+    assert results.folders([study / ".."], runs) == [study / ".."]
+    with pytest.raises(UserError, match="no study was run in"):
+        results.folders([], tmp_path / "nowhere")
