@@ -145,8 +145,8 @@ def load_study(folder: str | Path) -> tuple[dict, pd.DataFrame]:
     """What was asked for in a study's folder, and the records that are there.
 
     Returns:
-        The manifest (study, question, scale, size, base, variants, runs, command), and one row per
-        finished run of it, in the study's order of rows.
+        The manifest (study, source, question, scale, size, base, variants, runs, command), and one
+        row per finished run of it, in the study's order of rows.
 
     Raises:
         UserError: nothing was run there, or a file is broken or of another version.

@@ -133,6 +133,7 @@ def write_manifest(
         dict(
             version=VERSION,
             study=study.name,
+            source=_source(study, runs[0]),
             question=study.question,
             scale=runs[0].scale,
             base=rows[0].variant.name,
@@ -156,6 +157,11 @@ def write_manifest(
             command=command,
         ),
     )
+
+
+def _source(study: Study, run: Run) -> str:
+    """What `studies.find` takes, from any folder."""
+    return run.source if run.source == study.name else str(Path(run.source).absolute())
 
 
 def trainings_first(runs: list[Run]) -> list[Run]:

@@ -5,13 +5,18 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
 
 from analysis import results as results_of
 from analysis.__main__ import app, console
-from experiments import average_precision, commands, matches, records
-from experiments.records import MANIFEST, VERSION, write_json
+from experiments import average_precision, commands, config, matches, records
+from experiments.records import FOREIGN, MANIFEST, VERSION, write_json
+from tests.conftest import ROOT
 from tests.experiments.test_matches import random_set
 from tests.experiments.test_records import make
 
@@ -94,3 +99,35 @@ def analysis(monkeypatch, capsys) -> Callable[..., tuple[int, str]]:
         return code, capsys.readouterr().out
 
     return call
+
+
+@pytest.fixture(scope="session")
+def _trained_run(tmp_path_factory, small_set) -> Path:
+    """What `trained_run` is a copy of."""
+    folder = tmp_path_factory.mktemp("study") / "run"
+    folder.mkdir()
+    cfg = config.load(ROOT / "configs/mini/mask_rcnn_vit_mini.py")
+    cfg.dataloader.test.dataset = small_set["val"]
+    LazyConfig.save(cfg, str(folder / "config.yaml"))
+    torch.manual_seed(0)
+    torch.save({"model": instantiate(cfg.model).state_dict()}, folder / "model_final.pth")
+    return folder
+
+
+@pytest.fixture
+def trained_run(_trained_run, tmp_path) -> Path:
+    """A finished run's folder as far as its encoder is concerned, untrained."""
+    return Path(shutil.copytree(_trained_run, tmp_path / "run"))
+
+
+def runs_of(*folders: Path) -> SimpleNamespace:
+    """What a picture needs of `Results`: rows a, b, ..., one that has not run, a foreign one."""
+    names = [chr(ord("a") + i) for i in range(len(folders))]
+    rows = [
+        dict(variant=name, seed=0, path=str(folder / "record.json"), fingerprint="0")
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    foreign = dict(variant="theirs", seed=0, path="nowhere/record.json", fingerprint=FOREIGN)
+    table = pd.DataFrame(dict(variant=[*names, "unfinished", "theirs"]))
+    records = pd.DataFrame([*rows, foreign] if rows else [])
+    return SimpleNamespace(manifest=dict(study="known"), records=records, table=table)
