@@ -11,6 +11,9 @@ JOBS ?=#            runs side by side; default: one per GPU or core
 YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
 KEEP ?=#            KEEP=1: keep the table and plot in results/ too
 DELTA ?= 0.5#       AP; differences smaller than this are of no interest, verdicts say "equal"
+STUDY ?=#           of plan
+GPUS ?=#            of plan: number of GPUs
+DEVICE ?=#          of plan: a GPU by name, e.g. h100; default: this machine
 KIND ?=#            of data: coco or lvis
 DATASET ?=#         train on your own COCO-format set: annotations.json,images/
 VAL ?=#             evaluate on your own: annotations.json,images/
@@ -36,11 +39,11 @@ DETECTRON2_WHEEL := sal-detectron2==0.7.2
 NOT_INSTALLED := opencv-python cython
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS YES KEEP KIND DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
+export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS YES KEEP KIND DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 
-ifneq ($(GPUS)$(LAUNCHER),)
-$(error GPUS and LAUNCHER are not built yet: one run uses one device, runs go side by side with JOBS)
+ifneq ($(if $(filter plan,$(MAKECMDGOALS)),,$(GPUS))$(LAUNCHER),)
+$(error GPUS (but for plan) and LAUNCHER are not built yet: one run uses one device, runs go side by side with JOBS)
 endif
 
 # Another PYTHON, TORCH or DETECTRON2 than the installed one means installing again.
@@ -98,6 +101,11 @@ plots: $(INSTALLED) ## Every plot of every study that was run: PNG, SVG and the 
 .PHONY: report
 report: $(INSTALLED) ## All studies that were run on one page: runs/report/report.html and report.md
 	@$(RUN) analysis report --delta "$$DELTA"
+
+.PHONY: plan
+plan: $(INSTALLED) ## What a study will take before it runs: STUDY= SCALE= GPUS= DEVICE=
+	@$(RUN) experiments plan "$$STUDY" --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
+		--variants "$$VARIANTS" --overrides "$$OVERRIDES" --gpus "$${GPUS:-0}" --device "$$DEVICE"
 
 .PHONY: studies
 studies: $(INSTALLED) ## List the studies: question, rows, runs done

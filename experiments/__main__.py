@@ -1,5 +1,6 @@
 """What to run, and running it: `python -m experiments --help`."""
 
+import logging
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ from .errors import UserError
 
 # Of what the libraries under detectron2 call in each other: nothing that a user can change.
 warnings.simplefilter("ignore", FutureWarning)
+logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -99,6 +101,32 @@ def run(
         console.print(f"{name} failed: {progress.error}\n  log: {progress.log}", highlight=False)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
+    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
+    size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
+    seeds: Annotated[int, typer.Option(help="Number of seeds; 0: the study's.", min=0)] = 0,
+    variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
+    overrides: Overrides = "",
+    gpus: Annotated[int, typer.Option(help="Number of GPUs; 0: what there is.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="A GPU by name; default: this machine.")] = "",
+) -> None:
+    """Say what a study will take before it runs: hours, memory, disk, row by row."""
+    from . import studies
+
+    found = studies.find(study)
+
+    from . import config
+    from . import plan as plans
+    from . import runs as planning
+
+    words = config.parse_overrides(overrides)
+    chosen = [name.strip() for name in variants.split(",") if name.strip()]
+    rows = planning.rows(found, scale, size, words, chosen)
+    plans.show(found, rows, scale, seeds, words, device, gpus, console)
 
 
 @app.command()

@@ -1,19 +1,231 @@
-"""What a study at coco scale will take, said before it starts."""
+"""What training will take: time on a GPU of some name, or on this machine; memory; disk."""
 
 import functools
+import itertools
+import math
+import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
 
 import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
+from omegaconf import DictConfig
 from rich.console import Console
 
 from . import config
 from .cost import detector_cost
-from .errors import UserError
+from .errors import UserError, unknown
 from .runs import Run
+from .train import Trainer
+from .training_cost import Step, training_step
 
-_PASSES = 3  # a backward pass multiplies twice what the forward pass does
 _FREE_HOURS = 3.0  # on a CPU; what takes longer must be wanted
+_CPU_SHARE = 0.7  # of this CPU's rate of large products, see docs/plan.md
+
+
+# ---- GPUs by name --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its vendor describes it."""
+
+    title: str
+    tflops: float  # dense bfloat16 products with float32 sums; 2 FLOPs are 1 MAC
+    memory_gb: float  # 1e9 bytes
+    source: str
+
+
+_H100 = "NVIDIA H100 datasheet: half of the rate with sparsity"
+GPUS = {
+    "a100-40gb": Gpu("NVIDIA A100 40 GB", 312, 40, "NVIDIA A100 datasheet"),
+    "a100-80gb": Gpu("NVIDIA A100 80 GB", 312, 80, "NVIDIA A100 datasheet"),
+    "h100": Gpu("NVIDIA H100 SXM", 989.5, 80, _H100),
+    "h100-pcie": Gpu("NVIDIA H100 PCIe", 756.5, 80, _H100),
+    "h200": Gpu("NVIDIA H200 SXM", 989.5, 141, _H100.replace("H100", "H200")),
+    "l40s": Gpu("NVIDIA L40S", 362.05, 48, "NVIDIA L40S datasheet"),
+    "rtx-4090": Gpu(
+        "NVIDIA GeForce RTX 4090", 165.2, 24, "NVIDIA Ada GPU architecture whitepaper, appendix A"
+    ),
+}
+# Of an A100 in training: fitted to the times of detectron2's twelve released ViT models, counted in
+# the textbook form, as detectron2 computes attention (docs/plan.md has the errors).
+_A100_MACS_PER_SECOND = 12.7e12
+SECONDS_PER_KERNEL = 47e-6  # with one image per pass
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU of that name; UserError with the nearest one if there is none."""
+    if name not in GPUS:
+        raise unknown("device", name, GPUS)
+    return GPUS[name]
+
+
+def seconds_on(gpu: Gpu, step: Step) -> float:
+    """Of one image's forward and backward pass, counted in the textbook form.
+
+    The rate of products is an A100's achieved one times the ratio of both vendors' rates; the time
+    of a kernel is an A100's on every GPU, as that of small ones is the host's.
+    """
+    rate = _A100_MACS_PER_SECOND * gpu.tflops / GPUS["a100-40gb"].tflops
+    return step.macs / rate + step.kernels * SECONDS_PER_KERNEL
+
+
+# ---- This machine --------------------------------------------------------------------------------
+
+
+_WARMUP, _ITERATIONS = 2, 5
+
+
+def measured_images(cfg: DictConfig) -> int:
+    """Images that `measured_seconds` trains on."""
+    return math.prod(_micro_batches(cfg)) * (_WARMUP + _ITERATIONS)
+
+
+def _micro_batches(cfg: DictConfig) -> tuple[int, int]:
+    """Of a measured iteration, how many, four at most, and the images of each."""
+    total = cfg.dataloader.train.total_batch_size
+    micro = min(cfg.dataloader.train.micro_batch_size, total)
+    return min(total // micro, 4), micro
+
+
+def measured_seconds(cfg: DictConfig) -> float:
+    """Seconds per image of real training iterations on this machine, data loading left out.
+
+    Images are noise with eight objects each. The median iteration counts.
+    """
+    side = cfg.dataloader.image_size
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    accumulate, micro = _micro_batches(cfg)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(cfg.train.threads or threads)
+        model = instantiate(cfg.model).to(device)
+        trainer = Trainer(
+            model,
+            itertools.repeat([_image(side) for _ in range(micro)]),
+            torch.optim.AdamW(model.parameters(), lr=0.0),
+            accumulate=accumulate,
+            amp=cfg.train.amp,
+            clip_grad_norm=cfg.train.clip_grad_norm,
+            log_period=_WARMUP + _ITERATIONS + 1,
+        )
+        model.train()
+        seconds = []
+        with EventStorage():
+            for trainer.iter in range(_WARMUP + _ITERATIONS):
+                start = time.perf_counter()
+                trainer.run_step()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return median(seconds[_WARMUP:]) / (accumulate * micro)
+
+
+def _image(side: int) -> dict:
+    """What a mapper hands to a detector: eight boxes along the diagonal."""
+    corners = torch.linspace(0, side / 2, 8)
+    boxes = torch.stack([corners, corners, corners + side / 4, corners + side / 4], 1)
+    instances = Instances((side, side), gt_boxes=Boxes(boxes), gt_classes=torch.zeros(8).long())
+    instances.gt_masks = PolygonMasks(
+        [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.double().numpy()]
+    )
+    image = torch.randint(0, 256, (3, side, side), dtype=torch.uint8)
+    return dict(image=image, instances=instances, height=side, width=side)
+
+
+def cpu_seconds(cfg: DictConfig) -> float:
+    """Seconds per image on this CPU, from its rate of large products."""
+    dtype = torch.bfloat16 if cfg.train.amp else torch.float32
+    size = detector_cost(cfg.model).size
+    macs = training_step(cfg.model, 1, size, amp=cfg.train.amp, textbook=True).macs
+    return macs / (_CPU_SHARE * macs_per_second(dtype))
+
+
+@functools.cache
+def macs_per_second(dtype: torch.dtype, side: int = 1024, seconds: float = 0.5) -> float:
+    """Of products of two square matrices on this CPU."""
+    a = torch.rand(side, side).to(dtype)
+    a @ a  # threads start
+    start, products = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        a @ a
+        products += 1
+    return products * side**3 / (time.perf_counter() - start)
+
+
+def memory_here() -> int:
+    """Bytes of this machine's GPU, or else of its main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# ---- Memory and disk -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of training on one device, by the images of a micro batch."""
+
+    fixed: int
+    per_image: int
+    least: int  # while the optimizer steps, without any image
+
+    def of(self, images: int) -> int:
+        return max(self.fixed + images * self.per_image, self.least)
+
+    def largest_batch(self, available: float, total: int) -> int:
+        """The largest micro batch that divides `total` and fits; 0: none does."""
+        fitting = (n for n in range(1, total + 1) if total % n == 0 and self.of(n) <= available)
+        return max(fitting, default=0)
+
+
+def memory(
+    cfg_model: DictConfig, params: int, size: tuple[int, int], amp: bool, checkpointing: bool | None
+) -> Memory:
+    """What training with AdamW takes: float32 weights, gradients and two averages, and what
+    `training_step` counts of one image and of two.
+
+    Args:
+        params: of the detector; others as of `training_step`.
+    """
+    one, two = (training_step(cfg_model, n, size, amp, checkpointing).peak_bytes for n in (1, 2))
+    per_image = two - one
+    # torch's AdamW on a GPU holds one more number per weight while it steps.
+    return Memory(16 * params + one - per_image, per_image, 20 * params)
+
+
+_CHECKPOINTS = 3  # the last two and the final one, each with the optimizer's state
+_BYTES_PER_PARAM = 12
+_BYTES_PER_DETECTION = 500  # as JSON, see docs/plan.md
+_BYTES_PER_LOG = 1000  # of metrics.json and log.txt
+
+
+def disk_bytes(cfg: DictConfig, params: int, val_images: int, trains: bool = True) -> int:
+    """At most: a run's checkpoints, its detections with masks on the validation images, its logs.
+
+    Args:
+        trains: False: it evaluates what another run trained.
+    """
+    heads = cfg.model.get("roi_heads")
+    if heads is None:
+        detections = cfg.model.max_detections_per_image
+    else:
+        predictors = heads.get("box_predictors") or [heads.box_predictor]
+        detections = predictors[-1].test_topk_per_image
+    logs = cfg.train.max_iter // cfg.train.log_period * _BYTES_PER_LOG
+    training = _CHECKPOINTS * _BYTES_PER_PARAM * params + logs
+    return val_images * detections * _BYTES_PER_DETECTION + trains * training
+
+
+# ---- Before a run --------------------------------------------------------------------------------
 
 
 def announce(runs: Sequence[Run], yes: bool, console: Console) -> None:
@@ -35,22 +247,19 @@ def announce(runs: Sequence[Run], yes: bool, console: Console) -> None:
     if gpu:
         return
     hours = cpu_hours(runs)
-    text = f"training will take about {_duration(hours)} on this CPU, there is no GPU"
+    text = f"training will take about {duration(hours)} on this CPU, there is no GPU"
     if hours > _FREE_HOURS and not yes:
         raise UserError(f"{text}: say YES=1 (--yes) to start all the same, or use SCALE=mini")
     console.print(text)
 
 
 def cpu_hours(runs: Sequence[Run]) -> float:
-    """Hours of training's products at this CPU's rate of large ones; shared trainings once."""
+    """Hours of training on this CPU; shared trainings once."""
     trainings = {config.training_fingerprint(run.cfg, run.data.digest): run for run in runs}
-    seconds = 0.0
-    for run in trainings.values():
-        macs = detector_cost(run.cfg.model).detector.macs
-        images = _batch(run)[0] * run.cfg.train.max_iter
-        dtype = torch.bfloat16 if run.cfg.train.amp else torch.float32
-        seconds += _PASSES * macs * images / _macs_per_second(dtype)
-    return seconds / 3600
+    return sum(
+        cpu_seconds(run.cfg) * _batch(run)[0] * run.cfg.train.max_iter / 3600
+        for run in trainings.values()
+    )
 
 
 def _batch(run: Run) -> tuple[int, int]:
@@ -59,18 +268,8 @@ def _batch(run: Run) -> tuple[int, int]:
     return train.total_batch_size, min(train.micro_batch_size, train.total_batch_size)
 
 
-@functools.cache
-def _macs_per_second(dtype: torch.dtype, side: int = 1024, seconds: float = 0.5) -> float:
-    a = torch.rand(side, side).to(dtype)
-    a @ a  # threads start
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        a @ a
-        products += 1
-    return products * side**3 / (time.perf_counter() - start)
-
-
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """As words: minutes, hours, or days from 48 hours on."""
     if hours < 1:
         return f"{hours * 60:.0f} minutes"
     return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:,.0f} days"
