@@ -3,6 +3,7 @@ not comparable."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class _Estimates:
         ours, base = (_of(self.records, name) for name in (variant, self.base))
         row: dict[str, Any] = {}
         alone = self._estimates(kind, ours)["ap"]
-        row[f"ap_{kind}_low"], row[f"ap_{kind}_high"] = alone.interval() if alone else (None, None)
+        row[f"ap_{kind}_low"], row[f"ap_{kind}_high"] = alone.interval() if alone else (nan, nan)
         # A foreign result has no seed of ours: it is set against all runs of the base.
         if FOREIGN not in set(ours["fingerprint"]):
             seeds = ours.index.intersection(base.index)
@@ -121,19 +122,23 @@ class _Estimates:
             estimates = self._estimates(kind, ours, base)
         except UserError as error:
             raise UserError(f"{variant} and {self.base}: {error}") from error
-        if variant == self.base:
-            return row
         for figure in FIGURES:
-            row |= self._difference(f"{figure}_{kind}", ours, base, estimates[figure])
+            column = f"{figure}_{kind}"
+            if variant == self.base:
+                ends = ("diff", "diff_low", "diff_high")
+                row |= dict.fromkeys((f"{column}_{end}" for end in ends), nan)
+                row[f"{column}_verdict"] = ""
+            else:
+                row |= self._difference(column, ours, base, estimates[figure])
         return row
 
     def _difference(
         self, column: str, ours: pd.DataFrame, base: pd.DataFrame, estimate: Estimate | None
     ) -> dict[str, Any]:
         known = column in ours and column in base
-        row = {f"{column}_diff": ours[column].mean() - base[column].mean() if known else None}
+        row = {f"{column}_diff": ours[column].mean() - base[column].mean() if known else nan}
         row[f"{column}_diff_low"], row[f"{column}_diff_high"] = (
-            estimate.interval() if estimate else (None, None)
+            estimate.interval() if estimate else (nan, nan)
         )
         verdict = estimate.verdict(self.delta) if estimate else ""
         # Of one seed it is about two trained detectors, which nobody asks about.

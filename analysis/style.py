@@ -57,6 +57,7 @@ def save(figure: Figure, path: Path, data: pd.DataFrame, dpi: int = 150) -> list
     written = [path.with_name(path.name + suffix) for suffix in (".png", ".svg", ".csv")]
     plt.rcParams["svg.hashsalt"] = path.name
     figure.savefig(written[0], dpi=dpi)
+    figure.set_layout_engine("none")  # is laid out: once will do
     figure.savefig(written[1], dpi=dpi, metadata={"Date": None})
     plt.close(figure)
     written[1].write_text(_with_tips(written[1].read_text()))
