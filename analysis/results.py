@@ -7,6 +7,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from experiments.config import NOT_IDENTITY
@@ -37,7 +38,7 @@ class Results:
         records: one row per finished run and foreign result.
         table: one row per variant; unfinished ones are empty. AP is in 0..100, the mean over seeds.
             `_std` is the sample standard deviation over seeds (empty for one seed), `ap_<kind>_low`
-            and `_high` are the 95 % interval of the mean. `ap_<kind>_diff` is the difference of the
+            and `_high` are the 95 % interval of the mean, within 0..100. `ap_<kind>_diff` is the difference of the
             means to the base row, over the seeds that both have, with its interval in `_diff_low`
             and `_diff_high` and what it says in `_verdict` (`analysis.bootstrap.Estimate`); so for
             every figure. `macs`
@@ -113,7 +114,9 @@ class _Estimates:
         ours, base = (_of(self.records, name) for name in (variant, self.base))
         row: dict[str, Any] = {}
         alone = self._estimates(kind, ours)["ap"]
-        row[f"ap_{kind}_low"], row[f"ap_{kind}_high"] = alone.interval() if alone else (nan, nan)
+        # An AP is in 0..100, however little two seeds say.
+        bounds = np.clip(alone.interval() if alone else (nan, nan), 0, 100)
+        row[f"ap_{kind}_low"], row[f"ap_{kind}_high"] = bounds
         # A foreign result has no seed of ours: it is set against all runs of the base.
         if FOREIGN not in set(ours["fingerprint"]):
             seeds = ours.index.intersection(base.index)

@@ -48,6 +48,13 @@ def test_intervals_and_verdicts_are_those_of_the_bootstrap(study):
     assert rows.loc["own"].ap_box_diff_low == alone.interval()[0]
 
 
+def test_an_interval_of_ap_is_within_its_range(study):
+    """Two seeds that are far apart say next to nothing."""
+    (study / "global-0" / "coco_instances_results.json").write_text("[]")
+    row = results.load(study).table.set_index("variant").loc["global"]
+    assert (row.ap_box_low, row.ap_box_high) == (0, 100)
+
+
 def test_draws_are_kept_beside_the_records(study, monkeypatch):
     for path in study.glob("*/draws_*.npz"):
         path.unlink()

@@ -18,7 +18,7 @@ def test_the_table_is_the_measured_one():
     measured = (RESULT / "table.md").read_text()
     assert shown in measured
     summary = tables.summary(pd.read_csv(RESULT / "table.csv").astype({"seeds": int}))
-    assert "\n".join(tables._markdown_table(summary)) == shown
+    assert tables.render(summary) == shown
 
 
 def test_its_provenance_stands_beside_it():
