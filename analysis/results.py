@@ -38,12 +38,11 @@ class Results:
         records: one row per finished run and foreign result.
         table: one row per variant; unfinished ones are empty. AP is in 0..100, the mean over seeds.
             `_std` is the sample standard deviation over seeds (empty for one seed), `ap_<kind>_low`
-            and `_high` are the 95 % interval of the mean, within 0..100. `ap_<kind>_diff` is the difference of the
-            means to the base row, over the seeds that both have, with its interval in `_diff_low`
-            and `_diff_high` and what it says in `_verdict` (`analysis.bootstrap.Estimate`); so for
-            every figure. `macs`
-            are of the whole detector and one image. `paper_*` are the paper's, for its sizes, at
-            COCO scale.
+            and `_high` are the 95 % interval of the mean, within 0..100. `ap_<kind>_diff` is the
+            difference of the means to the base row, over the seeds that both have, with its
+            interval in `_diff_low` and `_diff_high` and what it says in `_verdict`
+            (`analysis.bootstrap.Estimate`); so for every figure. `macs` are of the whole detector
+            and one image. `paper_*` are the paper's, for its sizes, at COCO scale.
         delta: AP; smaller differences are of no interest.
         notes: what in the table is not comparable, or lacks intervals, a line each.
     """
