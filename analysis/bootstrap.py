@@ -6,8 +6,10 @@ Bootstrap, 1993), so what is alike inside an image stays together; two runs see 
 Where variants have several seeds, images and seeds are two crossed sources. The variance of a mean
 is that over images, plus that over seeds, minus that of both together, which each of them contains
 (Cameron, Gelbach and Miller, Robust Inference With Multiway Clustering, 2011, equation 2.11). Few
-seeds tell little of their spread: intervals are Student's, with Satterthwaite's degrees of freedom
-(An Approximate Distribution of Estimates of Variance Components, 1946).
+seeds tell little of their spread: their share of an interval is by Student's quantile, the rest by
+the normal one, and the two half-widths are added as squares (Howe, Approximate Confidence Limits on
+the Mean of X + Y Where X and Y Are Two Tabled Independent Random Variables, 1974). That errs on the
+safe side where both matter alike.
 
 Intervals are around the AP of the set as it is. Percentiles of resampled APs are not used: AP takes
 the highest precision of any higher recall, so a resample, noisier than the set it is drawn from,
@@ -45,12 +47,15 @@ class Estimate:
     value: float  # mean over seeds
     std: float  # standard error of the value, of both sources
     std_images: float  # of the value, over resampled images
-    std_seeds: float | None  # of one run, over seeds; None where each variant has one
-    freedom: float  # degrees of freedom of std
+    std_seeds: float | None  # of the value, over seeds; None where each variant has one
+    freedom: float  # degrees of freedom of std_seeds
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """The two-sided interval that holds the true value with this probability."""
-        half = _student((1 + level) / 2, self.freedom) * self.std
+        at = (1 + level) / 2
+        seeds = self.std_seeds or 0.0
+        rest = math.sqrt(max(self.std**2 - seeds**2, 0.0))
+        half = math.hypot(NormalDist().inv_cdf(at) * rest, _student(at, self.freedom) * seeds)
         return self.value - half, self.value + half
 
     def verdict(self, delta: float = DELTA) -> str:
@@ -156,8 +161,8 @@ def _of_figure(values: list[np.ndarray], resampled: list[np.ndarray]) -> Estimat
         value=value,
         std=math.sqrt(variance),
         std_images=math.sqrt(images),
-        std_seeds=math.sqrt(over_seeds),
-        freedom=freedom * (variance / seeds) ** 2 if seeds else math.inf,
+        std_seeds=math.sqrt(seeds),
+        freedom=freedom,
     )
 
 

@@ -22,11 +22,9 @@ from matplotlib.transforms import ScaledTranslation
 from backbones import SIZES
 
 from . import formulas, style
-from .results import KINDS, PAPER_SIZES, Results, paper_column
+from .results import KINDS, PAPER_SIZES, Results, paper_column, paper_data
 from .style import plt
 
-# Data sets that the paper's AP are of, and how many images they have.
-_PAPERS_DATA = {"coco": ("COCO val2017", 5000), "lvis": ("LVIS v1 val", 19809)}
 _OBJECTS = {"aps": "small\n(below 32² px)", "apm": "medium", "apl": "large\n(above 96² px)"}
 _METRICS = "metrics.json"  # of a run, as detectron2 writes it: a JSON object per line
 _BINS = 100  # of a learning curve
@@ -137,7 +135,8 @@ def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
     _title(figure, results, f"AP against {cost.name}", measured=not cost.counted)
     points, signs = pd.concat(parts), {}
     if points["low"].notna().any():
-        signs["95 % interval,\ncut at the frame"] = dict(marker="|", markersize=14)
+        one_seed = ",\nof one seed:\nover images alone" * bool((points["seeds"] == 1).any())
+        signs["95 % interval,\ncut at the frame" + one_seed] = dict(marker="|", markersize=14)
     if (table["seeds"] > 1).any():
         signs["single run"] = dict(marker=".", markersize=7)
     signs["Pareto front"] = dict(marker="o", markersize=14, mfc="none", linestyle="--")
@@ -173,7 +172,8 @@ def _tip(results: Results, index: int, kind: str) -> str:
     value, low, high, difference, verdict = (
         row[f"ap_{kind}{end}"] for end in ("", "_low", "_high", "_diff", "_verdict")
     )
-    interval = "" if pd.isna(low) else f" (95 % interval {low:.1f} to {high:.1f})"
+    alone = " over images alone" * bool(row["seeds"] == 1)
+    interval = "" if pd.isna(low) else f" (95 % interval{alone} {low:.1f} to {high:.1f})"
     seeds = f"{row['seeds']} seed" + ("s" if row["seeds"] > 1 else "")
     text = f"{row['variant']}\n{kind} AP {value:.1f}{interval}, {seeds}\n"
     if pd.isna(difference):
@@ -240,7 +240,7 @@ def _draw_paper(axis: Axes, points: pd.DataFrame, looks: dict, words: str) -> No
 
 def _paper(results: Results) -> _Paper | None:
     """On the paper's data its AP of our own size, else of the first that the table has."""
-    data, same = _paper_data(results)
+    data, same = paper_data(results)
     own = set(results.table["size"])
     for size in ("", *PAPER_SIZES):
         values = results.table.get(paper_column("box", size), pd.Series(dtype=float))
@@ -248,14 +248,6 @@ def _paper(results: Results) -> _Paper | None:
             name = size.replace("vit", "ViT").replace("-b", "-B").replace("-l", "-L")
             return _Paper(size, f"paper, {data}" + f", {name}" * bool(size), same)
     return None
-
-
-def _paper_data(results: Results) -> tuple[str, bool]:
-    """Which data set the paper's AP are of, and whether ours are of the same."""
-    kinds = {data["kind"] for data in results.records["data"]}
-    name, images = _PAPERS_DATA["lvis" if "lvis" in kinds else "coco"]
-    counts = {data["images"][-1] for data in results.records["data"] if "images" in data}
-    return name, counts == {images}
 
 
 # ---- AP by object size -------------------------------------------------------------------------
@@ -551,7 +543,7 @@ def _data(results: Results) -> str:
     """What the AP are of, in words."""
     if results.manifest["scale"] == "mini":
         return "mini set"
-    name, same = _paper_data(results)
+    name, same = paper_data(results)
     return name if same else "own set"
 
 

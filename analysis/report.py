@@ -26,6 +26,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from experiments.errors import UserError
+from experiments.records import FOREIGN
 
 from . import (
     attention_distance,
@@ -251,8 +252,11 @@ def write(folders: Sequence[Path], out: Path, delta: float = DELTA) -> list[Path
 
 
 def _paths(found: Results) -> set[Path]:
-    """Of the records: studies may share runs."""
-    return {Path(path).resolve() for path in found.records.get("path", ())}
+    """Of the runs' records: studies may share runs."""
+    if found.records.empty:
+        return set()
+    own = found.records[found.records["fingerprint"] != FOREIGN]
+    return {Path(path).resolve() for path in own["path"]}
 
 
 def _study(found: Results, out: Path) -> _Study:
@@ -297,7 +301,8 @@ def _finding(row: pd.Series, found: Results) -> dict[str, Any]:
         parts = [
             _interval(f"{row[f'ap_{k}']:z.1f} {k} AP", row, f"ap_{k}", "") for k in _kinds(row)
         ]
-        return finding | dict(text=f"the base: {'; '.join(parts)}.", verdict="base")
+        alone = ", over images alone" * bool(row["seeds"] == 1)
+        return finding | dict(text=f"the base: {'; '.join(parts)}{alone}.", verdict="base")
     parts = []
     for kind in _kinds(row):
         ap = f"ap_{kind}"
@@ -310,7 +315,6 @@ def _finding(row: pd.Series, found: Results) -> dict[str, Any]:
     for column, name in (
         ("macs", "MACs"),
         ("params", "parameters"),
-        ("train_seconds", "training time"),
         ("peak_memory_mib", "peak memory"),
     ):
         if base["seeds"] and row[column] and not pd.isna(row[column] / base[column]):

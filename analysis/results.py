@@ -1,6 +1,7 @@
 """A study as it stands: what was asked for, the runs that are done, their table, and what in it is
 not comparable."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import nan
@@ -12,20 +13,24 @@ import pandas as pd
 
 from experiments.config import NOT_IDENTITY
 from experiments.errors import UserError
-from experiments.records import FOREIGN, MANIFEST, load_foreign, load_study
+from experiments.matches import KINDS
+from experiments.records import FOREIGN, LVIS_FIGURES, MANIFEST, load_foreign, load_study
 
 from . import bootstrap
 from .bootstrap import DELTA, Draws, Estimate
 from .paper import published
 
-# COCO's, and LVIS's by how often a category occurs: rare, common, frequent.
-FIGURES = ("ap", "ap50", "ap75", "aps", "apm", "apl", "apr", "apc", "apf")
-KINDS = ("box", "mask")
+FIGURES = tuple(figure.lower() for figure in LVIS_FIGURES)  # the first six are COCO's too
 PAPER_SIZES = ("vit-b", "vit-l")
 _COSTS = ("params", "macs", "activations", "encoder_params", "encoder_macs")
 _MEASURED = ("train_seconds", "images_per_second", "peak_memory_mib")
+# File and number of images of what the paper's AP are of.
+_PAPERS_DATA = {
+    "coco": ("COCO val2017", "instances_val2017.json", 5000),
+    "lvis": ("LVIS v1 val", "lvis_v1_val.json", 19809),
+}
 # Of a record, beside its config: what makes AP or costs another thing.
-_SAME = ("precision", "device", "threads", "memory_kind", "input_size")
+SAME = ("precision", "device", "threads", "memory_kind", "input_size")
 _SHOWN = 6  # differences of a row that are named
 
 
@@ -39,7 +44,7 @@ class Results:
         table: one row per variant; unfinished ones are empty. AP is in 0..100, the mean over seeds.
             `_std` is the sample standard deviation over seeds (empty for one seed), `ap_<kind>_low`
             and `_high` are the 95 % interval of the mean, within 0..100. `ap_<kind>_diff` is the
-            difference of the means to the base row, over the seeds that both have, with its
+            difference of the means to the base row, with its
             interval in `_diff_low` and `_diff_high` and what it says in `_verdict`
             (`analysis.bootstrap.Estimate`); so for every figure. `macs` are of the whole detector
             and one image. `paper_*` are the paper's, for its sizes, at COCO scale.
@@ -62,12 +67,13 @@ def load(folder: str | Path, delta: float = DELTA) -> Results:
         UserError: nothing was run there, or a file is broken or of another version.
     """
     manifest, records = load_study(folder)
-    foreign = load_foreign(folder)
+    draws, notes = _draws(records)
+    foreign, of_foreign, more = _foreign(folder, {d.truth for d in draws.values()})
     if len(foreign):
         records = pd.concat([records, foreign], ignore_index=True)
         rows = [dict(name=name, size="", words={}, published={}) for name in foreign["variant"]]
         manifest = {**manifest, "variants": [*manifest["variants"], *rows]}
-    draws, notes = _draws(records)
+    draws, notes = draws | of_foreign, notes + more
     estimates = _Estimates(manifest, records, draws, delta)
     rows = [_row(manifest, variant, records, estimates) for variant in manifest["variants"]]
     notes += _differences(manifest, records)
@@ -101,6 +107,26 @@ def _draws(records: pd.DataFrame) -> tuple[dict[tuple[str, str], Draws], list[st
     return found, notes
 
 
+def _foreign(
+    folder: str | Path, truths: set[str]
+) -> tuple[pd.DataFrame, dict[tuple[str, str], Draws], list[str]]:
+    """Foreign results of the study in `folder` with their draws; and a note on each that was scored
+    on something else than the study's runs, which is left out."""
+    foreign = load_foreign(folder)
+    if foreign.empty:
+        return foreign, {}, []
+    draws, notes = _draws(foreign)
+    stale = {path for (path, _), drawn in draws.items() if truths and drawn.truth not in truths}
+    for path in sorted(stale):
+        name = Path(path).parent.name
+        notes.append(
+            f"{name} was scored on other images or objects than the runs and is left out: add it "
+            f"again, or remove {Path(path).parent}"
+        )
+    kept = foreign[~foreign["path"].isin(stale)]
+    return kept, {key: drawn for key, drawn in draws.items() if key[0] not in stale}, notes
+
+
 class _Estimates:
     """Means and differences with their errors, where all runs of a row have draws."""
 
@@ -112,18 +138,14 @@ class _Estimates:
         """Columns of `Results.table`."""
         ours, base = (_of(self.records, name) for name in (variant, self.base))
         row: dict[str, Any] = {}
-        alone = self._estimates(kind, ours)["ap"]
-        # An AP is in 0..100, however little two seeds say.
-        bounds = np.clip(alone.interval() if alone else (nan, nan), 0, 100)
-        row[f"ap_{kind}_low"], row[f"ap_{kind}_high"] = bounds
-        # A foreign result has no seed of ours: it is set against all runs of the base.
-        if FOREIGN not in set(ours["fingerprint"]):
-            seeds = ours.index.intersection(base.index)
-            ours, base = ours.loc[seeds], base.loc[seeds]
         try:
+            mean = self._estimates(kind, ours)["ap"]
             estimates = self._estimates(kind, ours, base)
         except UserError as error:
             raise UserError(f"{variant} and {self.base}: {error}") from error
+        # An AP is in 0..100, however little two seeds say.
+        bounds = np.clip(mean.interval() if mean else (nan, nan), 0, 100)
+        row[f"ap_{kind}_low"], row[f"ap_{kind}_high"] = bounds
         for figure in FIGURES:
             column = f"{figure}_{kind}"
             if variant == self.base:
@@ -203,33 +225,41 @@ def _of(records: pd.DataFrame, variant: str) -> pd.DataFrame:
 
 
 def _differences(manifest: dict, records: pd.DataFrame) -> list[str]:
-    """What rows differ in from the base beside their networks, a line each."""
-    base = _of(records, manifest["base"])
-    if base.empty:
-        return []
-    lines = []
-    for variant in manifest["variants"]:
-        runs = _of(records, variant["name"])
+    """What rows differ in from the base, or the first that is done, beside their networks."""
+    lines, first = [], None
+    names = [manifest["base"], *(v["name"] for v in manifest["variants"])]
+    for name in dict.fromkeys(names):
+        runs = _of(records, name)
         if runs.empty:
             continue
         if FOREIGN in set(runs["fingerprint"]):
-            lines.append(f"{variant['name']} is a foreign result: how it was trained is not known")
+            lines.append(f"{name} is a foreign result: how it was trained is not known")
             continue
-        found = dict.fromkeys(
-            line for _, run in runs.iterrows() for line in _recipe_differences(run, base.iloc[0])
-        )
-        if found:
+        if first is None:
+            first = name, runs.iloc[0]
+        differences = [_recipe_differences(run, first[1]) for _, run in runs.iterrows()]
+        if found := list(dict.fromkeys(itertools.chain.from_iterable(differences))):
             more = [f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN)
-            shown = "; ".join([*list(found)[:_SHOWN], *more])
-            lines.append(f"{variant['name']} differs from {manifest['base']} in {shown}")
+            shown = "; ".join([*found[:_SHOWN], *more])
+            lines.append(f"{name} differs from {first[0]} in {shown}")
     return lines
+
+
+def paper_data(results: Results) -> tuple[str, bool]:
+    """Which data set the paper's AP are of, and whether the study's are of the same."""
+    runs = results.records
+    own = list(runs.loc[runs["fingerprint"] != FOREIGN, "data"]) if len(runs) else []
+    kinds = {data.get("kind", "coco") for data in own}
+    name, file, images = _PAPERS_DATA["lvis" if "lvis" in kinds else "coco"]
+    sets = {(Path(data["val"]).name, data.get("images", [0])[-1]) for data in own}
+    return name, sets == {(file, images)}
 
 
 def _recipe_differences(ours: pd.Series, base: pd.Series) -> list[str]:
     def recipe(run: pd.Series) -> dict[str, Any]:
         flat = flat_config(run["config"])
         flat = {k: v for k, v in flat.items() if not k.startswith("model.")}
-        flat |= {"data": run["data"]["digest"]} | {key: run[key] for key in _SAME}
+        flat |= {"data": run["data"]["digest"]} | {key: run[key] for key in SAME}
         return {k: v for k, v in flat.items() if k not in ("train.seed", *NOT_IDENTITY)}
 
     return changes(recipe(ours), recipe(base))

@@ -3,13 +3,14 @@ intervals and what they say, costs, the paper's figures."""
 
 import html
 import shlex
+from collections.abc import Iterable
 
 import pandas as pd
 from tabulate import tabulate
 
 from experiments.errors import UserError, unknown
 
-from .results import FIGURES, KINDS, PAPER_SIZES, Results, paper_column
+from .results import FIGURES, KINDS, PAPER_SIZES, Results, paper_column, paper_data
 
 # How a table may be written, and what tabulate calls that.
 FORMATS = {
@@ -27,6 +28,10 @@ def check_publishable(results: Results) -> None:
     Raises:
         UserError: it is not of that kind.
     """
+    if (results.table["size"] == "").any():
+        raise UserError(
+            "results/ keeps what its command makes: it has foreign results, move its foreign/ away"
+        )
     words = shlex.split(results.manifest["command"])
     for option in ("--overrides", "--dataset", "--val", "--variants"):
         if option in words:
@@ -72,7 +77,7 @@ def _interval(value: float, low: float, high: float) -> str:
     """ "+2.3 (+0.4 .. +4.2)"; without an interval where there is none."""
     if pd.isna(value):
         return ""
-    return f"{value:+.1f}" + ("" if pd.isna(low) else f" ({low:+.1f} .. {high:+.1f})")
+    return f"{value:+z.1f}" + ("" if pd.isna(low) else f" ({low:+z.1f} .. {high:+z.1f})")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -139,14 +144,22 @@ def check_format(form: str) -> None:
         raise unknown("format", form, FORMATS)
 
 
+def csv(studies: Iterable[Results]) -> str:
+    """All numbers of all studies in one table."""
+    parts = [
+        results.table.assign(study=results.manifest["study"], delta=results.delta)
+        for results in studies
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    return table[["study", *table.columns.drop(["study", "delta"]), "delta"]].to_csv(index=False)
+
+
 def whole(results: Results, form: str) -> str:
-    """The table with its question, caption and provenance in one of `FORMATS`; as CSV all numbers
-    of it, and nothing else."""
-    if form == "csv":
-        return results.table.to_csv(index=False)
+    """The table with its question, caption and provenance in one of `FORMATS`, but csv."""
     if form == "md":
         return markdown(results)
-    table = render(summary(results.table), form)
+    texts = [summary(results.table), *all_details(results.table)]
+    rendered = [render(text, form) for text in texts]
     lines = [title(results), results.manifest["question"]]
     below = [caption(results), *results.notes, *provenance(results)]
     if form == "latex":
@@ -154,20 +167,25 @@ def whole(results: Results, form: str) -> str:
     if form == "html":
         lines = [f"<h2>{html.escape(lines[0])}</h2>", f"<p>{html.escape(lines[1])}</p>"]
         below = [f"<p>{html.escape(line)}</p>" for line in below]
-    return "\n".join([*lines, table, *below, ""])
+    return "\n".join([*lines, *rendered, *below, ""])
 
 
 def caption(results: Results) -> str:
     """How the table is to be read."""
-    return (
+    text = (
         f"Mean ± standard deviation over seeds. diff: to `{results.manifest['base']}`, with its"
         ' 95 % interval over images and seeds; "one seed": over images alone, about these two'
         " trained detectors, another seed may change more. Verdict: equal if two one-sided tests"
         f" at 5 % find it within ±{results.delta:g} AP, else better or worse if the interval"
         " leaves out 0, else undecided; not corrected for the number of rows. MACs are"
-        " multiply-accumulates of the whole detector, attention counted. Paper: box / mask AP of"
-        " arXiv:2203.16527v2 on COCO val2017, never comparable with the mini set's."
+        " multiply-accumulates of the whole detector, attention counted."
     )
+    shown = (results.table.get(paper_column("box", size)) for size in ("", *PAPER_SIZES))
+    if any(column is not None and column.notna().any() for column in shown):
+        name, same = paper_data(results)
+        text += f" Paper: box / mask AP of arXiv:2203.16527v2 on {name}"
+        text += "." if same else "; these rows are of another set and never comparable with them."
+    return text
 
 
 def title(results: Results) -> str:
@@ -177,6 +195,11 @@ def title(results: Results) -> str:
     return f"{manifest['study']}, {manifest['scale']} scale, {', '.join(sizes)}"
 
 
+def _escaped(text: pd.DataFrame) -> pd.DataFrame:
+    """For Markdown, where a bar ends a cell."""
+    return text.map(lambda cell: cell.replace("|", "\\|"))
+
+
 def markdown(results: Results) -> str:
     """The table as Markdown, with its question and where its numbers come from."""
     lines = [
@@ -184,13 +207,13 @@ def markdown(results: Results) -> str:
         "",
         results.manifest["question"],
         "",
-        render(summary(results.table)),
+        render(_escaped(summary(results.table))),
         "",
         caption(results),
         "",
         *(f"- {note}" for note in results.notes),
         *[""] * bool(results.notes),
-        *(line for text in all_details(results.table) for line in (render(text), "")),
+        *(line for text in all_details(results.table) for line in (render(_escaped(text)), "")),
         *(f"- {line}" for line in provenance(results)),
         "",
     ]

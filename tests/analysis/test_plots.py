@@ -57,7 +57,7 @@ def study(tmp_path, macs_of_encoders):
                 seed=seed,
                 encoder_macs=macs_of_encoders[variant],
                 images_per_second=20.0 + seed,
-                data=dict(kind="coco", images=[1200, 300]),
+                data=dict(kind="coco", images=[1200, 300], val="instances_val.json"),
                 config=dict(model=dict(backbone=backbone(variant), _target_="d2.RetinaNet")),
             )
             run = dict(vars(record), path=str(folder / "record.json"), ap_box=ap, ap_mask=ap - 5)
@@ -79,7 +79,7 @@ def study(tmp_path, macs_of_encoders):
 @pytest.fixture
 def at_coco_scale(study):
     """The same as if it had been run on COCO with ViT-B."""
-    data = dict(kind="coco", images=[118287, 5000])
+    data = dict(kind="coco", images=[118287, 5000], val="a/instances_val2017.json")
     return replace(
         study,
         manifest=study.manifest | dict(scale="coco"),
@@ -217,7 +217,7 @@ def test_on_the_papers_data_its_points_stand_at_our_cost(draw, at_coco_scale):
 
 
 def test_a_data_set_of_ones_own_is_not_the_papers(draw, at_coco_scale):
-    own = [dict(kind="coco", images=[100, 10])] * len(at_coco_scale.records)
+    own = [dict(kind="coco", images=[100, 10], val="mine.json")] * len(at_coco_scale.records)
     results = replace(at_coco_scale, records=at_coco_scale.records.assign(data=own))
     panels, _ = draw("ap_vs_macs", results)
     assert len(panels) == 4

@@ -25,9 +25,9 @@ def test_means_spreads_and_differences(study):
         assert row[f"ap_{kind}"] == pytest.approx(sum(ours) / 2)
         assert row[f"ap_{kind}_std"] == pytest.approx(abs(ours[0] - ours[1]) / 2**0.5)
         assert row[f"ap_{kind}_diff"] == pytest.approx((sum(ours) - sum(base)) / 2)
-        # Of the last row only seed 0 is there: it is set against the base's seed 0.
+        # Of the last row one seed is there: it is set against all of the base.
         (alone,) = aps(study, "own", kind)
-        assert rows[f"ap_{kind}_diff"]["own"] == pytest.approx(alone - base[0])
+        assert rows[f"ap_{kind}_diff"]["own"] == pytest.approx(alone - sum(base) / 2)
         assert pd.isna(rows[f"ap_{kind}_std"]["own"])
         assert pd.isna(rows[f"ap_{kind}_diff"]["none"])
 
@@ -42,10 +42,27 @@ def test_intervals_and_verdicts_are_those_of_the_bootstrap(study):
     assert (row.ap_box_low, row.ap_box_high) == bootstrap.bootstrap(drawn["global"])[
         "AP"
     ].interval()
-    alone = bootstrap.paired(drawn["own"], drawn["none"][:1])["AP"]
-    assert alone.verdict(3) == "better"
-    assert rows.loc["own"].ap_box_verdict == "better, one seed"
-    assert rows.loc["own"].ap_box_diff_low == alone.interval()[0]
+    fewer = bootstrap.paired(drawn["own"], drawn["none"])["AP"]
+    assert rows.loc["own"].ap_box_diff_low == fewer.interval()[0]
+    assert rows.loc["own"].ap_box_verdict == fewer.verdict(3)
+
+
+def test_of_one_seed_each_it_is_said(study):
+    for folder in study.glob("*-1"):
+        (folder / "record.json").unlink(missing_ok=True)
+    row = results.load(study).table.set_index("variant").loc["own"]
+    drawn = [[bootstrap.of_run(study / name)] for name in ("own-0", "none-0")]
+    alone = bootstrap.paired(*drawn)["AP"]
+    assert alone.verdict() == "better"
+    assert row.ap_box_verdict == "better, one seed"
+    assert row.ap_box_diff_low == alone.interval()[0]
+
+
+def test_rows_without_a_common_seed_are_compared(study):
+    (study / "none-0" / "record.json").unlink()
+    row = results.load(study).table.set_index("variant").loc["own"]
+    assert row.ap_box_diff == pytest.approx(aps(study, "own")[0] - aps(study, "none")[0])
+    assert row.ap_box_verdict.endswith(", one seed")
 
 
 def test_an_interval_of_ap_is_within_its_range(study):
@@ -132,7 +149,7 @@ def test_without_predictions_the_row_stays_and_is_named(study):
     found = results.load(study)
     row = found.table.set_index("variant").loc["own"]
     assert row.ap_box == aps(study, "own")[0]
-    assert row.ap_box_diff == pytest.approx(aps(study, "own")[0] - aps(study, "none")[0])
+    assert row.ap_box_diff == pytest.approx(aps(study, "own")[0] - sum(aps(study, "none")) / 2)
     assert pd.isna(row.ap_box_diff_low)
     assert row.ap_box_verdict == ""
     assert [note.partition(": cannot read")[0] for note in found.notes] == [
@@ -154,3 +171,28 @@ def test_all_studies_or_those_that_were_chosen(study, tmp_path):
     assert results.folders([study / ".."], runs) == [study / ".."]
     with pytest.raises(UserError, match="no study was run in"):
         results.folders([], tmp_path / "nowhere")
+
+
+def test_before_the_base_is_done_rows_are_named_against_the_first(study):
+    for folder in study.glob("none-*"):
+        (folder / "record.json").unlink(missing_ok=True)
+    data = records.read(study / "own-0" / "record.json").data
+    rewrite(study / "own-0", data={**data, "digest": "other"})
+    found = results.load(study)
+    assert found.notes == ["own differs from global in data: d -> other"]
+    assert found.table.ap_box_diff.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("val", "images", "expected"),
+    [
+        ("instances_val2017.json", 5000, ("COCO val2017", True)),
+        ("instances_val2017.json", 66, ("COCO val2017", False)),
+        ("my_val.json", 5000, ("COCO val2017", False)),
+    ],
+)
+def test_the_papers_data_are_known_by_file_and_number(study, val, images, expected):
+    found = results.load(study)
+    data = dict(kind="coco", val=f"/somewhere/{val}", images=[9, images])
+    runs = found.records.assign(data=[data] * len(found.records))
+    assert results.paper_data(dataclasses.replace(found, records=runs)) == expected

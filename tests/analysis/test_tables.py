@@ -20,7 +20,7 @@ def test_markdown(study):
     own = table.loc["own"]
     shown = f"{own.ap_box_diff:+.1f} ({own.ap_box_diff_low:+.1f} .. {own.ap_box_diff_high:+.1f})"
     assert shown in text
-    assert "better, one seed" in text
+    assert own.ap_box_verdict in text
     assert "within ±0.5 AP" in text
     assert "48.9 / 43.9" in text
     assert "- device: a CPU, threads 1" in text
@@ -49,16 +49,41 @@ def test_a_study_without_any_result(study):
     assert plots.ap_vs_macs(found, study / "ap_vs_macs") == []
 
 
-def test_the_formats(study, tmp_path):
+def test_csv_is_one_table_of_all_studies(study, tmp_path):
+    first = results.load(study)
+    other = replace(first, manifest={**first.manifest, "study": "other"}, delta=2.0)
+    (tmp_path / "table.csv").write_text(tables.csv([first, other]))
+    read = pd.read_csv(tmp_path / "table.csv")
+    assert read.study.tolist() == ["some-study"] * 3 + ["other"] * 3
+    assert read.delta.tolist() == [0.5] * 3 + [2.0] * 3
+    assert read.ap_box.tolist() == [*first.table.ap_box, *first.table.ap_box]
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell(study):
     found = results.load(study)
-    texts = {form: tables.whole(found, form) for form in tables.FORMATS}
+    table = found.table.assign(variant=["a|b", "c", "d"])
+    assert "| a\\|b " in tables.markdown(replace(found, table=table))
+
+
+def test_the_caption_names_the_papers_data(study):
+    found = results.load(study)
+    assert "on COCO val2017; these rows are of another set" in tables.caption(found)
+    runs = found.records
+    data = [dict(d, kind="lvis") for d in runs["data"]]
+    of_lvis = replace(found, records=runs.assign(data=data))
+    assert "on LVIS v1 val; these rows" in tables.caption(of_lvis)
+    papers = [c for c in found.table if c.startswith("paper_")]
+    assert "arXiv" not in tables.caption(replace(found, table=found.table.drop(columns=papers)))
+
+
+def test_the_formats(study):
+    found = results.load(study)
+    texts = {form: tables.whole(found, form) for form in tables.FORMATS if form != "csv"}
     assert texts["md"] == tables.markdown(found)
-    assert texts["latex"].count(r"\\") == 4
+    assert texts["latex"].count(r"\\") == 3 * 4  # AP, and details of boxes and of masks
     around = re.sub(r"\\begin.*\\end{tabular}\n", "", texts["latex"], flags=re.DOTALL)
     assert all(line.startswith("% ") for line in around.splitlines())
-    assert texts["html"].count("<tr>") == 4
-    (tmp_path / "table.csv").write_text(texts["csv"])
-    assert pd.read_csv(tmp_path / "table.csv").ap_box.tolist() == found.table.ap_box.tolist()
+    assert texts["html"].count("<tr>") == 3 * 4
     assert "some-study, mini scale, vit-mini" in texts["text"]
 
 
