@@ -68,8 +68,11 @@ def print_tables(
     from . import results, tables
 
     tables.check_format(form)
-    for folder in results.folders(folders, runs):
-        print(tables.whole(results.load(folder, delta), form))
+    found = [results.load(folder, delta) for folder in results.folders(folders, runs)]
+    if form == "csv":
+        print(tables.csv(found), end="")
+    else:
+        print("\n".join(tables.whole(study, form) for study in found))
 
 
 @app.command("plots")
@@ -126,25 +129,24 @@ def compare(
 ) -> None:
     """The difference of two runs: what changed, AP with 95 % intervals over images, the categories
     and images that moved most, costs."""
-    from experiments import records
+    from . import compare as two_runs
 
-    from . import compare as tables
-
-    runs = [records.read(folder / records.RECORD) for folder in (ours, base)]
-    for line in tables.changes(*runs):
+    runs = [two_runs.read(folder) for folder in (ours, base)]
+    differences = two_runs.ap_table(ours, base, delta)  # first: it refuses what is no pair
+    for line in two_runs.changes(*runs):
         console.print(line, highlight=False)
-    _show(_with_interval(tables.ap_table(ours, base, delta)), "AP, 0 to 100")
+    _show(_with_interval(differences), "AP, 0 to 100")
     console.print(
         "The intervals are over images: they are about these two trained detectors. What another "
         "seed would change is not in them.",
         highlight=False,
     )
-    for kind in tables.kinds(ours, base) if top else ():
-        moved = tables.categories(ours, base, kind).head(top)
+    for kind in two_runs.kinds(ours, base) if top else ():
+        moved = two_runs.categories(ours, base, kind).head(top)
         _show(_with_interval(moved), f"{kind} AP of the categories that moved most")
-        moved = tables.images(ours, base, kind).head(top)
+        moved = two_runs.images(ours, base, kind).head(top)
         _show(moved, f"{kind} AP: what the images that moved it most add to the difference")
-    _show(tables.cost_table(*runs), "costs")
+    _show(two_runs.cost_table(*runs), "costs")
 
 
 def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
@@ -155,7 +157,8 @@ def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _show(table: pd.DataFrame, title: str) -> None:
-    text = tabulate(table, headers="keys", showindex=False, floatfmt=".2f", missingval="")
+    known = table.astype(object).where(table.notna(), None)
+    text = tabulate(known, headers="keys", showindex=False, floatfmt=".2f", missingval="")
     console.print(f"\n{title}\n{text}", highlight=False)
 
 

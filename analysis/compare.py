@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from experiments import average_precision, matches, records
+from experiments.errors import UserError
 from experiments.records import Record
 
-from .bootstrap import DELTA, of_run, paired, resample
+from .bootstrap import DELTA, Draws, Estimate, of_run, paired, resample
+from .results import SAME, flat_config
 from .results import changes as changed
-from .results import flat_config
 
 _COSTS = {
     "params M": ("params", 1e6),
@@ -22,7 +23,21 @@ _COSTS = {
     "images/s in training": ("images_per_second", 1),
     "peak memory MiB": ("peak_memory_mib", 1),
 }
-_SAME = ("device", "threads", "precision", "git_commit")
+
+
+def read(folder: str | Path) -> Record:
+    """The record of a finished run, or of a foreign result.
+
+    Raises:
+        UserError: there is none in the folder, or it is broken.
+    """
+    path = Path(folder) / records.RECORD
+    if not path.is_file():
+        raise UserError(
+            f"no finished run in {folder}: give the folder of a run, "
+            "e.g. runs/mini/count/1-vit-mini-seed0-..."
+        )
+    return records.read(path)
 
 
 def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.DataFrame:
@@ -37,12 +52,18 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
         over images: it is about these trained detectors), verdict.
 
     Raises:
-        UserError: no such run, or other images or objects.
+        UserError: no such run, no AP of the same kind, or other images or objects.
     """
+    shared = kinds(ours, base)
+    if not shared:
+        raise UserError(
+            f"{ours} and {base} have no AP of the same kind: one has boxes only, the other masks "
+            "only. Choose runs that share one"
+        )
     rows = []
-    for kind in kinds(ours, base):
-        drawn = [of_run(folder, kind) for folder in (ours, base)]
-        for i, (figure, estimate) in enumerate(paired(drawn[:1], drawn[1:]).items()):
+    for kind in shared:
+        drawn, differences = _paired(ours, base, kind)
+        for i, (figure, estimate) in enumerate(differences.items()):
             if estimate is None:
                 continue
             low, high = estimate.interval()
@@ -63,7 +84,7 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
 
 def kinds(ours: str | Path, base: str | Path) -> list[str]:
     """Of "box" and "mask", those that both have figures of."""
-    runs = [records.read(Path(folder) / records.RECORD) for folder in (ours, base)]
+    runs = [read(folder) for folder in (ours, base)]
     return [kind for kind in matches.KINDS if all(getattr(run, kind) for run in runs)]
 
 
@@ -114,24 +135,33 @@ def images(ours: str | Path, base: str | Path, kind: str = "box") -> pd.DataFram
         image["id"]: image.get("file_name") or Path(image.get("coco_url", "")).name
         for image in _truth(ours)["images"]
     }
-    without = 1 - np.eye(len(found[0].images), dtype=np.int32)
     whole = [average_precision.figures(run)[0] for run in found]
-    less = [average_precision.figures(run, without)[:, 0] for run in found]
+    less = [average_precision.of_images(run) for run in found]
     adds = (whole[0] - whole[1]) - (less[0] - less[1])
     numbers = found[0].images
     table = pd.DataFrame(dict(image=numbers, file=[names[i] for i in numbers], adds=adds))
     return _most_moved(table.dropna(subset="adds"), "adds")
 
 
+def _paired(
+    ours: str | Path, base: str | Path, kind: str
+) -> tuple[list[Draws], dict[str, Estimate | None]]:
+    """Draws of both, and their differences."""
+    drawn = [of_run(folder, kind) for folder in (ours, base)]
+    try:
+        return drawn, paired(drawn[:1], drawn[1:])
+    except UserError as error:
+        raise UserError(f"{ours} and {base}: {error}") from error
+
+
 def _same(ours: str | Path, base: str | Path, kind: str) -> list[matches.Matches]:
-    """Matches of both; `paired` says if they are of other images or objects."""
-    paired(*([of_run(folder, kind)] for folder in (ours, base)))
+    """Matches of both; an error if they are of other images or objects."""
+    _paired(ours, base, kind)
     return [matches.of_run(folder, kind) for folder in (ours, base)]
 
 
 def _truth(folder: str | Path) -> dict:
-    record = records.read(Path(folder) / records.RECORD)
-    return json.loads(Path(record.data["val"]).read_bytes())
+    return json.loads(Path(read(folder).data["val"]).read_bytes())
 
 
 def _most_moved(table: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -149,14 +179,14 @@ def cost_table(ours: Record, base: Record) -> pd.DataFrame:
 
 
 def changes(ours: Record, base: Record) -> list[str]:
-    """What else differs: config keys, data, device, precision; a line each."""
+    """What else differs: config keys, data, what it ran on and how; a line each."""
     foreign = [run.variant for run in (ours, base) if run.fingerprint == records.FOREIGN]
     if foreign:
         return [f"{name} is a foreign result: how it was trained is not known" for name in foreign]
     sides = [
         flat_config(run.config)
         | {"data": run.data["digest"]}
-        | {key: getattr(run, key) for key in _SAME}
+        | {key: getattr(run, key) for key in (*SAME, "git_commit")}
         for run in (ours, base)
     ]
     return changed(*sides)

@@ -1,8 +1,11 @@
 """Results of any detector, in COCO's result format, as a row of a study's table."""
 
 import datetime
+import math
 import shutil
 from pathlib import Path
+
+import numpy as np
 
 from experiments import records
 from experiments.average_precision import coco_figures, lvis_figures
@@ -11,6 +14,8 @@ from experiments.matches import of_file, read_results
 from experiments.records import FOREIGN, Record
 
 _PREDICTIONS = "predictions.json"
+_MASKS = 2**10  # whose run lengths are looked at at once: more do not fit in a cache
+_CHARACTERS = 7  # of a run length at most: 35 bits, pycocotools has 32
 
 
 def add(
@@ -33,8 +38,9 @@ def add(
         The folder of its record, which `analysis.compare` takes like that of a run.
 
     Raises:
-        UserError: the name is that of a row, no run of the study is finished, or the predictions
-            are refused (`experiments.matches.compute`).
+        UserError: the name is that of a row, or cannot be a folder's or be printed, a cost is not
+            above 0, no run of the study is finished, or the predictions are refused
+            (`experiments.matches.compute`).
     """
     study, predictions = Path(study), Path(predictions)
     manifest, runs = records.load_study(study)
@@ -42,6 +48,11 @@ def add(
         raise UserError(f"{study} has a row {name!r} of its own: choose another --name")
     if not name or name != Path(name).name or name.startswith("."):
         raise UserError(f"--name {name!r} cannot name a folder: choose another")
+    if not name.isprintable():
+        raise UserError(f"--name {name!r} cannot be printed: choose another")
+    for option, value in (("--macs", macs), ("--params", params)):
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{option} {value} must be a finite number above 0")
     if runs.empty:
         raise UserError(
             f"no run of {study} is finished: what to score {predictions} on is not known"
@@ -51,9 +62,16 @@ def add(
     if not results:
         raise UserError(f"{predictions} holds no detection: nothing to compare")
     keys = {"box": "bbox", "mask": "segmentation"}
-    kinds = [kind for kind, key in keys.items() if key in results[0]]
+    # All entries must have what one has.
+    kinds = [kind for kind, key in keys.items() if any(key in result for result in results)]
     if not kinds:
-        raise UserError(f"{predictions} has neither bbox nor segmentation at entry 0")
+        raise UserError(f"{predictions} has neither bbox nor segmentation at any entry")
+    wrong = _broken([result.get("segmentation") for result in results])
+    if wrong is not None:
+        raise UserError(
+            f"{predictions} has a mask at entry {wrong} whose run lengths are broken: they do not "
+            "add up to its height times its width"
+        )
 
     folder = study / FOREIGN / name
     scratch = folder.with_name(f".{name}")
@@ -102,3 +120,58 @@ def _record(
         config={},
     )
     return Record(**dict.fromkeys(Record.__dataclass_fields__) | known)
+
+
+def _broken(masks: list) -> int | None:
+    """Which of these masks, if any, has compressed run lengths that are none, or do not fill it:
+    pycocotools reads and writes memory by them without a look. Other masks are left to the scoring.
+
+    A length, from the fourth on less the last but one, is groups of 5 bits, least first, as
+    characters from "0" on; bit 5 is set if more follow (public file common/maskApi.c).
+    """
+    compressed = [i for i, mask in enumerate(masks) if _is_compressed(mask)]
+    for block in range(0, len(compressed), _MASKS):
+        entries = compressed[block : block + _MASKS]
+        texts = [masks[i]["counts"].encode(errors="surrogatepass") for i in entries]
+        texts = [text or b"o" for text in texts]  # nothing is as wrong as half a number
+        character = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(ord("0"))
+        stop = np.cumsum([len(text) for text in texts])
+        more = character >= 32
+        wrong = more[stop - 1] | (np.maximum.reduceat(character, np.append(0, stop[:-1])) >= 64)
+        if wrong.any():
+            return entries[np.argmax(wrong)]
+        last = np.flatnonzero(~more)  # character of each number
+        start = np.append(0, last[:-1] + 1)
+        first = np.searchsorted(last, np.append(0, stop[:-1]))  # number of each mask
+        length = last - start + 1
+        value = (character[start] & 31).astype(np.int64)
+        for k in range(1, min(length.max(), _CHARACTERS)):
+            longer = np.flatnonzero(length > k)
+            value[longer] |= (character[start[longer] + k] & 31).astype(np.int64) << 5 * k
+        negative = np.flatnonzero(character[last] & 16)
+        value[negative] -= 1 << 5 * length[negative].clip(max=_CHARACTERS)
+        step = value.copy()
+        step[first] = 0
+        numbers = np.diff(np.append(first, len(last)))
+        odd = (np.arange(len(last)) - np.repeat(first, numbers)) & 1 == 1
+        run = value
+        for these in (odd, ~odd):
+            total = np.cumsum(np.where(these, step, 0))
+            total -= np.repeat(total[first], numbers)
+            run = np.where(these, total, run)
+        run[first] = value[first]
+        pixels = [math.prod(masks[i]["size"]) for i in entries]
+        wrong = np.add.reduceat(run, first) != pixels
+        wrong |= np.minimum.reduceat(run, first) < 0
+        wrong |= np.maximum.reduceat(length, first) > _CHARACTERS
+        if wrong.any():
+            return entries[np.argmax(wrong)]
+    return None
+
+
+def _is_compressed(mask) -> bool:
+    """Whether it has COCO's keys, of their types."""
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
+        return False
+    size = mask.get("size")
+    return isinstance(size, list) and all(isinstance(side, int | float) for side in size)

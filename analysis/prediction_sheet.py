@@ -59,13 +59,14 @@ def picture(results: Results, path: Path, images: int = 6) -> list[Path]:
 
     Returns:
         The files written, see `style.save`; the .csv has the numbers of each image and variant.
-        None if no run is done, or for LVIS, whose images are not searched for every category: what
-        is wrong there is not known.
+        None if no run with box AP is done, or for LVIS, whose images are not searched for every
+        category: what is wrong there is not known.
 
     Raises:
         UserError: the annotations, predictions or images are not where the runs found them.
     """
     runs = results.records
+    runs = runs[runs["ap_box"].notna()] if "ap_box" in runs else runs[:0]
     if runs.empty or any(data.get("kind", "coco") != "coco" for data in runs["data"]):
         return []
     runs = runs.sort_values("seed", kind="stable").drop_duplicates("variant").set_index("variant")

@@ -13,8 +13,7 @@ from backbones.weights import WeightsError, encoder_of, load_detector
 from experiments import config, studies
 from experiments.data import catalog
 from experiments.errors import UserError
-from experiments.records import FOREIGN
-from experiments.train import LAST_WEIGHTS
+from experiments.records import FOREIGN, LAST_WEIGHTS
 
 from .results import Results
 

@@ -46,6 +46,27 @@ def of_categories(matches: Matches, weights: np.ndarray | None = None) -> np.nda
         return 100 * np.array(list(threads.map(lambda k: _category(matches, k, weights), work)))
 
 
+def of_images(matches: Matches) -> np.ndarray:
+    """(I,) AP, 0..100, of the set without one image, for each; NaN where no object is left.
+
+    Equal to `figures` with a row of weights per image that are 0 there and 1 elsewhere. An image
+    changes the categories alone that have objects or detections in it, so only they are counted
+    again.
+    """
+    whole = of_categories(matches)[:, 0]
+    known = ~np.isnan(whole)
+    total = np.full(len(matches.images), whole[known].sum())
+    count = np.full(len(matches.images), known.sum())
+    with ThreadPoolExecutor(_THREADS) as threads:
+        work = np.flatnonzero(known)
+        without = threads.map(lambda k: _without(matches, k), work)
+        for k, (there, left) in zip(work, without, strict=True):
+            gone = np.isnan(left)
+            total[there] += np.where(gone, 0, left) - whole[k]
+            count[there] -= gone
+    return np.divide(total, count, np.full(len(total), np.nan), where=count > 0)
+
+
 def coco_figures(matches: Matches) -> dict[str, float | None]:
     """COCO's twelve figures, 0..100, as `COCOeval.summarize` gives them; None where the set has no
     such object."""
@@ -102,6 +123,24 @@ def _category(matches: Matches, category: int, weights: np.ndarray) -> np.ndarra
             found[first : first + rows, a] = curve.ap(drawn, to_find[:, a])
     mean = found.mean(2)
     return np.stack([mean[:, 0], found[:, 0, 0], found[:, 0, 5], *mean[:, 1:].T], axis=1)
+
+
+def _without(matches: Matches, category: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which images (n,) have objects or detections of a category, and its AP without each of them
+    (n,), 0..100, NaN where no object is left."""
+    here = slice(*matches.start[category : category + 2])
+    image = matches.image[here]
+    objects = matches.objects[:, category, 0].astype(np.int32)
+    there = np.union1d(image, np.flatnonzero(objects))
+    to_find = objects.sum() - objects[there]
+    curve = _Curves(matches.matched[0, here], matches.ignored[0, here])
+    found = np.empty((len(there), len(IOUS)))
+    rows = max(1, _CELLS // max(1, len(image)))
+    for first in range(0, len(there), rows):
+        some = slice(first, first + rows)
+        kept = (image != there[some, None]).astype(np.int32)
+        found[some] = curve.ap(kept, to_find[some])
+    return there, 100 * found.mean(1)
 
 
 class _Curves:

@@ -9,6 +9,7 @@ images at once; the areas, boxes and overlaps of masks are pycocotools' own.
 import hashlib
 import itertools
 import json
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,9 @@ def compute(
         truth = _read(Path(truth), dict)
     try:
         objects = _Objects(truth, kind, rules == "lvis")
-        found = _Detections(predictions, objects, kind, name)
     except KeyError as error:
-        raise UserError(f"{name}, or its ground truth, has an entry without {error}") from error
+        raise UserError(f"the ground truth of {name} has an entry without {error}") from error
+    found = _Detections(predictions, objects, kind, name)
     matched, ignored = _match(found, objects, kind)
     order = np.lexsort((found.image, -found.score, found.category))
     excused = ~_inside(found.area) | objects.partly[found.image, found.category][:, None]  # (D, 4)
@@ -178,14 +179,25 @@ class _Detections:
     score, equal ones as in the file."""
 
     def __init__(self, results: list[dict], objects: _Objects, kind: str, name: str):
+        shape_key = "bbox" if kind == "box" else "segmentation"
+        for key in ("image_id", "category_id", "score", shape_key):
+            wrong = next((i for i, result in enumerate(results) if key not in result), None)
+            if wrong is not None:
+                raise UserError(f"{name} has no {key!r} at entry {wrong}")
         image, known = _index(objects.images, [r["image_id"] for r in results])
         if not known.all():
-            wrong = results[np.argmin(known)]["image_id"]
-            raise UserError(f"{name} has image {wrong!r}, which its ground truth has not")
+            wrong = int(np.argmin(known))
+            value = results[wrong]["image_id"]
+            raise UserError(
+                f"{name} has image {value!r} at entry {wrong}, which its ground truth has not"
+            )
         category, known = _index(objects.categories, [r["category_id"] for r in results])
         if not known.all():
-            wrong = results[np.argmin(known)]["category_id"]
-            raise UserError(f"{name} has category {wrong!r}, which its ground truth has not")
+            wrong = int(np.argmin(known))
+            value = results[wrong]["category_id"]
+            raise UserError(
+                f"{name} has category {value!r} at entry {wrong}, which its ground truth has not"
+            )
         score = _numbers(results, "score", (), name)
         if not ((score >= 0) & (score <= 1)).all():
             wrong = int(np.argmin((score >= 0) & (score <= 1)))
@@ -203,14 +215,14 @@ class _Detections:
         else:
             for number, result in enumerate(results):
                 mask, size = result["segmentation"], objects.sizes[result["image_id"]]
-                if not isinstance(mask, dict) or not isinstance(mask["counts"], str | bytes):
+                if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str | bytes):
                     raise UserError(
                         f"{name} has entry {number} with a mask that is not COCO's compressed run "
                         "lengths: encode it with pycocotools.mask"
                     )
-                if list(mask["size"]) != size:
+                if mask.get("size") not in (size, tuple(size)):
                     raise UserError(
-                        f"{name} has a mask of size {list(mask['size'])} at entry {number}: "
+                        f"{name} has a mask of size {mask.get('size')!r} at entry {number}: "
                         f"image {result['image_id']} has {size} (height, width)"
                     )
             self.area = _mask_areas([r["segmentation"] for r in results])
@@ -381,7 +393,8 @@ def _mask_areas(encoded: list[dict]) -> np.ndarray:
 
 def _index(ids: np.ndarray, values: list) -> tuple[np.ndarray, np.ndarray]:
     """Where each value is in sorted ids, and whether it is."""
-    whole = np.array([isinstance(value, int) for value in values], bool)
+    least, most = ids[[0, -1]].tolist()
+    whole = np.array([isinstance(v, int) and least <= v <= most for v in values], bool)
     numbers = [v if is_whole else ids[0] for v, is_whole in zip(values, whole, strict=True)]
     numbers = np.array(numbers, ids.dtype)
     place = np.searchsorted(ids, numbers).clip(max=len(ids) - 1)
@@ -404,9 +417,10 @@ def _numbers(results: list[dict], key: str, shape: tuple[int, ...], name: str) -
 def _array(values) -> np.ndarray:
     """Of numbers; of no shape that is asked for, if they are not."""
     try:
-        return np.array(values, float)
-    except (TypeError, ValueError):
+        numbers = np.array(values)
+    except ValueError:  # not all as long
         return np.zeros((0, 0, 0))
+    return numbers.astype(float) if numbers.dtype.kind in "iuf" else np.zeros((0, 0, 0))
 
 
 def _encoded(annotation: dict, size: list[int]) -> dict:
@@ -423,7 +437,13 @@ def read_results(path: Path) -> list[dict]:
     Raises:
         UserError: it is not there, or not of that format.
     """
-    return _read(path, list)
+    results = _read(path, list)
+    wrong = next((i for i, result in enumerate(results) if not isinstance(result, dict)), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path} has {reprlib.repr(results[wrong])} at entry {wrong}: it is no detection"
+        )
+    return results
 
 
 def _read(path: Path, kind: type):

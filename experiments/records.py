@@ -2,6 +2,7 @@
 
 import json
 import os
+import reprlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from .errors import UserError
 
 VERSION = 1  # of both files; raise it when a field changes its meaning
 RECORD, MANIFEST = "record.json", "study.json"
+LAST_WEIGHTS = "model_final.pth"  # of a run, beside its record
 FOREIGN = "foreign"  # fingerprint of results that this suite did not make, and their folder
 # COCO's twelve figures in pycocotools' order, here in 0..100.
 COCO_FIGURES = (
@@ -73,6 +75,20 @@ class Record:
     config: dict[str, Any]
 
 
+_AGAIN = "Move it away and run again"
+_NUMBER = float | int | None
+# What the analysis could not do with another type of.
+_RECORD = dict(
+    study=str, variant=str, scale=str, seed=int, predictions=str, box=dict, mask=dict, data=dict,
+    config=dict, params=_NUMBER, macs=_NUMBER,
+)  # fmt: skip
+_MANIFEST = dict(
+    study=str, question=str, scale=str, base=str, command=str, runs=list, variants=list
+)  # fmt: skip
+_RUN = dict(variant=str, seed=int, folder=str)
+_VARIANT = dict(name=str, size=str, words=dict, published=dict)
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write a file that is there whole or not at all."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -92,7 +108,7 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}. Move it away and run again") from error
+        raise UserError(f"cannot read {path}: {error}. {_AGAIN}") from error
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise UserError(
@@ -112,12 +128,17 @@ def read(path: Path) -> Record:
     """The record in a file; errors as of `read_json`."""
     content = read_json(path)
     del content["version"]
+    what = f"{path} is no whole record"
     try:
-        return Record(**content)
+        record = Record(**content)
     except TypeError as error:
-        raise UserError(
-            f"{path} is no whole record: {error}. Move it away and run again"
-        ) from error
+        raise UserError(f"{what}: {error}. {_AGAIN}") from error
+    _check(what, content, _RECORD)
+    for kind in ("box", "mask"):
+        _check(f"{what}: {kind}", content[kind], dict.fromkeys(content[kind], _NUMBER))
+    if "val" in record.data:
+        _check(f"{what}: data", record.data, {"val": str})
+    return record
 
 
 def row(record: Record, path: Path) -> dict[str, Any]:
@@ -155,6 +176,7 @@ def load_study(folder: str | Path) -> tuple[dict, pd.DataFrame]:
     if not (folder / MANIFEST).is_file():
         raise UserError(f"no study was run in {folder}: {MANIFEST} is missing. Run it first")
     manifest = read_json(folder / MANIFEST)
+    _check_manifest(manifest, f"{folder / MANIFEST} is no whole manifest")
     rows = []
     for run in manifest["runs"]:
         path = folder / run["folder"] / RECORD
@@ -162,6 +184,26 @@ def load_study(folder: str | Path) -> tuple[dict, pd.DataFrame]:
             # A run may be shared with another study, under another name.
             rows.append({**row(read(path), path), "variant": run["variant"]})
     return manifest, pd.DataFrame(rows)
+
+
+def _check(what: str, content: Any, types: dict[str, Any]) -> None:
+    """That it is a dict with these keys, of these types."""
+    if not isinstance(content, dict):
+        raise UserError(f"{what} is {reprlib.repr(content)}. {_AGAIN}")
+    for key, expected in types.items():
+        if key not in content:
+            raise UserError(f"{what}: it has no {key!r}. {_AGAIN}")
+        if not isinstance(content[key], expected):
+            raise UserError(f"{what}: {key} is {reprlib.repr(content[key])}. {_AGAIN}")
+
+
+def _check_manifest(manifest: dict, what: str) -> None:
+    _check(what, manifest, _MANIFEST)
+    for key, types in (("runs", _RUN), ("variants", _VARIANT)):
+        for i, entry in enumerate(manifest[key]):
+            _check(f"{what}: entry {i} of {key}", entry, types)
+    if manifest["base"] not in [variant["name"] for variant in manifest["variants"]]:
+        raise UserError(f"{what}: its base {manifest['base']!r} is none of its variants. {_AGAIN}")
 
 
 def load_foreign(folder: str | Path) -> pd.DataFrame:

@@ -36,10 +36,10 @@ from .data.stream import training_loader
 from .errors import UserError
 from .evaluate import PREDICTIONS, evaluate, set_num_classes
 from .optim import param_groups
+from .records import LAST_WEIGHTS
 from .runs import Run
 
 METRICS = "metrics.json"  # one JSON line per log period, read by the progress view
-LAST_WEIGHTS = "model_final.pth"
 
 
 class Trainer(SimpleTrainer):

@@ -1,5 +1,6 @@
 """Two runs side by side, as pycocotools scores them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -73,6 +74,18 @@ def test_the_command_says_what_changed_and_costs(runs, analysis):
         assert lines[start + 3].startswith(f"{compare.images(ours, base, kind).image[0]} ")
 
 
+def test_unknown_costs_are_empty(runs, analysis):
+    _, (ours, _), (base, _) = runs
+    record = dataclasses.replace(records.read(base / records.RECORD), params=None, macs=None)
+    records.write(base, record)
+    code, printed = analysis("compare", ours, base, "--top", 0)
+    assert code == 0
+    assert "nan" not in printed
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["GMACs", "3.00"] in lines
+    assert ["params", "M", "1.00"] in lines
+
+
 @pytest.mark.parametrize("kind", ["box", "mask"])
 def test_categories_are_pycocotools(runs, kind):
     truth, (ours, found), (base, kept) = runs
@@ -112,7 +125,15 @@ def test_images_add_what_leaving_them_out_takes_away(runs):
         assert row.adds == pytest.approx(adds, abs=1e-9)
 
 
-def test_runs_on_other_images_are_refused(runs, tmp_path):
+def refused(analysis, ours, base) -> str:
+    """What the command says to two runs that it does not compare: one line, and nothing else."""
+    code, printed = analysis("compare", ours, base)
+    assert code == 2
+    assert printed.count("\n") == 1
+    return printed
+
+
+def test_runs_on_other_images_are_refused(runs, tmp_path, analysis):
     _, (ours, _), (base, kept) = runs
     other = json.loads((tmp_path / "truth.json").read_text())
     gone = other["images"].pop()["id"]
@@ -121,5 +142,22 @@ def test_runs_on_other_images_are_refused(runs, tmp_path):
     records.write(base, make(data={"digest": "e", "val": str(tmp_path / "other.json")}))
     rest = [r for r in kept if r["image_id"] != gone]
     (base / "coco_instances_results.json").write_text(json.dumps(rest))
-    with pytest.raises(UserError, match="evaluated on different images or objects"):
-        compare.ap_table(ours, base)
+    for table in (compare.ap_table, compare.categories, compare.images):
+        with pytest.raises(UserError, match="evaluated on different images or objects") as caught:
+            table(ours, base)
+        assert f"{ours} and {base}: " in str(caught.value)
+    assert f"{ours} and {base}: runs were evaluated" in refused(analysis, ours, base)
+
+
+def test_boxes_against_masks_are_refused(runs, analysis):
+    _, (ours, _), (base, _) = runs
+    for folder, missing in ((ours, "mask"), (base, "box")):
+        record = records.read(folder / records.RECORD)
+        records.write(folder, dataclasses.replace(record, **{missing: {}}))
+    assert f"{ours} and {base} have no AP of the same kind" in refused(analysis, ours, base)
+
+
+def test_a_folder_without_run_is_refused(runs, tmp_path, analysis):
+    _, (ours, _), _ = runs
+    for pair in ((ours, tmp_path), (tmp_path, ours)):  # tmp_path is as a study's: runs are in it
+        assert f"no finished run in {tmp_path}: give the folder" in refused(analysis, *pair)

@@ -1,10 +1,16 @@
 """Results of other detectors as rows of a study."""
 
+import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
+from pycocotools import mask as masks
 
-from analysis import compare, foreign, plots, results, tables
+from analysis import compare, foreign, plots, prediction_sheet, report, results, tables
 from experiments import records
 from experiments.errors import UserError
 from tests.experiments.test_matches import pycocotools, random_set
@@ -38,7 +44,7 @@ def test_it_enters_text_plots_and_comparisons(study, predictions, tmp_path):
     folder = foreign.add(study, predictions, "their detector", macs=1.3e9)
     found = results.load(study)
     assert "their detector is a foreign result: how it was trained is not known" in found.notes
-    for form in tables.FORMATS:
+    for form in ("md", "latex", "html", "text"):
         assert "their detector" in tables.whole(found, form)
     written = plots.ap_vs_macs(found, tmp_path / "plot")
     assert any("their detector" in p.read_text() for p in written if p.suffix == ".svg")
@@ -60,6 +66,39 @@ def test_boxes_alone(study, predictions):
     assert row[["ap_mask", "ap_mask_diff", "macs"]].isna().all()
 
 
+def test_masks_alone(study, predictions, tmp_path, monkeypatch):
+    """COCO's own format of segmentation: the sheet of predictions, of boxes, leaves it out."""
+    record = records.read(study / "none-0" / records.RECORD)
+    truth = json.loads(Path(record.data["val"]).read_text())
+    truth["images"] = [image | {"file_name": "one.png"} for image in truth["images"]]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    Image.new("RGB", (160, 160), "green").save(tmp_path / "one.png")
+    for run in study.glob("*/record.json"):
+        record = records.read(run)
+        test = dict(dataset=f"{path},{tmp_path}")
+        config = {**record.config, "dataloader": dict(test=test)}
+        data = {**record.data, "val": str(path)}
+        records.write(run.parent, dataclasses.replace(record, config=config, data=data))
+    found = [{k: v for k, v in r.items() if k != "bbox"} for r in random_set(3, 40)[1]]
+    predictions.write_text(json.dumps(found))
+    folder = foreign.add(study, predictions, "masks")
+    row = results.load(study).table.set_index("variant").loc["masks"]
+    assert row.ap_mask > 0
+    assert row[["ap_box", "ap_box_diff"]].isna().all()
+
+    pictures = {k: [p for p in v if "sheet" in p.name] for k, v in report.PICTURES.items()}
+    assert sum(map(len, pictures.values())) == 1
+    monkeypatch.setattr(report, "PICTURES", pictures)
+    report.write([study], tmp_path / "report")
+    (sheet,) = (tmp_path / "report").rglob("*sheet*.csv")
+    assert set(pd.read_csv(sheet)["variant"]) == {"none", "global", "own"}
+    for run in study.glob("*/record.json"):
+        if run.parent != folder:
+            records.write(run.parent, dataclasses.replace(records.read(run), box={}))
+    assert prediction_sheet.picture(results.load(study), tmp_path / "sheet") == []
+
+
 def test_the_same_name_again_takes_its_place(study, predictions):
     foreign.add(study, predictions, "x")
     predictions.write_text(json.dumps(random_set(3, images=40)[1]))
@@ -77,11 +116,25 @@ def beyond_one(found):
     found[2]["score"] = 1.5
 
 
+def without_shapes(found):
+    for entry in found:
+        del entry["bbox"], entry["segmentation"]
+
+
+def broken(counts):
+    return lambda found: found[2]["segmentation"].update(counts=counts)
+
+
 WRONG = {
-    "has image 1000000, which its ground truth has not": of_another_image,
+    "has image 1000000 at entry 2, which its ground truth has not": of_another_image,
     "has score 1.5 at entry 2": beyond_one,
     "holds no detection": list.clear,
-    "neither bbox nor segmentation at entry 0": lambda found: found[0].clear(),
+    "no 'image_id' at entry 0": lambda found: found[0].clear(),
+    "no 'bbox' at entry 0": lambda found: found[0].pop("bbox"),
+    "no 'segmentation' at entry 2": lambda found: found[2].pop("segmentation"),
+    "neither bbox nor segmentation at any entry": without_shapes,
+    "None at entry 2: it is no detection": lambda found: found.__setitem__(2, None),
+    "mask at entry 2 whose run lengths are broken": broken("@@@@zzz"),
 }
 
 
@@ -102,11 +155,77 @@ def test_what_is_refused_leaves_nothing(study, predictions, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none", "has a row 'none' of its own"), ("a/b", "cannot name a folder"), ("", "cannot name")],
+    [
+        ("none", "has a row 'none' of its own"),
+        ("a/b", "cannot name a folder"),
+        ("", "cannot name"),
+        ("a\nb", r"--name 'a\\nb' cannot be printed"),
+    ],
 )
 def test_names(study, predictions, name, message):
     with pytest.raises(UserError, match=message):
         foreign.add(study, predictions, name)
+
+
+@pytest.mark.parametrize("option", ["macs", "params"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0"])
+def test_costs_that_are_none(study, predictions, analysis, option, value):
+    words = ("add", study, "--predictions", predictions, "--name", "x")
+    code, printed = analysis(*words, f"--{option}={value}")
+    assert code == 2
+    assert printed.startswith(f"error: --{option} {float(value)} must be a finite number above 0")
+    assert printed.count("\n") == 1
+    assert not (study / "foreign").exists()
+
+
+def run_lengths(counts: list[int]) -> str:
+    """Compressed as pycocotools does it."""
+    characters = ""
+    for i, count in enumerate(counts):
+        rest = count - counts[i - 2] if i > 2 else count
+        more = True
+        while more:
+            group, rest = rest & 31, rest >> 5
+            more = rest != (-1 if group & 16 else 0)
+            characters += chr(48 + group + 32 * more)
+    return characters
+
+
+def test_run_lengths_are_whole_or_broken():
+    random = np.random.default_rng(0)
+    whole = []
+    for _ in range(300):
+        canvas = np.zeros((37, 53), np.uint8, order="F")
+        canvas[random.random(canvas.shape) < random.random()] = 1
+        canvas[:, random.integers(53) :] = random.integers(2)
+        mask = masks.encode(canvas)
+        whole.append(dict(size=mask["size"], counts=mask["counts"].decode()))
+    whole += [
+        dict(size=[5000, 7000], counts=run_lengths(c)) for c in ([35 * 10**6], [0, 35 * 10**6])
+    ]
+    assert foreign._broken(whole) is None
+    size = [4, 4]
+    texts = [
+        "",
+        "o",
+        "P",
+        "@@@@zzz",
+        "\u00e9",
+        "\ud800",
+        "/",
+        "\0",
+        "P4",
+        "00",
+        "?",
+        "`p0",
+        "`PPPPPPP1",
+    ]
+    lengths = ([15], [17], [8, 9], [20, -4], [1, 2, 3, 4, 5], [8, -3, 3, 8], [16 + 2**32])
+    texts += map(run_lengths, lengths)
+    for text in texts:
+        for others in ([], whole[:3], whole * 5):
+            found = [*others, dict(size=size, counts=text), *others[:2]]
+            assert foreign._broken(found) == len(others), text
 
 
 def test_nothing_to_score_it_on(study, predictions):
@@ -126,3 +245,26 @@ def test_the_command(study, predictions, analysis):
     code, printed = analysis(*words)
     assert code == 2
     assert printed.startswith(f"error: cannot read {predictions}")
+
+
+def test_what_was_scored_on_another_set_is_left_out_and_named(study, predictions):
+    folder = foreign.add(study, predictions, "x")
+    record = records.read(folder / records.RECORD)
+    truth = json.loads(Path(record.data["val"]).read_text())
+    truth["annotations"] = truth["annotations"][:-5]
+    other = study.parent / "other.json"
+    other.write_text(json.dumps(truth))
+    changed = dataclasses.replace(record, data={**record.data, "val": str(other)})
+    records.write(folder, changed)
+    found = results.load(study)
+    assert found.table["variant"].tolist() == ["none", "global", "own"]
+    assert found.notes == [
+        "x was scored on other images or objects than the runs and is left out: add it again, or "
+        f"remove {folder}"
+    ]
+
+
+def test_results_do_not_keep_what_their_command_does_not_make(study, predictions):
+    foreign.add(study, predictions, "x")
+    with pytest.raises(UserError, match="it has foreign results"):
+        tables.check_publishable(results.load(study))

@@ -48,6 +48,7 @@ def study(small_set, truth, tmp_path) -> Results:
             seed=seed,
             path=str(folder / "record.json"),
             predictions="found.json",
+            ap_box=10.0,
             data=dict(kind="coco", val=val.split(",")[0]),
             config=dict(dataloader=dict(test=dict(dataset=val))),
         )

@@ -166,7 +166,11 @@ def test_studies_are_listed_with_question_rows_and_state(tmp_path):
     runs = [dict(variant="none", seed=seed, folder=f"none-{seed}") for seed in (0, 1)]
     (folder / "none-0").mkdir(parents=True)
     records.write(folder / "none-0", make(variant="none", seed=0))
-    manifest = dict(version=records.VERSION, study="count", variants=[], runs=runs)
+    variants = [dict(name="none", size="", words={}, published={})]
+    manifest = dict(
+        version=records.VERSION, study="count", question="?", scale="mini", base="none",
+        command="python -m experiments run count", variants=variants, runs=runs,
+    )  # fmt: skip
     records.write_json(folder / records.MANIFEST, manifest)
     done = experiments("studies", "--runs", tmp_path)
     assert done.returncode == 0

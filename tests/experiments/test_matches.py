@@ -344,7 +344,7 @@ def test_runs_that_have_no_such_matches(run):
     with pytest.raises(UserError, match="no mask AP"):
         matches.of_run(folder, "mask")
     records.write(folder, make(data={"digest": "d", "val": str(path), "kind": "lvis"}))
-    with pytest.raises(UserError, match="its ground truth, has an entry without 'not_exh"):
+    with pytest.raises(UserError, match=r"the ground truth of .* has an entry without 'not_exh"):
         matches.of_run(folder)
     records.write(folder, make(data={"digest": "d", "val": "/nowhere/truth.json"}))
     with pytest.raises(UserError, match=r"cannot read /nowhere/truth\.json"):
@@ -356,9 +356,11 @@ def changed(key: str, value) -> callable:
 
 
 WRONG = {
-    "image 5,": changed("image_id", 5),
-    "image '7',": changed("image_id", "7"),
-    "category 10000,": changed("category_id", 10000),
+    "image 5 at entry 3,": changed("image_id", 5),
+    "image '7' at entry 3,": changed("image_id", "7"),
+    "image 10{30} at entry 3,": changed("image_id", 10**30),
+    "category 10000 at entry 3,": changed("category_id", 10000),
+    "category -10{30} at entry 3,": changed("category_id", -(10**30)),
     r"box \[1.0, nan, 2.0, 3.0\] at entry 3": changed("bbox", [1, float("nan"), 2, 3]),
     r"box \[1.0, 1.0, -2.0, 3.0\] at entry 3": changed("bbox", [1, 1, -2, 3]),
     r"bbox \[1, 1, 2\] at entry 3: it must be 4 numbers": changed("bbox", [1, 1, 2]),
@@ -367,7 +369,18 @@ WRONG = {
     "score nan at entry 3": changed("score", float("nan")),
     "score 'high' at entry 3: it must be a number": changed("score", "high"),
     "entry 3 twice, again as 40": lambda results: results.__setitem__(40, dict(results[3])),
-    "without 'score'": lambda results: results[3].pop("score"),
+    "score None at entry 3: it must be a number": changed("score", None),
+    "score '0.5' at entry 3: it must be a number": changed("score", "0.5"),
+    "score 10{400} at entry 3: it must be a number": changed("score", 10**400),
+    "no 'score' at entry 3": lambda results: results[3].pop("score"),
+    "no 'bbox' at entry 3": lambda results: results[3].pop("bbox"),
+    "no 'segmentation' at entry 3": lambda results: results[3].pop("segmentation"),
+    "1 at entry 3: it is no detection": lambda results: results.__setitem__(3, 1),
+    "None at entry 3: it is no detection": lambda results: results.__setitem__(3, None),
+    "mask of size None at entry 3": changed("segmentation", dict(size=None, counts="P4")),
+    "mask of size 4 at entry 3": changed("segmentation", dict(size=4, counts="P4")),
+    "mask of size None at entry 3: ": changed("segmentation", dict(counts="P4")),
+    "entry 3 with a mask that is": changed("segmentation", dict(size=[SIDE, SIDE])),
     r"mask of size \[5, 4\] at entry 3": changed("segmentation", dict(size=[5, 4], counts="P4")),
     "entry 3 with a mask that is not": changed("segmentation", [[1, 1, 2, 2, 3, 3]]),
     "entry 4 with a mask that is not": lambda results: results[4].update(
@@ -382,7 +395,7 @@ def test_wrong_predictions(message, tmp_path):
     WRONG[message](results)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     (tmp_path / "results.json").write_text(json.dumps(results))
-    kind = "mask" if "mask" in message else "box"
+    kind = "mask" if "mask" in message or "segmentation" in message else "box"
     with pytest.raises(UserError, match=message) as caught:
         matches.of_file(tmp_path / "truth.json", tmp_path / "results.json", kind)
     assert str(tmp_path / "results.json") in str(caught.value)

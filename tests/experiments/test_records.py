@@ -85,6 +85,27 @@ def test_a_record_that_cannot_be_used(tmp_path, content, message):
     assert path.read_text() == content  # nothing is lost
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(box=3), "box is 3"),
+        (dict(mask=dict(AP="high")), "mask: AP is 'high'"),
+        (dict(data=None), "data is None"),
+        (dict(data={"val": None}), "data: val is None"),
+        (dict(config=[]), r"config is \[\]"),
+        (dict(macs="many"), "macs is 'many'"),
+        (dict(variant=None), "variant is None"),
+    ],
+)
+def test_a_record_with_a_wrong_type(tmp_path, changes, message):
+    path = records.write(tmp_path, make())
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=f"{message}. Move it away and run again") as caught:
+        records.read(path)
+    assert str(caught.value).startswith(f"{path} is no whole record: ")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_write_that_breaks_leaves_the_old_record(tmp_path, monkeypatch):
     path = records.write(tmp_path, make())
     monkeypatch.setattr(json, "dump", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
@@ -96,3 +117,49 @@ def test_a_write_that_breaks_leaves_the_old_record(tmp_path, monkeypatch):
 def test_no_study(tmp_path):
     with pytest.raises(UserError, match=r"no study was run in .*study.json is missing"):
         records.load_study(tmp_path)
+
+
+def manifest(**changes) -> dict:
+    """As of earlier versions, which had no `source`."""
+    whole = dict(
+        version=records.VERSION,
+        study="count",
+        question="?",
+        scale="mini",
+        base="none",
+        command="python -m experiments run count",
+        runs=[dict(variant="none", seed=0, folder="none-0")],
+        variants=[dict(name="none", size="vit-mini", words={}, published={})],
+    )
+    return {key: value for key, value in (whole | changes).items() if value != "left out"}
+
+
+def test_a_manifest_without_source(tmp_path):
+    records.write_json(tmp_path / records.MANIFEST, manifest())
+    (tmp_path / "none-0").mkdir()
+    records.write(tmp_path / "none-0", make())
+    found, rows = records.load_study(tmp_path)
+    assert found == manifest()
+    assert rows["variant"].tolist() == ["none"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(runs="left out"), "it has no 'runs'"),
+        (dict(variants="left out"), "it has no 'variants'"),
+        (dict(base="left out"), "it has no 'base'"),
+        (dict(runs=3), "runs is 3"),
+        (dict(runs=[3]), "entry 0 of runs is 3"),
+        (dict(runs=[dict(variant="none", seed=0)]), "entry 0 of runs: it has no 'folder'"),
+        (dict(variants=[dict(name=1)]), "entry 0 of variants: name is 1"),
+        (dict(base="other"), "its base 'other' is none of its variants"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used(tmp_path, changes, message):
+    path = tmp_path / records.MANIFEST
+    records.write_json(path, manifest(**changes))
+    with pytest.raises(UserError, match=f"{message}. Move it away and run again") as caught:
+        records.load_study(tmp_path)
+    assert str(caught.value).startswith(f"{path} is no whole manifest: ")
+    assert "\n" not in str(caught.value)
