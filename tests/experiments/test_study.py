@@ -219,5 +219,7 @@ def test_a_table_of_several_models_and_detectors(small_set, tmp_path):
     assert table.ap_mask.notna().to_dict() == {"swin": True, "vit-retinanet": False}
     assert table.params.nunique() == 2
     lines = (study / "table.md").read_text().splitlines()
-    (row,) = [line for line in lines if line.startswith("| vit-retinanet | 1 | vit-mini |")]
-    assert " nan " not in row
+    start = ["vit-retinanet", "1", "vit-mini"]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    (row,) = [row for row in cells if row[:3] == start]
+    assert "nan" not in row
