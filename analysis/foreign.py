@@ -5,17 +5,15 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from experiments import records
 from experiments.average_precision import coco_figures, lvis_figures
 from experiments.errors import UserError
 from experiments.matches import of_file, read_results
 from experiments.records import FOREIGN, Record
 
+from .run_lengths import first_broken
+
 _PREDICTIONS = "predictions.json"
-_MASKS = 2**10  # whose run lengths are looked at at once: more do not fit in a cache
-_CHARACTERS = 7  # of a run length at most: 35 bits, pycocotools has 32
 
 
 def add(
@@ -66,7 +64,7 @@ def add(
     kinds = [kind for kind, key in keys.items() if any(key in result for result in results)]
     if not kinds:
         raise UserError(f"{predictions} has neither bbox nor segmentation at any entry")
-    wrong = _broken([result.get("segmentation") for result in results])
+    wrong = first_broken([result.get("segmentation") for result in results])
     if wrong is not None:
         raise UserError(
             f"{predictions} has a mask at entry {wrong} whose run lengths are broken: they do not "
@@ -120,58 +118,3 @@ def _record(
         config={},
     )
     return Record(**dict.fromkeys(Record.__dataclass_fields__) | known)
-
-
-def _broken(masks: list) -> int | None:
-    """Which of these masks, if any, has compressed run lengths that are none, or do not fill it:
-    pycocotools reads and writes memory by them without a look. Other masks are left to the scoring.
-
-    A length, from the fourth on less the last but one, is groups of 5 bits, least first, as
-    characters from "0" on; bit 5 is set if more follow (public file common/maskApi.c).
-    """
-    compressed = [i for i, mask in enumerate(masks) if _is_compressed(mask)]
-    for block in range(0, len(compressed), _MASKS):
-        entries = compressed[block : block + _MASKS]
-        texts = [masks[i]["counts"].encode(errors="surrogatepass") for i in entries]
-        texts = [text or b"o" for text in texts]  # nothing is as wrong as half a number
-        character = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(ord("0"))
-        stop = np.cumsum([len(text) for text in texts])
-        more = character >= 32
-        wrong = more[stop - 1] | (np.maximum.reduceat(character, np.append(0, stop[:-1])) >= 64)
-        if wrong.any():
-            return entries[np.argmax(wrong)]
-        last = np.flatnonzero(~more)  # character of each number
-        start = np.append(0, last[:-1] + 1)
-        first = np.searchsorted(last, np.append(0, stop[:-1]))  # number of each mask
-        length = last - start + 1
-        value = (character[start] & 31).astype(np.int64)
-        for k in range(1, min(length.max(), _CHARACTERS)):
-            longer = np.flatnonzero(length > k)
-            value[longer] |= (character[start[longer] + k] & 31).astype(np.int64) << 5 * k
-        negative = np.flatnonzero(character[last] & 16)
-        value[negative] -= 1 << 5 * length[negative].clip(max=_CHARACTERS)
-        step = value.copy()
-        step[first] = 0
-        numbers = np.diff(np.append(first, len(last)))
-        odd = (np.arange(len(last)) - np.repeat(first, numbers)) & 1 == 1
-        run = value
-        for these in (odd, ~odd):
-            total = np.cumsum(np.where(these, step, 0))
-            total -= np.repeat(total[first], numbers)
-            run = np.where(these, total, run)
-        run[first] = value[first]
-        pixels = [math.prod(masks[i]["size"]) for i in entries]
-        wrong = np.add.reduceat(run, first) != pixels
-        wrong |= np.minimum.reduceat(run, first) < 0
-        wrong |= np.maximum.reduceat(length, first) > _CHARACTERS
-        if wrong.any():
-            return entries[np.argmax(wrong)]
-    return None
-
-
-def _is_compressed(mask) -> bool:
-    """Whether it has COCO's keys, of their types."""
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str):
-        return False
-    size = mask.get("size")
-    return isinstance(size, list) and all(isinstance(side, int | float) for side in size)
