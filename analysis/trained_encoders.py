@@ -18,6 +18,7 @@ from experiments.records import FOREIGN, LAST_WEIGHTS
 from .results import Results
 
 IMAGES = 16  # of the validation set, evenly spread over its ids
+_THREADS = torch.get_num_threads()
 
 
 def folders(results: Results) -> Iterator[tuple[str, int, Path]]:
@@ -70,6 +71,8 @@ def encoder_and_images(folder: Path, images: int) -> tuple[nn.Module, Tensor]:
     """
     cfg = config.load(folder / "config.yaml")
     config.check(cfg, str(folder / "config.yaml"))
+    # As many as it was trained with: on a busy machine small images take 25 times as long on two.
+    torch.set_num_threads(cfg.train.threads or _THREADS)
     model = instantiate(cfg.model).to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         load_detector(model, folder / LAST_WEIGHTS, show=lambda account: None)
