@@ -12,13 +12,15 @@ YES ?=#             YES=1: train at coco scale without a GPU, however long it ta
 KEEP ?=#            KEEP=1: keep the table and plot in results/ too
 DELTA ?= 0.5#       AP; differences smaller than this are of no interest, verdicts say "equal"
 STUDY ?=#           of plan
-GPUS ?=#            of plan: number of GPUs
+GPUS ?=#            devices of one run; of plan: number of GPUs
+LAUNCHER ?= local#  local, or slurm: docs/cluster.md, slurm.toml
 DEVICE ?=#          of plan: a GPU by name, e.g. h100; default: this machine
 KIND ?=#            of data: coco or lvis
 DATASET ?=#         train on your own COCO-format set: annotations.json,images/
 VAL ?=#             evaluate on your own: annotations.json,images/
 CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
 WEIGHTS ?=#         of eval-coco: checkpoint of a whole detector
+SPLIT ?=#           of eval-coco: val2017, train2017, test-dev2017, lvis_v1_val, ...; default: the config's
 SUITE ?= default#   of bench: default, growth, table-3, full, weights or evaluation
 ONLY ?=#            of bench: cases with all these words, e.g. "128 train"
 PYTHON ?= python3#  3.11 to 3.13, makes .venv
@@ -39,12 +41,8 @@ DETECTRON2_WHEEL := sal-detectron2==0.7.2
 NOT_INSTALLED := opencv-python cython
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES JOBS YES KEEP KIND DATASET VAL CONFIG WEIGHTS SUITE ONLY PYTHON TORCH DETECTRON2
+export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL CONFIG WEIGHTS SPLIT SUITE ONLY PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
-
-ifneq ($(if $(filter plan,$(MAKECMDGOALS)),,$(GPUS))$(LAUNCHER),)
-$(error GPUS (but for plan) and LAUNCHER are not built yet: one run uses one device, runs go side by side with JOBS)
-endif
 
 # Another PYTHON, TORCH or DETECTRON2 than the installed one means installing again.
 CHOSEN := $(if $(filter file,$(origin PYTHON)),,$(PYTHON))|$(TORCH)|$(DETECTRON2)
@@ -86,7 +84,8 @@ $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
 .PHONY: ablation-%
 ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make ablation-global-vs-conv
 	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
-		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --overrides "$$OVERRIDES" $(data_options) \
+		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" \
+		$(data_options) \
 		$(if $(filter 1,$(YES)),--yes); \
 	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" --delta "$$DELTA" $(if $(filter 1,$(KEEP)),--keep) || exit; exit $$code
 
@@ -115,9 +114,14 @@ studies: $(INSTALLED) ## List the studies: question, rows, runs done
 data: $(INSTALLED) ## Make or find the data of SCALE, count it, and write a picture sheet
 	@$(RUN) experiments data "$$SCALE" --kind "$${KIND:-coco}" --show $(data_options)
 
+.PHONY: check-data
+check-data: $(INSTALLED) ## Read every image of SCALE's data, or your own, and list what is wrong with it
+	@$(RUN) experiments check-data "$$SCALE" --kind "$${KIND:-coco}" $(data_options)
+
 .PHONY: eval-coco
-eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or VAL): CONFIG= WEIGHTS=
-	@$(RUN) experiments evaluate "$$CONFIG" "$$WEIGHTS" --val "$$VAL" --overrides "$$OVERRIDES"
+eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or SPLIT, VAL): CONFIG= WEIGHTS= GPUS=
+	@$(RUN) experiments evaluate "$$CONFIG" "$$WEIGHTS" --split "$$SPLIT" --val "$$VAL" \
+		--gpus "$${GPUS:-1}" --overrides "$$OVERRIDES" && $(RUN) analysis evaluation
 
 .PHONY: bench
 bench: $(INSTALLED_TEST) ## Speed and memory beside other implementations; default: 15 minutes
@@ -130,6 +134,16 @@ test: lint $(INSTALLED_TEST) ## Lint, then the tests
 .PHONY: test-slow
 test-slow: $(INSTALLED_TEST) ## The tests that take long: real COCO images, if there are some
 	$(PY) -m pytest -m slow
+
+.PHONY: test-slurm
+test-slurm: $(INSTALLED_TEST) ## A real Slurm of its own: a study, preemption, time limit, failures; needs root
+	@if ! { command -v slurmctld && command -v munged; } >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get install -y --no-install-recommends slurm-wlm munge; fi
+	$(PY) -m pytest -n 0 -m slurm -rs tests/slurm
+
+.PHONY: test-faults
+test-faults: $(INSTALLED_TEST) ## What may break, broken on purpose: docs/reliability.md
+	$(PY) -m pytest -n 0 -m faults -rs
 
 .PHONY: lint
 lint: $(INSTALLED_TEST) ## Check style and formatting with ruff

@@ -162,6 +162,23 @@ def _show(table: pd.DataFrame, title: str) -> None:
     console.print(f"\n{title}\n{text}", highlight=False)
 
 
+@app.command()
+def evaluation(
+    folder: Annotated[
+        Path, typer.Argument(help="What `python -m experiments evaluate` wrote; default: the last.")
+    ] = Path("runs/evaluations/last"),
+) -> None:
+    """What a checkpoint scored, boxes and masks, beside what is published for it."""
+    from . import evaluation as evaluations
+
+    table = evaluations.table(folder)
+    if len(table):
+        text = tabulate(table, headers="keys", showindex=False, disable_numparse=True)
+        console.print(f"{text}\n", highlight=False)
+    for note in evaluations.notes(folder):
+        console.print(note, highlight=False)
+
+
 @app.command("paper-tables")
 def paper_tables(
     runs: Runs = Path("runs"),

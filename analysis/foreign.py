@@ -10,8 +10,7 @@ from experiments.average_precision import coco_figures, lvis_figures
 from experiments.errors import UserError
 from experiments.matches import of_file, read_results
 from experiments.records import FOREIGN, Record
-
-from .run_lengths import first_broken
+from experiments.run_lengths import first_broken
 
 _PREDICTIONS = "predictions.json"
 

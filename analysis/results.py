@@ -25,7 +25,7 @@ PAPER_SIZES = ("vit-b", "vit-l")
 _COSTS = ("params", "macs", "activations", "encoder_params", "encoder_macs")
 _MEASURED = ("train_seconds", "images_per_second", "peak_memory_mib")
 # File and number of images of what the paper's AP are of.
-_PAPERS_DATA = {
+PAPERS_DATA = {
     "coco": ("COCO val2017", "instances_val2017.json", 5000),
     "lvis": ("LVIS v1 val", "lvis_v1_val.json", 19809),
 }
@@ -250,7 +250,7 @@ def paper_data(results: Results) -> tuple[str, bool]:
     runs = results.records
     own = list(runs.loc[runs["fingerprint"] != FOREIGN, "data"]) if len(runs) else []
     kinds = {data.get("kind", "coco") for data in own}
-    name, file, images = _PAPERS_DATA["lvis" if "lvis" in kinds else "coco"]
+    name, file, images = PAPERS_DATA["lvis" if "lvis" in kinds else "coco"]
     sets = {(Path(data["val"]).name, data.get("images", [0])[-1]) for data in own}
     return name, sets == {(file, images)}
 

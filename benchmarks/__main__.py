@@ -18,13 +18,13 @@ from rich.console import Console
 from experiments import commands, environment
 from experiments.errors import UserError, unknown
 
-from . import evaluation, report, weights, worker
+from . import evaluation, input_pipeline, report, weights, worker
 from .cases import OURS, PEERS, SUITES, Case, suite
 from .implementations import MODULES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-_OTHERS = (weights.SUITE, evaluation.SUITE)
+_OTHERS = (weights.SUITE, evaluation.SUITE, input_pipeline.SUITE)
 
 
 @app.command()
@@ -52,13 +52,14 @@ def bench(
         provenance = _provenance("cpu")
         weights.bench("vit-h", kinds, report.folder(provenance), provenance, console)
         return
-    if name == evaluation.SUITE:
-        if list_cases:
-            console.print("\n".join(evaluation.ROWS))
+    for of_rows in (evaluation, input_pipeline):
+        if name == of_rows.SUITE:
+            if list_cases:
+                console.print("\n".join(of_rows.ROWS))
+                return
+            provenance = _provenance("cpu")
+            of_rows.bench(report.folder(provenance), provenance, console)
             return
-        provenance = _provenance("cpu")
-        evaluation.bench(report.folder(provenance), provenance, console)
-        return
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"device {device!r} is not here: cpu is, cuda with a GPU that torch sees")

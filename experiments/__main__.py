@@ -22,13 +22,18 @@ logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
 )
-console = Console(soft_wrap=True, markup=False)
+# Of the processes that torchrun starts together, one speaks.
+console = Console(soft_wrap=True, markup=False, quiet=os.environ.get("RANK", "0") != "0")
 
 Overrides = Annotated[str, typer.Option(help='Config keys to set: "a.b=c d.e=f".')]
 Dataset = Annotated[
     str, typer.Option("--dataset", help="Train on your own: annotations.json,images/ (with --val).")
 ]
 Val = Annotated[str, typer.Option("--val", help="Evaluate on your own: annotations.json,images/.")]
+Gpus = Annotated[
+    int,
+    typer.Option(help="Devices of one run; without a GPU, processes on the CPU.", min=1),
+]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that runs are kept in.")]
 
 
@@ -40,8 +45,13 @@ def run(
     seeds: Annotated[int, typer.Option(help="Number of seeds; 0: the study's.", min=0)] = 0,
     variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
     jobs: Annotated[
-        int, typer.Option(help="Runs side by side; 0: one per GPU or core.", min=0)
+        int,
+        typer.Option(
+            help="Runs side by side; 0: one per GPU or core, or as slurm.toml says.", min=0
+        ),
     ] = 0,
+    gpus: Gpus = 1,
+    launcher: Annotated[str, typer.Option(help="local, or slurm (docs/cluster.md).")] = "local",
     overrides: Overrides = "",
     dataset: Dataset = "",
     val: Val = "",
@@ -53,13 +63,15 @@ def run(
 
     found = studies.find(study)  # before the imports that take seconds
 
-    from . import config
+    from . import config, distributed, slurm
     from . import runs as planning
     from .data import catalog
 
     words = config.parse_overrides(overrides)
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
-    rows = planning.rows(found, scale, size, words, chosen)
+    settings = slurm.settings_for(launcher, gpus)
+    bfloat16 = settings.bfloat16 if settings else None
+    rows = planning.rows(found, scale, size, words, chosen, bfloat16)
     folder = runs / scale / found.name
     config.check_writable(folder)
     missing = planning.missing_weights(row.cfg for row in rows)
@@ -74,26 +86,36 @@ def run(
     if missing := planning.missing_weights(r.cfg for r in todo):
         raise UserError(*missing)
     planning.check_weights(r.cfg for r in todo)
+    processes = distributed.started_by_torchrun() or gpus
+    for r in todo:
+        config.check_processes(r.cfg, processes)
     console.print(
         f"{found.question}\n"
         f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
     )
-    if scale == "coco" and todo:
+    if scale == "coco" and todo and not settings:  # it speaks of this machine
         from . import budget
 
-        budget.announce(todo, yes, console)
+        budget.announce(todo, processes, yes, console)
     planning.write_manifest(found, rows, planned, folder, _command())
-    if not todo:
-        return
     from . import launch, view
 
-    todo = planning.trainings_first(todo)
-    launched = launch.launch(todo, jobs or launch.default_jobs(todo, len(os.sched_getaffinity(0))))
+    if distributed.started_by_torchrun():
+        launch.here(planning.trainings_first(planned))
+        return
+    if not todo:
+        return
+    if settings:
+        launched = slurm.launch(todo, jobs, gpus, settings)
+    else:
+        launch.check_gpus(gpus)
+        todo = planning.trainings_first(todo)
+        cores = len(os.sched_getaffinity(0))
+        launched = launch.launch(todo, jobs or launch.default_jobs(todo, cores, gpus), gpus)
     try:
         view.follow(launched, console)
     except KeyboardInterrupt:
-        launched.stop()
-        console.print("stopped: the same command goes on from the last checkpoints")
+        console.print(launched.stop(), highlight=False)
         raise typer.Exit(130) from None
     failed = [p for p in launched.runs if p.state != "done"]
     for progress in failed:
@@ -186,23 +208,68 @@ def data(
         console.print(f"picture sheet: {path}")
 
 
+@app.command("check-data")
+def check_data(
+    scale: Annotated[str, typer.Argument(help="mini or coco.")] = "mini",
+    kind: Annotated[str, typer.Option(help="coco or lvis.")] = "coco",
+    dataset: Dataset = "",
+    val: Val = "",
+    jobs: Annotated[int, typer.Option(help="Processes that read; 0: all cores.", min=0)] = 0,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Read a data set once, every image, and list what is wrong with it."""
+    from . import config
+    from .data import catalog, check
+
+    config.check_scale(scale)
+    config.check_writable(runs / scale)
+    splits = dict(zip(("train", "val"), catalog.find(scale, dataset, val, kind), strict=True))
+    raise typer.Exit(check.check_data(splits, runs / scale / "data-defects.csv", console, jobs))
+
+
 @app.command()
 def evaluate(
     config_file: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="configs/*.py or a run's config.yaml.")
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="configs/*.py or a run's config.yaml; '': the config.yaml beside the weights.",
+        ),
     ],
     weights: Annotated[Path, typer.Argument(help="Checkpoint of the whole detector.")],
-    overrides: Overrides = "",
+    split: Annotated[
+        str,
+        typer.Option(help="val2017, train2017, test-dev2017, lvis_v1_val; default: the config's."),
+    ] = "",
     val: Val = "",
+    gpus: Gpus = 1,
+    overrides: Overrides = "",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Evaluate a checkpoint: box and mask AP on COCO val2017, or on the split of --val."""
-    from . import evaluate_checkpoint
+    """Evaluate a checkpoint: box and mask AP on COCO val2017, or on another split."""
+    if split and val:
+        raise UserError(f"--split {split} and --val {val} say the same thing: give one of them")
+    from . import distributed, evaluate_checkpoint
 
-    folder = runs / "evaluations" / f"{config_file.stem}-{weights.parent.name}-{weights.stem}"
-    evaluate_checkpoint.evaluate_checkpoint(
-        config_file, weights, overrides, val or None, folder, console
-    )
+    if gpus > 1 and not distributed.started_by_torchrun():
+        from . import launch
+
+        launch.check_gpus(gpus)
+        words = ["-m", "experiments", *sys.argv[1:]]
+        raise typer.Exit(evaluate_checkpoint.in_processes(gpus, words))
+    try:
+        with distributed.process_group():
+            evaluate_checkpoint.evaluate_checkpoint(
+                Path(config_file) if config_file else None,
+                weights,
+                overrides,
+                split or val,
+                runs / "evaluations",
+                console,
+            )
+    except KeyboardInterrupt:
+        console.print("stopped: the same command goes on with the images that are missing")
+        raise typer.Exit(130) from None
 
 
 @app.command()

@@ -1,9 +1,7 @@
 """What training will take: time on a GPU of some name, or on this machine; memory; disk."""
 
-import functools
 import itertools
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,51 +16,23 @@ from rich.console import Console
 
 from . import config
 from .cost import detector_cost
-from .errors import UserError, unknown
+from .devices import GPUS, Gpu, macs_per_second
+from .errors import UserError
 from .runs import Run
-from .train import Trainer
 from .training_cost import Step, training_step
+from .training_loop import Trainer
 
 _FREE_HOURS = 3.0  # on a CPU; what takes longer must be wanted
 _CPU_SHARE = 0.7  # of this CPU's rate of large products, see docs/plan.md
 
 
-# ---- GPUs by name --------------------------------------------------------------------------------
+# ---- A GPU by name -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU as its vendor describes it."""
-
-    title: str
-    tflops: float  # dense bfloat16 products with float32 sums; 2 FLOPs are 1 MAC
-    memory_gb: float  # 1e9 bytes
-    source: str
-
-
-_H100 = "NVIDIA H100 datasheet: half of the rate with sparsity"
-GPUS = {
-    "a100-40gb": Gpu("NVIDIA A100 40 GB", 312, 40, "NVIDIA A100 datasheet"),
-    "a100-80gb": Gpu("NVIDIA A100 80 GB", 312, 80, "NVIDIA A100 datasheet"),
-    "h100": Gpu("NVIDIA H100 SXM", 989.5, 80, _H100),
-    "h100-pcie": Gpu("NVIDIA H100 PCIe", 756.5, 80, _H100),
-    "h200": Gpu("NVIDIA H200 SXM", 989.5, 141, _H100.replace("H100", "H200")),
-    "l40s": Gpu("NVIDIA L40S", 362.05, 48, "NVIDIA L40S datasheet"),
-    "rtx-4090": Gpu(
-        "NVIDIA GeForce RTX 4090", 165.2, 24, "NVIDIA Ada GPU architecture whitepaper, appendix A"
-    ),
-}
 # Of an A100 in training: fitted to the times of detectron2's twelve released ViT models, counted in
 # the textbook form, as detectron2 computes attention (docs/plan.md has the errors).
 _A100_MACS_PER_SECOND = 12.7e12
 SECONDS_PER_KERNEL = 47e-6  # with one image per pass
-
-
-def find_gpu(name: str) -> Gpu:
-    """The GPU of that name; UserError with the nearest one if there is none."""
-    if name not in GPUS:
-        raise unknown("device", name, GPUS)
-    return GPUS[name]
 
 
 def seconds_on(gpu: Gpu, step: Step) -> float:
@@ -88,8 +58,7 @@ def measured_images(cfg: DictConfig) -> int:
 
 def _micro_batches(cfg: DictConfig) -> tuple[int, int]:
     """Of a measured iteration, how many, four at most, and the images of each."""
-    total = cfg.dataloader.train.total_batch_size
-    micro = min(cfg.dataloader.train.micro_batch_size, total)
+    total, micro = config.batch(cfg)
     return min(total // micro, 4), micro
 
 
@@ -109,10 +78,9 @@ def measured_seconds(cfg: DictConfig) -> float:
             model,
             itertools.repeat([_image(side) for _ in range(micro)]),
             torch.optim.AdamW(model.parameters(), lr=0.0),
-            accumulate=accumulate,
+            micro_batches=accumulate,
             amp=cfg.train.amp,
             clip_grad_norm=cfg.train.clip_grad_norm,
-            log_period=_WARMUP + _ITERATIONS + 1,
         )
         model.train()
         seconds = []
@@ -146,25 +114,6 @@ def cpu_seconds(cfg: DictConfig) -> float:
     size = detector_cost(cfg.model).size
     macs = training_step(cfg.model, 1, size, amp=cfg.train.amp, textbook=True).macs
     return macs / (_CPU_SHARE * macs_per_second(dtype))
-
-
-@functools.cache
-def macs_per_second(dtype: torch.dtype, side: int = 1024, seconds: float = 0.5) -> float:
-    """Of products of two square matrices on this CPU."""
-    a = torch.rand(side, side).to(dtype)
-    a @ a  # threads start
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        a @ a
-        products += 1
-    return products * side**3 / (time.perf_counter() - start)
-
-
-def memory_here() -> int:
-    """Bytes of this machine's GPU, or else of its main memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # ---- Memory and disk -----------------------------------------------------------------------------
@@ -228,21 +177,27 @@ def disk_bytes(cfg: DictConfig, params: int, val_images: int, trains: bool = Tru
 # ---- Before a run --------------------------------------------------------------------------------
 
 
-def announce(runs: Sequence[Run], yes: bool, console: Console) -> None:
-    """Say how batches are made on one device and, on a CPU, how long training will take.
+def announce(runs: Sequence[Run], processes: int, yes: bool, console: Console) -> None:
+    """Say how batches are made and, on a CPU, how long training will take.
 
     Args:
         runs: not done yet.
+        processes: of each run.
         yes: whether the user wants it however long it takes.
 
     Raises:
         UserError: without a GPU it takes more than three hours, and `yes` is not said.
     """
     gpu = torch.cuda.is_available()
-    for total, micro in sorted({_batch(run) for run in runs}):
+    for total, micro in sorted({config.batch(run.cfg) for run in runs}):
+        where = (
+            f"{processes} GPU{'s' * (processes > 1)}"
+            if gpu
+            else (f"{processes} processes on the CPU" if processes > 1 else "the CPU")
+        )
         console.print(
-            f"batches of {total} images: {total // micro} passes of {micro} on one "
-            f"{'GPU' if gpu else 'CPU'}, their gradients added up"
+            f"batches of {total} images: {total // micro} passes of {micro} on {where}, their "
+            "gradients added up"
         )
     if gpu:
         return
@@ -257,15 +212,9 @@ def cpu_hours(runs: Sequence[Run]) -> float:
     """Hours of training on this CPU; shared trainings once."""
     trainings = {config.training_fingerprint(run.cfg, run.data.digest): run for run in runs}
     return sum(
-        cpu_seconds(run.cfg) * _batch(run)[0] * run.cfg.train.max_iter / 3600
+        cpu_seconds(run.cfg) * config.batch(run.cfg)[0] * run.cfg.train.max_iter / 3600
         for run in trainings.values()
     )
-
-
-def _batch(run: Run) -> tuple[int, int]:
-    """Images of one optimizer step, and of one pass."""
-    train = run.cfg.dataloader.train
-    return train.total_batch_size, min(train.micro_batch_size, train.total_batch_size)
 
 
 def duration(hours: float) -> str:

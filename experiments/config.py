@@ -32,7 +32,11 @@ SCALES = ("mini", "coco")
 # What does not change the result of a run, and so is no part of its identity.
 NOT_IDENTITY = (
     "train.checkpoint_period",
+    "train.checkpoint_minutes",
     "train.log_period",
+    "train.may_skip",
+    "train.parallel",
+    "train.compile",
     "dataloader.train.num_workers",
     "dataloader.test.num_workers",
     "dataloader.test.batch_size",
@@ -48,6 +52,8 @@ _AT_LEAST = {
     "train.max_iter": 1,
     "train.log_period": 1,
     "train.checkpoint_period": 1,
+    "train.checkpoint_minutes": 0,
+    "train.may_skip": 0,
     "train.threads": 0,
     "dataloader.train.total_batch_size": 1,
     "dataloader.train.micro_batch_size": 1,
@@ -63,6 +69,7 @@ _HIERARCHICAL = {
     ("MViT", 144, 48): "mvitv2-l",
     ("MViT", 192, 80): "mvitv2-h",
 }
+PARALLEL = ("ddp", "fsdp")
 _REQUIRED = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train", "test")
 
 
@@ -190,11 +197,19 @@ def parse_overrides(text: str) -> Words:
         raise UserError(f"overrides {text!r} cannot be split: {error}") from error
 
 
-def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Words) -> DictConfig:
+def resolve(
+    study: Study,
+    variant: Variant,
+    scale: str,
+    size: str,
+    overrides: Words,
+    bfloat16: bool | None = None,
+) -> DictConfig:
     """The config of a row: base, then the study's words, the row's, the user's. Seed 0.
 
     Args:
         size: of rows that have none of their own.
+        bfloat16: whether the machine that will train computes in it; None: as this one does.
 
     Raises:
         UserError: as of `base_path`, `set_words` and `check`; initial weights that are not known.
@@ -207,7 +222,7 @@ def resolve(study: Study, variant: Variant, scale: str, size: str, overrides: Wo
     for key in overrides.keys() & _NOT_BY_OVERRIDE.keys():
         raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
     set_words(cfg, overrides, "OVERRIDES")
-    cfg.train.amp = bool(cfg.train.amp) and computes_bfloat16()
+    cfg.train.amp = bool(cfg.train.amp) and (computes_bfloat16() if bfloat16 is None else bfloat16)
     try:
         catalog.source(cfg.train.init_weights, encoder_size(cfg))
     except WeightsError as error:
@@ -232,13 +247,19 @@ def check(cfg: DictConfig, where: str) -> nn.Module:
     """
     for key, least in _AT_LEAST.items():
         value = OmegaConf.select(cfg, key)
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"{where}: {key}={value} is too small: at least {least}")
-    batch, micro = (cfg.dataloader.train[f"{k}_batch_size"] for k in ("total", "micro"))
-    if batch % min(micro, batch):
+    # A run's config.yaml of before there were these words can be evaluated.
+    parallel, ema = cfg.train.get("parallel", "ddp"), cfg.train.get("ema", 0.0)
+    if parallel not in PARALLEL:
+        raise unknown("train.parallel", str(parallel), PARALLEL)
+    if not 0 <= ema < 1:
+        raise UserError(f"{where}: train.ema={ema} is no decay: from 0 (none) to below 1")
+    total, micro = batch(cfg)
+    if total % micro:
         raise UserError(
             f"{where}: dataloader.train.micro_batch_size={micro} does not divide "
-            f"total_batch_size={batch}"
+            f"total_batch_size={total}"
         )
     test_time.check(cfg.test)
     side, square = cfg.dataloader.image_size, cfg.model.backbone.get("square_pad", 0)
@@ -254,6 +275,22 @@ def check(cfg: DictConfig, where: str) -> nn.Module:
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where}: {message}") from error
+
+
+def batch(cfg: DictConfig) -> tuple[int, int]:
+    """Images of one optimizer step, and of one forward and backward pass."""
+    train = cfg.dataloader.train
+    return train.total_batch_size, min(train.micro_batch_size, train.total_batch_size)
+
+
+def check_processes(cfg: DictConfig, count: int) -> None:
+    """Raises UserError if a step has fewer passes than there are processes."""
+    total, micro = batch(cfg)
+    if count > total // micro:
+        raise UserError(
+            f"GPUS={count} is too many: a step's {total} images are {total // micro} passes of "
+            f"{micro}. Give fewer, or a lower dataloader.train.micro_batch_size"
+        )
 
 
 def encoder_size(cfg: DictConfig) -> str:

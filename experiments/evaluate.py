@@ -1,19 +1,23 @@
 """Box and mask AP of a detector, by COCO's or LVIS's rules."""
 
 import contextlib
+import hashlib
 import io
 import json
 import logging
-import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation import inference_context
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils import comm
 from lvis import LVIS, LVISEval, LVISResults
 from omegaconf import DictConfig
 from pycocotools.coco import COCO
@@ -21,12 +25,14 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from . import average_precision, matches, test_time
+from . import average_precision, distributed, matches, test_time
+from .config import plain_config, without_keys
 from .data.catalog import Split
 from .errors import UserError
 from .records import COCO_FIGURES, LVIS_FIGURES
 
 PREDICTIONS = "coco_instances_results.json"  # detectron2's name
+_PARTS = "detections"  # folder of what is done of an evaluation under way
 _TASKS = {"box": "bbox", "mask": "segm"}
 
 _LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
@@ -36,35 +42,13 @@ logging.getLogger("lvis").setLevel(logging.ERROR)  # it warns of results that co
 @dataclass(frozen=True)
 class Result:
     """The figures of the split's kind (0..100; None where there is no such object) for boxes and
-    masks; none for masks if the detector finds none."""
+    masks; none for masks if the detector finds none, none at all if the split has no objects to
+    compare with (COCO's test sets)."""
 
     box: dict[str, float | None]
     mask: dict[str, float | None]
-    seconds: float
-
-
-class _Evaluator(COCOEvaluator):
-    """detectron2's, scored from matches, which stay beside the predictions.
-
-    It is for LVIS too: detectron2's evaluator of that treats predictions alike, up to the scoring.
-    """
-
-    def __init__(self, name: str, split: Split, tasks: tuple[str, ...], folder: Path):
-        super().__init__(name, tasks, False, str(folder), use_fast_impl=False)
-        self.split, self.folder = split, folder
-        self.figures: dict[str, dict[str, float | None]] = {}
-
-    def _eval_predictions(self, predictions, img_ids=None):
-        ids = sorted(self._coco_api.getCatIds())  # detectron2 counts them from 0, in this order
-        results = [result for image in predictions for result in image["instances"]]
-        for result in results:
-            result["category_id"] = ids[result["category_id"]]
-        path = self.folder / PREDICTIONS
-        path.write_text(json.dumps(results))
-        truth = Path(self.split.json_file)
-        for kind, task in _TASKS.items():
-            if task in self._tasks:
-                self.figures[kind] = figures(truth, path, kind, self.split.kind)
+    images: int
+    seconds: float  # of detecting, over all resumes, and of scoring; by the clock
 
 
 def figures(truth: Path, predictions: Path, kind: str, rules: str) -> dict[str, float | None]:
@@ -93,7 +77,7 @@ def pycocotools_figures(truth: Path, predictions: Path, kind: str) -> dict[str, 
     """`COCO_FIGURES` as of `figures`, by the reference; there must be detections."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(truth))
-        scores = COCOeval(coco, coco.loadRes(_results(predictions, kind)), _TASKS[kind])
+        scores = COCOeval(coco, coco.loadRes(of_kind(predictions, kind)), _TASKS[kind])
         scores.evaluate()
         scores.accumulate()
         scores.summarize()
@@ -103,7 +87,7 @@ def pycocotools_figures(truth: Path, predictions: Path, kind: str) -> dict[str, 
 def lvis_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
     """`LVIS_FIGURES` as of `figures`, by the reference; there must be detections."""
     lvis = LVIS(str(truth))
-    scores = _LvisEval(lvis, LVISResults(lvis, _results(predictions, kind)), _TASKS[kind])
+    scores = _LvisEval(lvis, LVISResults(lvis, of_kind(predictions, kind)), _TASKS[kind])
     scores.run()
     return _named(LVIS_FIGURES, [scores.results[figure] for figure in LVIS_FIGURES])
 
@@ -117,8 +101,8 @@ class _LvisEval(LVISEval):
             del np.float
 
 
-def _results(predictions: Path, kind: str) -> list[dict]:
-    """Of that kind alone: where there is a box too, a mask's size would be taken from that."""
+def of_kind(predictions: Path, kind: str) -> list[dict]:
+    """Detections of that kind alone: where there is a box too, COCO takes a mask's size from it."""
     left_out = {"mask": "bbox", "box": "segmentation"}[kind]
     results = json.loads(predictions.read_bytes())
     return [{k: v for k, v in result.items() if k != left_out} for result in results]
@@ -136,8 +120,11 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.dicts)
 
-    def __getitem__(self, index: int) -> dict:
-        return self.mapper(self.dicts[index])
+    def __getitem__(self, index: int) -> dict | UserError:
+        try:
+            return self.mapper(self.dicts[index])
+        except UserError as error:  # raised in a worker, torch would wrap it in a traceback
+            return error
 
 
 def evaluate(
@@ -149,40 +136,195 @@ def evaluate(
 ) -> Result:
     """Detect on every image of a split, keep the predictions in `folder`, and score them.
 
+    Called in all processes of the process group, if there is one, they share the work: each image
+    is detected on once, and in the batch that it would be in without them. What is done is kept in
+    `folder`, which they all see; interrupted at any moment, the next call with the same weights,
+    config and data goes on from there, with any number of processes.
+
     Args:
-        model: detector; left in the mode it was in.
-        cfg: config, for `dataloader.test` and `test`.
-        progress: called with batches done and in all.
+        model: whole detector, the same in all processes; left in the mode it was in.
+        cfg: config, for `model`, `dataloader.test` and `test`.
+        progress: called with images done and in all, first with those that were done before; of
+            other processes' images it takes as many to be done as of this one's.
+
+    Returns:
+        The same in all processes.
+
+    Raises:
+        UserError: an image cannot be read.
     """
-    start = time.perf_counter()
-    test = cfg.dataloader.test
     name = split.register()
     with contextlib.redirect_stdout(io.StringIO()):
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
+    content = json.loads(Path(split.json_file).read_bytes())
+    categories = sorted(category["id"] for category in content["categories"])
+    has_truth = "annotations" in content
+    del content
+    size = cfg.dataloader.test.batch_size
+    batches = [range(len(dicts))[i : i + size] for i in range(0, len(dicts), size)]
+    parts = _Parts(folder / _PARTS, identity(model, cfg, split))
+    _detect(model, cfg, dicts, batches, categories, parts, progress)
+    distributed.wait()
+    progress(len(dicts), len(dicts))
+
+    def score() -> Result:
+        ids = [[dicts[i]["image_id"] for i in batch] for batch in batches]
+        seconds = parts.merge(ids, folder / PREDICTIONS)
+        start = time.perf_counter()
+        masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
+        kinds = ["box", "mask"][: 1 + masks] if has_truth else []
+        truth, found = Path(split.json_file), folder / PREDICTIONS
+        scored = {kind: figures(truth, found, kind, split.kind) for kind in kinds}
+        seconds += time.perf_counter() - start
+        parts.remove()
+        return Result(scored.get("box", {}), scored.get("mask", {}), len(dicts), seconds)
+
+    return distributed.of_main(score)
+
+
+def identity(model: nn.Module, cfg: DictConfig, split: Split) -> str:
+    """Digest of all that the detections depend on: weights, config and data."""
+    plain = without_keys(plain_config(cfg), ("dataloader.test.num_workers",))
+    words = [plain["model"], plain["test"], plain["dataloader"]["test"], str(split)]
+    digest = hashlib.sha256(json.dumps(words, sort_keys=True).encode())
+    with open(split.json_file, "rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _detect(
+    model: nn.Module,
+    cfg: DictConfig,
+    dicts: list[dict],
+    batches: list[range],
+    categories: list[int],
+    parts: "_Parts",
+    progress: Callable[[int, int], None],
+) -> None:
+    """This process's share of the batches that are not done yet."""
+    rank, processes = comm.get_rank(), comm.get_world_size()
+    done = distributed.of_main(lambda: set(parts.lines()))
+    mine = [number for number in range(len(batches)) if number not in done][rank::processes]
+    test = cfg.dataloader.test
     loader = DataLoader(
         _Images(dicts, instantiate(test.mapper)),
-        batch_size=test.batch_size,
+        batch_sampler=[batches[number] for number in mine],
         num_workers=test.num_workers,
         collate_fn=list,
     )
-    masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
-    tasks = ("bbox", "segm") if masks else ("bbox",)
-    evaluator = _Evaluator(name, split, tasks, folder)
-    done = iter(range(1, len(loader) + 1))
+    images = sum(len(batches[number]) for number in done)
+    _LOGGER.info("detecting on %d images, on %d of them it was done before", len(dicts), images)
+    progress(images, len(dicts))
+    start = time.perf_counter()
     # In float32, as detectron2 does: bfloat16 scores have ties, whose order decides AP.
-    with test_time.applied(model, cfg.test) as detector:
-        inference_on_dataset(
-            detector,
-            loader,
-            evaluator,
-            callbacks=dict(after_inference=lambda: progress(next(done), len(loader))),
-        )
-    os.remove(folder / "instances_predictions.pth")  # the same as PREDICTIONS, another format
-    return Result(
-        box=evaluator.figures["box"],
-        mask=evaluator.figures.get("mask", {}),
-        seconds=time.perf_counter() - start,
-    )
+    with (
+        test_time.applied(model, cfg.test) as detector,
+        inference_context(detector),
+        torch.no_grad(),
+        parts.append(rank) as write,
+    ):
+        for number, inputs in zip(mine, loader, strict=True):
+            if unreadable := [image for image in inputs if isinstance(image, UserError)]:
+                raise unreadable[0]
+            found = []
+            for image, output in zip(inputs, detector(inputs), strict=True):
+                found += instances_to_coco_json(output["instances"].to("cpu"), image["image_id"])
+            for detection in found:  # detectron2 counts categories from 0
+                detection["category_id"] = categories[detection["category_id"]]
+            now = time.perf_counter()
+            write(
+                dict(
+                    batch=number,
+                    images=[image["image_id"] for image in inputs],
+                    seconds=(now - start) / processes,
+                    detections=found,
+                )
+            )
+            start = now
+            images += len(inputs) * processes
+            progress(min(images, len(dicts)), len(dicts))
+
+
+class _Parts:
+    """Detections of the batches that are done: a file of each process, a JSON line of each batch.
+
+    Args:
+        folder: what lies there is removed if it is of another digest.
+    """
+
+    def __init__(self, folder: Path, digest: str):
+        self.folder = folder
+        if comm.is_main_process():
+            note = folder / "digest"
+            if not note.is_file() or note.read_text() != digest:
+                self.remove()
+                folder.mkdir(parents=True)
+                note.write_text(digest)
+
+    def remove(self) -> None:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    @contextlib.contextmanager
+    def append(self, process: int) -> Iterator[Callable[[dict], None]]:
+        """A function that adds a line to this process's file."""
+        with open(self.folder / f"{process}.jsonl", "a") as file:
+
+            def write(line: dict) -> None:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+
+            yield write
+
+    def lines(self) -> dict[int, tuple[Path, int]]:
+        """File and offset of each batch's line; what follows the last whole line is cut off."""
+        found = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            with open(path, "r+b") as file:
+                end = 0
+                for line in file:
+                    try:
+                        number = json.loads(line)["batch"]
+                    except ValueError:
+                        break
+                    if not line.endswith(b"\n"):
+                        break
+                    found[number] = (path, end)
+                    end += len(line)
+                file.truncate(end)
+        return found
+
+    def merge(self, images: list[list[int]], path: Path) -> float:
+        """Write all detections, in the split's order, into one file of COCO's result format.
+
+        Args:
+            images: ids of each batch's images.
+
+        Returns:
+            Seconds that detecting took.
+        """
+        lines = self.lines()
+        if missing := [number for number in range(len(images)) if number not in lines]:
+            raise RuntimeError(
+                f"{self.folder} lacks batches {missing[:9]}: do all processes see it?"
+            )
+        results, seconds = [], 0.0
+        for number, ids in enumerate(images):
+            file, offset = lines[number]
+            with open(file, "rb") as part:
+                part.seek(offset)
+                line = json.loads(part.readline())
+            if line["images"] != ids:
+                raise RuntimeError(
+                    f"{file}: batch {number} is of images {line['images']}, not {ids}"
+                )
+            results += line["detections"]
+            seconds += line["seconds"]
+        path.write_text(json.dumps(results))
+        return seconds
 
 
 def set_num_classes(cfg: DictConfig, count: int) -> None:

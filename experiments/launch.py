@@ -6,7 +6,9 @@ have no core or GPU yet.
 
 import contextlib
 import os
+import pickle
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +18,8 @@ from pathlib import Path
 import submitit
 import torch
 
+from . import distributed
+from .errors import UserError
 from .runs import Run
 from .train import execute
 
@@ -48,8 +52,8 @@ class Launch:
         """Whether no run is waiting or running any more."""
         return all(future.done() for future in self.futures)
 
-    def stop(self) -> None:
-        """End running processes and start no more; checkpoints stay."""
+    def stop(self) -> str:
+        """End running processes and start no more; checkpoints stay. Returns what to say."""
         self.stopping.set()
         for future in self.futures:
             future.cancel()
@@ -59,6 +63,7 @@ class Launch:
         for progress in self.runs:
             if progress.state in ("waiting", "running"):
                 progress.state = "stopped"
+        return "stopped: the same command goes on from the last checkpoints"
 
 
 _stderr_lock = threading.Lock()
@@ -78,11 +83,27 @@ def _stderr_to(path: Path) -> Iterator[None]:
             os.close(terminal)
 
 
-def _last_line(error: submitit.core.utils.FailedJobError) -> str:
-    """The exception in the traceback that submitit wraps between lines of its own."""
-    trace = str(error).split("You can check full logs")[0]
-    lines = [line.strip() for line in trace.splitlines() if line.strip(" -")]
-    return lines[-1] if lines else "failed without a message"
+# Last line of a process that another one of its run has left alone.
+_LEFT_ALONE = re.compile(r"Connection (closed|reset|refused)|recvBytes|gloo|NCCL|Dist\w+Error")
+
+
+def first_error(job: submitit.Job) -> tuple[str, Path]:
+    """The last line of what went wrong in an ended job, "" if nothing did, and the log to look
+    into: of the process whose fault it was, where the others only lost their connection to it."""
+    tasks = [job.task(i) for i in range(job.num_tasks)]
+    errors = []
+    for task in tasks:
+        path = task.paths.result_pickle
+        outcome, result = pickle.loads(path.read_bytes()) if path.is_file() else ("killed", "")
+        if outcome != "success":
+            lines = [line.strip() for line in result.splitlines() if line.strip()]
+            errors.append((lines[-1] if lines else "", Path(task.paths.stdout)))
+    if not errors:
+        return "", Path(job.paths.stdout)
+    # Faults of its own first, then processes that left nothing, then those that were left alone.
+    line, log = min(errors, key=lambda e: (bool(_LEFT_ALONE.search(e[0])), not e[0]))
+    line = line.removeprefix("experiments.errors.UserError: ")
+    return line or "its process was killed (memory?)", log
 
 
 def _gpus() -> list[int]:
@@ -93,16 +114,36 @@ def _gpus() -> list[int]:
     return numbers[:count] if numbers else list(range(count))
 
 
-def default_jobs(runs: list[Run], cores: int) -> int:
-    """How many runs go side by side: one per GPU, or as many as the cores have threads for."""
+def default_jobs(runs: list[Run], cores: int, processes: int = 1) -> int:
+    """How many runs go side by side: as many as there are GPUs, or cores for their threads.
+
+    Args:
+        processes: of each run.
+    """
     if torch.cuda.is_available():
-        return torch.cuda.device_count()
-    threads = max((run.cfg.train.threads or cores) for run in runs)
-    return max(1, cores // threads)
+        return max(1, torch.cuda.device_count() // processes)
+    threads = max((run.cfg.train.threads or max(1, cores // processes)) for run in runs)
+    return max(1, cores // (threads * processes))
 
 
-def launch(runs: list[Run], jobs: int, execute: Callable[[Run], str] = execute) -> Launch:
-    """Start the runs, `jobs` at a time, in order."""
+def check_gpus(processes: int) -> None:
+    """Raises UserError if this machine has GPUs, but fewer than a run wants."""
+    count = len(_gpus())
+    if 0 < count < processes:
+        raise UserError(
+            f"GPUS={processes}, but this machine has {count}: give fewer, or several machines by "
+            "LAUNCHER=slurm or torchrun (docs/cluster.md)"
+        )
+
+
+def launch(
+    runs: list[Run], jobs: int, processes: int = 1, execute: Callable[[Run], str] = execute
+) -> Launch:
+    """Start the runs, `jobs` at a time, in order.
+
+    Args:
+        processes: of each run, each with a GPU of its own if there are any.
+    """
     launched = Launch([Progress(run) for run in runs])
     gpus = _gpus()
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -114,27 +155,26 @@ def launch(runs: list[Run], jobs: int, execute: Callable[[Run], str] = execute) 
         try:
             folder = Path(progress.run.folder) / _JOB_FOLDER
             executor = submitit.LocalExecutor(folder)
-            gpu = (gpus[slot % len(gpus)],) if gpus else ()
+            own = [
+                gpus[(slot * processes + i) % len(gpus)] for i in range(processes if gpus else 0)
+            ]
             executor.update_parameters(
                 timeout_min=_MINUTES,
-                gpus_per_node=len(gpu),
-                visible_gpus=gpu,
+                tasks_per_node=processes,
+                gpus_per_node=len(own),
+                visible_gpus=own,
                 stderr_to_stdout=True,
             )
             with _stderr_to(folder / "submitit.log"):
                 job = executor.submit(execute, progress.run)
-            job._results_timeout_s = 1  # submitit waits 15 s for the result of a stopped process
             launched.jobs.append(job)
             if launched.stopping.is_set():
                 job.cancel()
             progress.log = Path(job.paths.stdout)
             progress.state = "running"
-            job.result()
-            progress.state = "done"
-        except submitit.core.utils.FailedJobError as error:
-            progress.state, progress.error = "failed", _last_line(error)
-        except submitit.core.utils.UncompletedJobError:
-            progress.state, progress.error = "failed", "its process was killed (memory?)"
+            job.wait()
+            progress.error, progress.log = first_error(job)
+            progress.state = "failed" if progress.error else "done"
         except Exception as error:  # of submitit's own files: no space, no permission
             progress.state, progress.error = "failed", f"{type(error).__name__}: {error}"
         finally:
@@ -143,3 +183,10 @@ def launch(runs: list[Run], jobs: int, execute: Callable[[Run], str] = execute) 
     launched.pool = ThreadPoolExecutor(max_workers=jobs)
     launched.futures = [launched.pool.submit(one, progress) for progress in launched.runs]
     return launched
+
+
+def here(runs: list[Run]) -> None:
+    """One run after the other in this process and those that torchrun started with it."""
+    with distributed.process_group():
+        for run in runs:
+            execute(run)

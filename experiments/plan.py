@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import track
 from tabulate import tabulate
 
-from . import budget, config, environment, launch
-from .budget import GPUS, Gpu, Memory
+from . import budget, config, devices, environment, launch
+from .budget import Memory
 from .cost import Cost, detector_cost
+from .devices import GPUS, Gpu
 from .runs import Row
 from .studies import Study, Words
 from .training_cost import Step, training_step
@@ -83,7 +84,7 @@ def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
     """What --device and --gpus mean.
 
     Args:
-        device: one of `budget.GPUS`; "": this machine, or an A100 if GPUs are asked for and it has
+        device: one of `devices.GPUS`; "": this machine, or an A100 if GPUs are asked for and it has
             none.
         gpus: how many; 0: one of a named kind, or what this machine has.
 
@@ -91,10 +92,10 @@ def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
         UserError: an unknown device.
     """
     if device or (gpus and not torch.cuda.is_available()):
-        gpu = budget.find_gpu(device or "a100-40gb")
+        gpu = devices.find_gpu(device or "a100-40gb")
         return Target(gpu, gpus or 1, gpu.memory_gb * 1e9)
-    devices = gpus or launch.default_jobs(rows, len(os.sched_getaffinity(0)))
-    return Target(None, devices, budget.memory_here())
+    count = gpus or launch.default_jobs(rows, len(os.sched_getaffinity(0)))
+    return Target(None, count, devices.memory_here())
 
 
 def estimate(

@@ -61,7 +61,7 @@ class Record:
     # Of training: of the run that trained, where several share one and differ at test time only.
     train_seconds: float  # in the training loop, over all resumes
     images_per_second: float  # in training
-    evaluate_seconds: float
+    evaluate_seconds: float  # detecting, over all resumes, and scoring; by the clock
     peak_memory_mib: float  # up to the end of training; memory_kind says of what
     memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
     precision: str  # "bfloat16 autocast" or "float32"
@@ -73,6 +73,7 @@ class Record:
     finished: str
     data: dict[str, Any]  # kind, images (of train and val), train, val (files), digest
     config: dict[str, Any]
+    processes: int = 1  # of training: devices, or processes on a CPU
 
 
 _AGAIN = "Move it away and run again"

@@ -55,12 +55,18 @@ class Row:
 
 
 def rows(
-    study: Study, scale: str, size: str, overrides: Words, variants: Sequence[str] = ()
+    study: Study,
+    scale: str,
+    size: str,
+    overrides: Words,
+    variants: Sequence[str] = (),
+    bfloat16: bool | None = None,
 ) -> list[Row]:
     """The rows of a study at a scale, all that are for that size or only `variants`, resolved.
 
     Args:
         size: of rows that have none of their own; "": the study's default.
+        bfloat16: as of `config.resolve`.
 
     Raises:
         UserError: unknown scale, size, variant or config key, or a size where rows have their own.
@@ -78,7 +84,7 @@ def rows(
         if v.only and size not in v.only and v.name in variants:
             raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")
     return [
-        Row(v, v.size or size, config.resolve(study, v, scale, size, overrides))
+        Row(v, v.size or size, config.resolve(study, v, scale, size, overrides, bfloat16))
         for v in chosen
         if not v.only or size in v.only
     ]

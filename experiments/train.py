@@ -1,170 +1,66 @@
-"""One run: train, evaluate, record. Called in a process of its own (see launch.py)."""
+"""One run: train, evaluate, record. Called in processes of its own (see launch.py)."""
 
-import contextlib
 import copy
 import datetime
-import fcntl
 import json
 import logging
 import os
-import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.engine import hooks
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.solver import LRMultiplier
 from detectron2.solver.lr_scheduler import WarmupParamScheduler
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, get_event_storage
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
+from submitit.helpers import Checkpointable
 from torch import nn
 
 from backbones.weights import encoder_of, load_encoder
 
-from . import config, environment, records, studies
+from . import checkpoints, config, distributed, environment, records, studies
 from .config import plain_config
 from .cost import detector_cost
 from .data.stream import training_loader
+from .devices import peak_macs_per_second
 from .errors import UserError
 from .evaluate import PREDICTIONS, evaluate, set_num_classes
 from .optim import param_groups
 from .records import LAST_WEIGHTS
 from .runs import Run
+from .training_loop import Average, Checkpoints, LearningRates, Meter, Trainer, parallel
 
 METRICS = "metrics.json"  # one JSON line per log period, read by the progress view
 
 
-class Trainer(SimpleTrainer):
-    """detectron2's loop with gradient accumulation, autocast on any device, and clipping.
+class Execute(Checkpointable):
+    """Train a run (or go on), evaluate it, and write its record.
 
-    Args:
-        model, data_loader, optimizer: as of `SimpleTrainer`.
-        accumulate: batches of the loader per iteration; losses are averaged over them.
-        amp: whether to autocast to bfloat16.
-        clip_grad_norm: largest norm of all gradients together, or None.
-        log_period: iterations between reads of the losses.
+    Called in each process of the run; everything lies in `run.folder`: log.txt, metrics.json,
+    TensorBoard's files, checkpoints, config.yaml, predictions. submitit calls it again, with the
+    same run, where it was stopped.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader,
-        optimizer: torch.optim.Optimizer,
-        accumulate: int,
-        amp: bool,
-        clip_grad_norm: float | None,
-        log_period: int,
-    ):
-        super().__init__(model, data_loader, optimizer, gather_metric_period=log_period)
-        self.accumulate = accumulate
-        self.amp = amp
-        self.clip_grad_norm = clip_grad_norm
-        self.device = next(model.parameters()).device.type
-
-    def run_step(self) -> None:
-        self.optimizer.zero_grad()
-        data_time = 0.0
-        sums: dict[str, torch.Tensor] = {}
-        for _ in range(self.accumulate):
-            start = time.perf_counter()
-            data = next(self._data_loader_iter)
-            data_time += time.perf_counter() - start
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
-                losses = self.model(data)
-            (sum(losses.values()) / self.accumulate).backward()
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + loss.detach() / self.accumulate
-        self.after_backward()
-        if self.clip_grad_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-        self._write_metrics(sums, data_time)
-        self.optimizer.step()
+    def __call__(self, run: Run) -> str:
+        """Returns the record's path."""
+        folder = Path(run.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with distributed.process_group(), distributed.alone(folder / ".lock"):
+            if not distributed.of_main(lambda: run.done):
+                _execute(run)
+        return str(folder / records.RECORD)
 
 
-class _Checkpointer(DetectionCheckpointer):
-    """detectron2's, which executes nothing in a checkpoint, and whose note of the last one is there
-    whole or not at all."""
-
-    def _torch_load(self, path: str) -> dict[str, Any]:
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        note = Path(self.save_dir) / "last_checkpoint"
-        scratch = note.with_name(".last_checkpoint")
-        scratch.write_text(last_filename_basename)
-        os.replace(scratch, note)
-
-
-class _RandomState(HookBase):
-    """Keeps torch's random state in checkpoints, so that a resumed run goes on as it would have."""
-
-    def state_dict(self) -> dict[str, Any]:
-        state = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
-
-
-class _Meter(HookBase):
-    """Seconds in the training loop, and peak memory, over all resumes."""
-
-    def __init__(self, images_per_iter: int):
-        self.images_per_iter = images_per_iter
-        self.seconds = 0.0
-        self.peak_mib = 0.0
-
-    def before_train(self) -> None:
-        self._since = time.perf_counter()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-    def after_step(self) -> None:
-        now = time.perf_counter()
-        step = now - self._since
-        self.seconds += step
-        self._since = now
-        get_event_storage().put_scalar("images_per_second", self.images_per_iter / step)
-        self.peak_mib = max(self.peak_mib, _peak_memory_mib())
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "peak_mib": self.peak_mib}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.seconds, self.peak_mib = state["seconds"], state["peak_mib"]
-
-
-def execute(run: Run) -> str:
-    """Train (or go on), evaluate, and write the record; returns the record's path.
-
-    Everything lies in `run.folder`: log.txt, metrics.json, checkpoints, config.yaml, predictions.
-    """
-    folder = Path(run.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder / ".lock"):
-        if not run.done:
-            _execute(run)
-    return str(folder / records.RECORD)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; others wait."""
-    with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+execute = Execute()
 
 
 def _execute(run: Run) -> None:
@@ -173,22 +69,29 @@ def _execute(run: Run) -> None:
     studies.find(run.source)  # registers what the study's file defines
     if config.fingerprint(run.cfg, run.data.digest) != run.fingerprint:
         raise UserError(f"{run.source} changed since this run was planned: run the study again")
-    setup_logger(str(folder / "log.txt"), name="detectron2")
-    setup_logger(str(folder / "log.txt"), name="fvcore")
+    config.check_processes(run.cfg, comm.get_world_size())
+    for name in ("detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()  # of a run before, in this process
+        setup_logger(str(folder / "log.txt"), distributed_rank=comm.get_rank(), name=name)
     cfg = copy.deepcopy(run.cfg)
     set_num_classes(cfg, len(run.data.categories))
     cfg.dataloader.test.dataset = str(run.data.val)
-    LazyConfig.save(cfg, str(folder / "config.yaml"))
-    if cfg.train.threads:
-        torch.set_num_threads(cfg.train.threads)
+    if comm.is_main_process():
+        LazyConfig.save(cfg, str(folder / "config.yaml"))
+    torch.set_num_threads(cfg.train.threads or distributed.cores())
 
     # What could fail is done before training: costs, versions.
     cost = detector_cost(cfg.model)
     versions, git_commit = environment.versions(), environment.git_commit()
 
-    with _alone(_training_note(run)):
-        model, meter = train(cfg, run)
+    with distributed.alone(_training_note(run)):
+        state = train(cfg, run)
+    model = instantiate(cfg.model).to(distributed.device())
+    model.load_state_dict(state["model"])
+    meter = state["meter"]
     result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
+    if not comm.is_main_process():
+        return
 
     record = records.Record(
         study=run.study,
@@ -206,14 +109,15 @@ def _execute(run: Run) -> None:
         encoder_params=cost.encoder.params,
         encoder_macs=cost.encoder.macs,
         input_size=cost.size,
-        train_seconds=meter.seconds,
-        images_per_second=cfg.train.max_iter * meter.images_per_iter / max(meter.seconds, 1e-9),
+        train_seconds=meter["seconds"],
+        images_per_second=cfg.train.max_iter * config.batch(cfg)[0] / max(meter["seconds"], 1e-9),
         evaluate_seconds=result.seconds,
-        peak_memory_mib=meter.peak_mib,
+        peak_memory_mib=meter["peak_mib"],
         memory_kind="allocated on device" if torch.cuda.is_available() else "process resident",
         precision="bfloat16 autocast" if cfg.train.amp else "float32",
         device=environment.device_name(),
         threads=torch.get_num_threads(),
+        processes=comm.get_world_size(),
         versions=versions,
         git_commit=git_commit,
         started=started,
@@ -228,6 +132,7 @@ def _execute(run: Run) -> None:
         config=plain_config(cfg),
     )
     records.write(folder, record)
+    checkpoints.remove_all_but_last(folder)
 
 
 def _training_note(run: Run) -> Path:
@@ -246,63 +151,90 @@ def _trained_by_another(run: Run) -> Path | None:
     weights = note.parent.parent / name / LAST_WEIGHTS
     if not name or not weights.is_file() or weights.parent.samefile(run.folder):
         return None
-    return weights
+    return None if checkpoints.wrong(weights) else weights
 
 
-def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
-    """The trained detector: from the last checkpoint in the run's folder if there is one, or of a
-    run that was trained in the same way."""
+def train(cfg: DictConfig, run: Run) -> dict[str, Any]:
+    """The last checkpoint of the run's training, done now as far as it is not, or of a run that was
+    trained in the same way."""
     folder = Path(run.folder)
-    torch.manual_seed(cfg.train.seed)
-    model = instantiate(cfg.model).to("cuda" if torch.cuda.is_available() else "cpu")
-    set_federated_loss(model, run.data.image_counts)
-    optimizer = _optimizer(cfg, model)
-    batch = cfg.dataloader.train.total_batch_size
-    micro_batch = min(cfg.dataloader.train.micro_batch_size, batch)
+    last = folder / LAST_WEIGHTS
+    twin = distributed.of_main(lambda: _trained_by_another(run))
+    if twin is None:
+        fit(cfg, run)
+        if comm.is_main_process():
+            note = _training_note(run)
+            note.write_text(os.path.relpath(folder, note.parent.parent))
+    elif comm.is_main_process():
+        last.unlink(missing_ok=True)
+        last.symlink_to(os.path.relpath(twin, folder))
+    return checkpoints.read(twin or last)
 
-    # A short run is heard of too: ten lines at least.
-    log_period = max(1, min(cfg.train.log_period, cfg.train.max_iter // 10))
+
+def fit(cfg: DictConfig, run: Run) -> None:
+    """Train, from the last checkpoint in the run's folder if there is one, to `LAST_WEIGHTS`."""
+    folder = Path(run.folder)
+    device = distributed.device()
+    torch.manual_seed(cfg.train.seed)
+    model = instantiate(cfg.model)
+    set_federated_loss(model, run.data.image_counts)
+    _, encoder = encoder_of(model)
+    if weights := config.init_weights(cfg):
+        load_encoder(encoder, weights, show=logging.getLogger("detectron2").info)
+    if cfg.train.compile:
+        encoder.compile()
+    model = parallel(model.to(device), cfg.train.parallel)
+    optimizer = _optimizer(cfg, model)
+    schedule = _schedule(cfg, optimizer)
+    average = Average(model, cfg.train.ema) if cfg.train.ema else None
+    batch, micro_batch = config.batch(cfg)
+    meter = Meter(
+        batch,
+        detector_cost(cfg.model).detector.macs,
+        peak_macs_per_second(torch.bfloat16 if cfg.train.amp else torch.float32),
+    )
+    saved = Checkpoints(
+        folder,
+        model,
+        optimizer,
+        schedule,
+        meter,
+        average,
+        cfg.train.checkpoint_period,
+        cfg.train.checkpoint_minutes,
+    )
     trainer = Trainer(
         model,
         None,
         optimizer,
-        accumulate=batch // micro_batch,
+        micro_batches=batch // micro_batch,
+        seed=cfg.train.seed,
         amp=cfg.train.amp,
         clip_grad_norm=cfg.train.clip_grad_norm,
-        log_period=log_period,
+        may_skip=cfg.train.may_skip,
+        last_checkpoint=lambda: checkpoints.last(folder),
     )
-    meter = _Meter(batch)
-    checkpointer = _Checkpointer(model, str(folder), trainer=trainer)
+    # A short run is heard of too: ten lines at least.
+    log_period = max(1, min(cfg.train.log_period, cfg.train.max_iter // 10))
+    writers = [
+        CommonMetricPrinter(cfg.train.max_iter),
+        JSONWriter(str(folder / METRICS)),
+        TensorboardXWriter(str(folder / "tensorboard")),
+    ]
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=_schedule(cfg, optimizer)),
+            hooks.LRScheduler(scheduler=schedule),
+            LearningRates(optimizer, cfg.optimizer.lr, log_period),
             meter,
-            hooks.PeriodicWriter(
-                [CommonMetricPrinter(cfg.train.max_iter), JSONWriter(str(folder / METRICS))],
-                period=log_period,
-            ),
-            _RandomState(),
-            hooks.PeriodicCheckpointer(
-                checkpointer,
-                cfg.train.checkpoint_period,
-                max_iter=cfg.train.max_iter,
-                max_to_keep=2,
-            ),
+            *([average] if average else []),
+            *([hooks.PeriodicWriter(writers, log_period)] if comm.is_main_process() else []),
+            saved,
         ]
     )
-    start_iter = 0
-    if twin := _trained_by_another(run):
-        checkpointer.load(str(twin))
-        start_iter = trainer.iter + 1
-        (folder / LAST_WEIGHTS).unlink(missing_ok=True)
-        (folder / LAST_WEIGHTS).symlink_to(os.path.relpath(twin, folder))
-    elif checkpointer.has_checkpoint():
-        checkpointer.resume_or_load("", resume=True)
-        start_iter = trainer.iter + 1
-    elif weights := config.init_weights(cfg):
-        _, encoder = encoder_of(model)
-        load_encoder(encoder, weights, show=logging.getLogger("detectron2").info)
+    start = saved.load()
+    if start >= cfg.train.max_iter:
+        return
     name = run.data.train.register()
     if run.data.has_rle:
         cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
@@ -310,17 +242,15 @@ def train(cfg: DictConfig, run: Run) -> tuple[nn.Module, _Meter]:
         get_detection_dataset_dicts(name),
         instantiate(cfg.dataloader.train.mapper),
         cfg.train.seed,
-        start=start_iter * batch,
+        start=start * batch,
         batch_size=micro_batch,
         num_workers=cfg.dataloader.train.num_workers,
         repeat_threshold=cfg.dataloader.train.repeat_threshold,
+        per_step=batch // micro_batch,
+        rank=comm.get_rank(),
+        world=comm.get_world_size(),
     )
-    if start_iter < cfg.train.max_iter:
-        trainer.train(start_iter, cfg.train.max_iter)
-    if not twin:
-        note = _training_note(run)
-        note.write_text(os.path.relpath(folder, note.parent.parent))
-    return model, meter
+    trainer.train(start, cfg.train.max_iter)
 
 
 def set_federated_loss(model: nn.Module, image_counts: Sequence[int]) -> None:
@@ -359,19 +289,21 @@ def _schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer) -> LRMultiplier
 
 def _report_evaluation(folder: Path) -> Callable[[int, int], None]:
     """Writes how far evaluation is where the progress view reads it."""
+    began: list[tuple[float, int]] = []  # when, with how many images done before
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, images: int) -> None:
+        began.append((time.monotonic(), done))
+        line = dict(evaluated=done, images=images)
+        seconds, now = began[-1][0] - began[0][0], done - began[0][1]
+        if now:
+            line |= dict(
+                images_per_second=now / seconds, eta_seconds=seconds / now * (images - done)
+            )
         with open(folder / METRICS, "a") as file:
-            file.write(json.dumps({"evaluated": done, "batches": total}) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     return report
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _peak_memory_mib() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -36,38 +36,52 @@ def follow(launch: Launch, console: Console) -> None:
         for i, progress in enumerate(launch.runs):
             if progress.state != states[i] or (due and progress.state == "running"):
                 states[i] = progress.state
-                variant, seed, state, iteration, loss, speed, left = _cells(progress)
-                parts = [variant, seed, state, iteration]
-                parts += [loss and f"loss {loss}", speed and f"{speed} images/s"]
-                parts += [left and f"{left} left"]
-                console.print("  ".join(filter(None, parts)), highlight=False, soft_wrap=True)
+                cells = _cells(progress)
+                parts = [f"{k} {v}" if k in _NAMED else v for k, v in cells.items() if v]
+                console.print("  ".join(parts), highlight=False, soft_wrap=True)
+
+
+_SPEED = ("images/s", "MFU", "MiB", "time left")
+_COLUMNS = ("variant", "seed", "state", "iteration", "loss", "lr", *_SPEED)
+_NAMED = ("loss", "lr", *_SPEED)  # in a line, where no heading says what a number is
 
 
 def _table(launch: Launch) -> Table:
-    table = Table(
-        "variant", "seed", "state", "iteration", "loss", "images/s", "time left", box=None
-    )
+    table = Table(*_COLUMNS, box=None)
     for progress in launch.runs:
-        table.add_row(*_cells(progress))
+        table.add_row(*(_cells(progress).get(column, "") for column in _COLUMNS))
     return table
 
 
-def _cells(progress: Progress) -> tuple[str, ...]:
+def _cells(progress: Progress) -> dict[str, str]:
+    """What is known, by column."""
     run = progress.run
-    last = _last_line(Path(run.folder) / METRICS) if progress.state == "running" else {}
-    state, iteration, loss, speed, left = progress.state, "", "", "", ""
+    cells = dict(variant=run.variant, seed=f"seed {run.seed}", state=progress.state)
+    if progress.state == "failed":
+        cells["state"] = f"failed: {progress.error}"
+    if progress.state != "running":
+        return cells
+    last = _last_line(Path(run.folder) / METRICS)
     if "evaluated" in last:
-        state = f"evaluating {last['evaluated']}/{last['batches']}"
+        cells["state"] = f"evaluating {last['evaluated']}/{last['images']}"
     elif "iteration" in last:
-        state = "training"
-        iteration = f"{last['iteration'] + 1}/{run.cfg.train.max_iter}"
-        loss = f"{last['total_loss']:.3f}" if "total_loss" in last else ""
-        speed = f"{last['images_per_second']:.1f}" if "images_per_second" in last else ""
-        if "eta_seconds" in last:
-            left = str(datetime.timedelta(seconds=int(last["eta_seconds"])))
-    elif progress.state == "failed":
-        state = f"failed: {progress.error}"
-    return run.variant, f"seed {run.seed}", state, iteration, loss, speed, left
+        cells["state"] = "training"
+        cells["iteration"] = f"{last['iteration'] + 1}/{run.cfg.train.max_iter}"
+        rates = [value for key, value in last.items() if key.startswith("lr/")]
+        if rates:
+            low, high = min(rates), max(rates)
+            cells["lr"] = f"{high:.2g}" if low == high else f"{low:.2g}..{high:.2g}"
+    for column, key, form in (
+        ("loss", "total_loss", "{:.3f}"),
+        ("images/s", "images_per_second", "{:.1f}"),
+        ("MFU", "mfu", "{:.0%}"),
+        ("MiB", "memory_mib", "{:.0f}"),
+    ):
+        if key in last:
+            cells[column] = form.format(last[key])
+    if "eta_seconds" in last:
+        cells["time left"] = str(datetime.timedelta(seconds=int(last["eta_seconds"])))
+    return cells
 
 
 def _last_line(path: Path) -> dict:

@@ -8,4 +8,5 @@ from .mask_rcnn_vit_l import dataloader, model, optimizer, param_groups, schedul
 
 model.backbone.update(size="vit-h", drop_path_rate=0.5)
 param_groups.update(layer_decay=0.9, no_weight_decay=[])
-train.max_iter = 184375 * 3 // 4  # 100 epochs -> 75 epochs
+# 100 epochs -> 75 epochs
+train.update(max_iter=184375 * 3 // 4, parallel="fsdp")

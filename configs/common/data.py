@@ -5,7 +5,8 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import DatasetMapper
+
+from experiments.data.mapper import Mapper
 
 dataloader = dict(
     image_size=1024,  # pixels, of the training crop's side and of the longest side at test time
@@ -15,7 +16,7 @@ dataloader = dict(
         micro_batch_size=1,  # images of one forward pass; gradients accumulate to the above
         num_workers=4,
         repeat_threshold=0.0,  # repeat-factor sampling (arXiv:1908.03195); 0: each image once
-        mapper=L(DatasetMapper)(
+        mapper=L(Mapper)(
             is_train=True,
             augmentations=[
                 L(T.RandomFlip)(horizontal=True),
@@ -38,7 +39,7 @@ dataloader = dict(
         dataset="coco_2017_val",
         batch_size=1,
         num_workers=4,
-        mapper=L(DatasetMapper)(
+        mapper=L(Mapper)(
             is_train=False,
             augmentations=[
                 L(T.ResizeShortestEdge)(

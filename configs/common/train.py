@@ -6,7 +6,12 @@ train = dict(
     amp=True,  # bfloat16 autocast where the device computes in it, else full precision
     clip_grad_norm=None,
     init_weights="none",  # of the encoder: a word of docs/weights.md, a path, or "none": random
-    threads=0,  # CPU threads of one run; 0: all
+    ema=0.0,  # decay, per iteration, of a moving average of the weights to evaluate; 0: none
+    may_skip=0,  # iterations with NaN or infinity that are left out before training stops
+    parallel="ddp",  # over several devices; "fsdp": weights and optimizer state are spread too
+    compile=False,  # the encoder, by torch.compile
+    threads=0,  # CPU threads of one process; 0: all
     checkpoint_period=5000,  # iterations
+    checkpoint_minutes=20,  # or so many minutes, whichever is over first
     log_period=20,  # iterations
 )

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_lvis_json, register_coco_instances
@@ -126,11 +127,12 @@ class Checked:
     digest: str
 
 
-def read_split(split: Split) -> Checked:
-    """Read and check an annotation file: its structure, and that every image is there.
+def read_parts(split: Split) -> tuple[dict[str, list], str]:
+    """What an annotation file holds, its lists unread, and its digest.
 
     Raises:
-        UserError: the first thing that is wrong.
+        UserError: the file or the folder of images cannot be read, or it is no JSON, or without
+            images, annotations or categories.
     """
     where = split.json_file
     try:
@@ -142,24 +144,38 @@ def read_split(split: Split) -> Checked:
         parts = json.loads(content)
     except ValueError as error:
         raise UserError(f"{where} is no valid JSON: {error}") from error
-    # A file of LVIS's kind has COCO's entries too: read as the one or the other it is other data.
-    digest = hashlib.sha256(content + b"lvis" * (split.kind == "lvis")).hexdigest()
-    del content  # LVIS's has a gigabyte
-    no_set = f"{where} is no {split.kind.upper()} detection set"
     for part in ("images", "annotations", "categories"):
         if not isinstance(parts, dict) or not isinstance(parts.get(part), list) or not parts[part]:
-            raise UserError(f"{no_set}: it has no list of {part}")
+            raise UserError(f"{_no_set(split)}: it has no list of {part}")
+    # A file of LVIS's kind has COCO's entries too: read as the one or the other it is other data.
+    return parts, hashlib.sha256(content + b"lvis" * (split.kind == "lvis")).hexdigest()
+
+
+def _no_set(split: Split) -> str:
+    return f"{split.json_file} is no {split.kind.upper()} detection set"
+
+
+def read_split(split: Split) -> Checked:
+    """Read and check an annotation file: its structure, and that every image is there.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    where = split.json_file
+    parts, digest = read_parts(split)
     try:
         categories = {
             c["id"]: c["name"] for c in sorted(parts["categories"], key=lambda c: c["id"])
         }
+        if len(categories) < len(parts["categories"]):
+            raise UserError(f"{where}: a category id occurs twice: ids must be unique")
         if split.kind == "lvis":
             _check_lvis(where, parts, categories)
         _check_images(split, parts["images"])
         ids = {image["id"] for image in parts["images"]}
         _check_annotations(split, parts["annotations"], ids, categories)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{no_set}: an entry lacks {error}") from error
+        raise UserError(f"{_no_set(split)}: an entry lacks {error}") from error
     objects = [a for a in parts["annotations"] if not a.get("iscrowd")]
     pairs = {(a["image_id"], a["category_id"]) for a in objects}
     counts = Counter(category for _, category in pairs)
@@ -208,16 +224,22 @@ def _check_annotations(
             raise UserError(f"{where}: annotation {number} is of an image that is not listed")
         if category not in categories:
             raise UserError(f"{where}: annotation {number} is of a category that is not listed")
+        if split.kind == "coco" and annotation.get("ignore"):
+            raise UserError(
+                f"{where}: annotation {number} is marked 'ignore', which COCO's format has not: "
+                "say 'iscrowd', or leave it out"
+            )
         if not annotation.get("segmentation"):
             raise UserError(f"{where}: annotation {number} has no segmentation, masks need one")
-        if split.kind == "lvis" and not _are_polygons(annotation["segmentation"]):
+        if split.kind == "lvis" and not are_polygons(annotation["segmentation"]):
             raise UserError(
                 f"{where}: annotation {number} has a segmentation that is no list of polygons of "
                 "three corners or more, x and y each: LVIS has no other masks"
             )
 
 
-def _are_polygons(segmentation: list) -> bool:
+def are_polygons(segmentation: Any) -> bool:
+    """Whether it is a list of polygons of three corners or more, x and y each."""
     return isinstance(segmentation, list) and all(
         isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
         for polygon in segmentation
@@ -267,16 +289,27 @@ def prepare(
     Raises:
         UserError: another name, or it is not there or broken, with where it was looked for.
     """
+    return Data.of(*find(scale, train, val, dataset))
+
+
+def find(
+    scale: str, train: str | None = None, val: str | None = None, dataset: str = "coco"
+) -> tuple[Split, Split]:
+    """The splits that `prepare` reads, for training and validation, unread.
+
+    Raises:
+        UserError: another name, or they are not there.
+    """
     if train or val:
         if not (train and val):
             raise UserError(
                 "--dataset and --val go together: give annotations.json,images/ for each"
             )
-        return Data.of(parse_split(train), parse_split(val))
+        return parse_split(train), parse_split(val)
     if dataset not in _PUBLISHED:
         raise unknown("kind of data set", dataset, _PUBLISHED)
-    find = _mini_split if scale == "mini" else _published_split
-    return Data.of(find(dataset, "train"), find(dataset, "val"))
+    of_scale = _mini_split if scale == "mini" else _published_split
+    return of_scale(dataset, "train"), of_scale(dataset, "val")
 
 
 def test_split(dataset: str) -> Split:

@@ -81,14 +81,18 @@ class Stream(Dataset):
         return self.mapper(self.source(position))
 
 
-class _PositionsFrom:
-    """start, start + 1, ... without end; `itertools.count` that can be iterated more than once."""
+class _MicroBatches:
+    """Positions of one process's micro batches, from some position on, without end."""
 
-    def __init__(self, start: int):
-        self.start = start
+    def __init__(self, start: int, batch_size: int, per_step: int, rank: int, world: int):
+        self.start, self.batch_size = start, batch_size
+        self.per_step, self.rank, self.world = per_step, rank, world
 
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start)
+    def __iter__(self) -> Iterator[range]:
+        for number in itertools.count():
+            if number % self.per_step % self.world == self.rank:
+                first = self.start + number * self.batch_size
+                yield range(first, first + self.batch_size)
 
 
 def training_loader(
@@ -99,20 +103,27 @@ def training_loader(
     batch_size: int,
     num_workers: int = 0,
     repeat_threshold: float = 0.0,
+    per_step: int = 1,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader:
-    """Batches (lists of model inputs) without end.
+    """Micro batches (lists of model inputs) without end.
+
+    Of the micro batches of each step, process `rank` gets those with the numbers rank,
+    rank + world, ...
 
     Args:
-        start: position of the first image.
-        batch_size: images of one batch.
+        start: position of the first image of a step.
+        batch_size: images of a micro batch.
         repeat_threshold: as of `Stream`.
+        per_step: micro batches of one optimizer step, of all processes together.
+        rank, world: of this process, and how many there are; at most `per_step`.
     """
     return DataLoader(
         Stream(dicts, mapper, seed, repeat_threshold),
-        batch_size=batch_size,
-        sampler=_PositionsFrom(start),
+        batch_sampler=_MicroBatches(start, batch_size, per_step, rank, world),
         num_workers=num_workers,
-        # Else each new iterator draws from torch's default generator, which a resumed run restored.
+        # Else each new iterator draws from torch's default generator.
         generator=torch.Generator(),
         collate_fn=list,
         worker_init_fn=lambda _: torch.set_num_threads(1),

@@ -207,7 +207,7 @@ def test_days_on_a_cpu_must_be_wanted(small_set, tmp_path):
     done = experiments(*words, *own(small_set))
     *_, batch, line = done.stdout.splitlines()
     assert done.returncode == 2
-    assert batch.startswith("batches of 8 images: 8 passes of 1 on one CPU")
+    assert batch.startswith("batches of 8 images: 8 passes of 1 on the CPU")
     assert line.startswith("error: training will take about ")
     assert "say YES=1 (--yes) to start all the same" in line
 
@@ -218,7 +218,7 @@ def test_minutes_on_a_cpu_need_no_yes(small_set, tmp_path):
     rows = runs.rows(study, "coco", "vit-ti", {"train.max_iter": 1})
     planned = runs.plan(study, "count", "coco", rows, 1, data, tmp_path)
     console = Console(record=True, width=200)
-    budget.announce(planned, yes=False, console=console)
+    budget.announce(planned, processes=1, yes=False, console=console)
     if not torch.cuda.is_available():
         assert " on this CPU, there is no GPU" in console.export_text()
         one, four = budget.cpu_hours(planned[:1]), budget.cpu_hours(planned)

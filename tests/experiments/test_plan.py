@@ -5,12 +5,12 @@ import torch
 from rich.console import Console
 
 from analysis import paper
-from experiments import budget, config, plan, runs, studies
+from experiments import budget, config, devices, plan, runs, studies
 from experiments.errors import UserError
 from experiments.training_cost import Step, training_step
 from tests.conftest import ROOT
 
-A100 = budget.GPUS["a100-40gb"]
+A100 = devices.GPUS["a100-40gb"]
 DETECTORS = {"Mask R-CNN": "mask_rcnn", "Cascade Mask R-CNN": "cascade_mask_rcnn"}
 
 
@@ -122,15 +122,15 @@ def test_the_largest_batch_divides_the_recipes():
 
 def test_products_are_faster_on_a_faster_gpu_and_kernels_are_not():
     products, kernels = Step(10**12, 0, 0), Step(0, 10**3, 0)
-    seconds = {name: budget.seconds_on(gpu, products) for name, gpu in budget.GPUS.items()}
+    seconds = {name: budget.seconds_on(gpu, products) for name, gpu in devices.GPUS.items()}
     assert seconds["rtx-4090"] > seconds["a100-40gb"] > seconds["l40s"] > seconds["h100"]
-    assert len({budget.seconds_on(gpu, kernels) for gpu in budget.GPUS.values()}) == 1
-    assert all("NVIDIA" in gpu.source for gpu in budget.GPUS.values())
+    assert len({budget.seconds_on(gpu, kernels) for gpu in devices.GPUS.values()}) == 1
+    assert all("NVIDIA" in gpu.source for gpu in devices.GPUS.values())
 
 
 def test_which_device():
     found = rows("count")
-    assert plan.target(found, "h100", 8) == plan.Target(budget.GPUS["h100"], 8, 80e9)
+    assert plan.target(found, "h100", 8) == plan.Target(devices.GPUS["h100"], 8, 80e9)
     assert plan.target(found, "h100", 0).devices == 1
     with pytest.raises(UserError, match="unknown device 'h10': did you mean 'h100'"):
         plan.target(found, "h10", 0)

@@ -96,7 +96,7 @@ def test_killed_and_resumed_is_as_if_undisturbed(finished, small_set, tmp_path):
     )
     study = tmp_path / "mini" / "global-vs-conv"
     deadline = time.monotonic() + 120
-    while not list(study.glob("none-*/last_checkpoint")):
+    while not list(study.glob("none-*/model_0*.pth")):
         assert process.poll() is None, "ended before the first checkpoint"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -134,7 +134,7 @@ def test_ctrl_c_stops_within_seconds(small_set, tmp_path):
     )
     study = tmp_path / "mini" / "global-vs-conv"
     deadline = time.monotonic() + 120
-    while not list(study.glob("none-*/last_checkpoint")):
+    while not list(study.glob("none-*/model_0*.pth")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)

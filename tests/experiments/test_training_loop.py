@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from experiments.train import Trainer
+from experiments.training_loop import Trainer
 
 
 class Toy(torch.nn.Module):
@@ -27,7 +27,7 @@ def weights_after(steps, *, batch, accumulate, clip=None, data=None):
     loader = [list(images[i : i + micro]) for i in range(0, len(images), micro)]
     model = Toy()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model, loader, optimizer, accumulate, False, clip, log_period=1)
+    trainer = Trainer(model, loader, optimizer, micro_batches=accumulate, clip_grad_norm=clip)
     with EventStorage():
         for trainer.iter in range(steps):
             trainer.run_step()

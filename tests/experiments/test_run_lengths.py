@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools import mask as masks
 
-from analysis.run_lengths import first_broken
+from experiments.run_lengths import first_broken
 
 
 def run_lengths(counts: list[int]) -> str:

@@ -1,0 +1,99 @@
+"""One run in several processes: how they find each other, wait, and agree.
+
+Beyond this, `detectron2.utils.comm` says who is who; without a process group it says that there is
+one process.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import submitit
+import torch
+import torch.distributed as dist
+from detectron2.utils import comm
+
+T = TypeVar("T")
+
+# Of processes that wait for another run to end.
+_PATIENCE = datetime.timedelta(days=365)
+_patient: dist.ProcessGroup | None = None
+
+
+def started_by_torchrun() -> int:
+    """How many processes torchrun started together with this one, itself included; 0 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that were started together, by torchrun or by submitit, until the block
+    ends. Nothing for a process alone, or in a group already.
+
+    GPUs talk by NCCL, CPUs by gloo. Each process uses the GPU of its local rank.
+    """
+    global _patient
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        # All GPUs stay visible: processes of one node talk through them.
+        submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    _patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    yield
+    # Not after an error: the others may be in the middle of something, and end when this one does.
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One run at a time: process 0 holds the lock, those of another run wait, however long."""
+    with contextlib.ExitStack() as stack:
+        if comm.is_main_process():
+            lock = stack.enter_context(open(path, "a"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        wait()
+        yield
+
+
+def wait() -> None:
+    """Until all processes are here, however long."""
+    if comm.get_world_size() > 1:
+        dist.barrier(group=_patient)
+
+
+def of_main(find: Callable[[], T]) -> T:
+    """What process 0 finds, for all: file systems of clusters show news late to other nodes."""
+    found = [find() if comm.is_main_process() else None]
+    if comm.get_world_size() > 1:
+        dist.broadcast_object_list(found, group=_patient)
+    return found[0]
+
+
+def device() -> torch.device:
+    """The GPU of this process, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def cores() -> int:
+    """Of this machine, for each process on it."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if comm.get_world_size() > 1 else 1
+    return max(1, len(os.sched_getaffinity(0)) // here)
+
+
+def sums(values: list[float]) -> list[float]:
+    """Of each value, over all processes."""
+    if comm.get_world_size() == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total, group=_patient)
+    return total.tolist()

@@ -1,0 +1,418 @@
+"""The training loop: what detectron2's has, and accumulation, several processes, exact resume.
+
+What a step computes is a function of the seed and the iteration. Its images are cut into micro
+batches; each is one forward and backward pass, its random numbers are seeded by its own number.
+Which process runs it, and how many there are, changes only the order in which gradients are added.
+"""
+
+import contextlib
+import copy
+import itertools
+import logging
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.solver import LRMultiplier
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from backbones import ViT
+
+from . import checkpoints, distributed
+from .records import LAST_WEIGHTS
+
+_LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
+
+
+def parallel(model: nn.Module, how: str) -> nn.Module:
+    """The model as several processes train it; itself where there is one.
+
+    Args:
+        how: "ddp": each process holds all of it; "fsdp": weights, gradients and the optimizer's
+            averages are spread over the processes, block by block of the encoder (FSDP2).
+    """
+    if comm.get_world_size() == 1:
+        return model
+    if how == "ddp":
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    for module in model.modules():
+        if isinstance(module, ViT):
+            for block in module.blocks:
+                fully_shard(block)
+    return fully_shard(model)
+
+
+class Trainer(SimpleTrainer):
+    """A step: forward and backward passes of its micro batches, clipping, the optimizer's step.
+
+    Args:
+        model: detector, as `parallel` gives it.
+        data_loader: this process's micro batches, as `data.stream.training_loader` gives them.
+        optimizer: of `model`.
+        micro_batches: of one step, of all processes together; losses are averaged over them.
+        seed: of the random numbers in the model.
+        amp: whether to autocast to bfloat16.
+        clip_grad_norm: largest norm of all gradients together, or None.
+        may_skip: steps whose losses or gradients are not finite that are left out, before the next
+            one raises FloatingPointError.
+        last_checkpoint: names it, for that error.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader,
+        optimizer: torch.optim.Optimizer,
+        micro_batches: int = 1,
+        seed: int = 0,
+        amp: bool = False,
+        clip_grad_norm: float | None = None,
+        may_skip: int = 0,
+        last_checkpoint: Callable[[], str] = lambda: "none",
+    ):
+        super().__init__(model, data_loader, optimizer)
+        self.micro_batches = micro_batches
+        self.seed = seed
+        self.amp = amp
+        self.clip_grad_norm = clip_grad_norm
+        self.may_skip, self.skipped = may_skip, 0
+        self.last_checkpoint = last_checkpoint
+        self.device = next(model.parameters()).device.type
+        self.detector = model.module if isinstance(model, DistributedDataParallel) else model
+        self.running = _Running(self.detector)
+
+    def run_step(self) -> None:
+        self.optimizer.zero_grad()
+        world = comm.get_world_size()
+        mine = range(comm.get_rank(), self.micro_batches, world)
+        data_time = 0.0
+        passes: list[tuple[list, dict[str, torch.Tensor]]] = []  # image ids and losses
+        before = self.running.read()
+        after = torch.zeros_like(before)
+        for number in mine:
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            self._seed(number)
+            self.running.write(before)
+            with self._gradients_shared(number == mine[-1]):
+                with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
+                    losses = self.model(batch)
+                # DDP and FSDP take the mean over processes.
+                (sum(losses.values()) * (world / self.micro_batches)).backward()
+            after += self.running.read()
+            ids = [image.get("image_id") if isinstance(image, dict) else None for image in batch]
+            passes.append((ids, {name: loss.detach() for name, loss in losses.items()}))
+        self.after_backward()
+        names = list(passes[0][1])
+        sums = distributed.sums([*_totals(passes), *after.tolist()])
+        means = [value / self.micro_batches for value in sums]
+        losses = dict(zip(names, means[: len(names)], strict=True))
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = _whole(get_total_norm(gradients))
+        if not math.isfinite(sum(losses.values())) or not math.isfinite(norm):
+            self.running.write(before)
+            self._not_finite(passes, losses, norm)
+            return
+        self.running.write(torch.tensor(means[len(names) :], dtype=torch.float64))
+        if self.clip_grad_norm:
+            clip_grads_with_norm_(self.model.parameters(), self.clip_grad_norm, torch.tensor(norm))
+        self.optimizer.step()
+        storage = get_event_storage()
+        storage.put_scalars(
+            total_loss=sum(losses.values()), **losses, data_time=data_time, gradient_norm=norm
+        )
+
+    def _seed(self, number: int) -> None:
+        words = np.random.SeedSequence([self.seed, self.iter, number]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]))
+
+    def _gradients_shared(self, last: bool) -> contextlib.AbstractContextManager:
+        """Processes add up their gradients once a step, behind each one's last micro batch."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+        elif isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def _not_finite(self, passes, losses: dict[str, float], norm: float) -> None:
+        wrong = [ids for ids, found in passes if not math.isfinite(sum(_totals([(ids, found)])))]
+        # Of all processes; gradients alone do not tell which images they are from.
+        wrong, everything = zip(*comm.all_gather((wrong, [ids for ids, _ in passes])), strict=True)
+        named = itertools.chain(*(wrong if any(wrong) else everything))
+        images = ", ".join(str(i) for i in itertools.chain(*named))
+        named = ", ".join(f"{k} {v:.4g}" for k, v in losses.items() if not math.isfinite(v))
+        message = f"iteration {self.iter}: {named or f'gradients of norm {norm}'}, images {images}"
+        if self.skipped < self.may_skip:
+            self.skipped += 1
+            _LOGGER.warning("%s: step left out, %d of %d", message, self.skipped, self.may_skip)
+            return
+        raise FloatingPointError(
+            f"{message}; last good checkpoint: {self.last_checkpoint()}. Look at these images, "
+            "lower optimizer.lr, or leave such steps out with train.may_skip=10"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Beside weights, buffers and optimizer."""
+        return dict(skipped=self.skipped, running=self.running.read().cpu())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped = state["skipped"]
+        self.running.write(state["running"])
+
+
+class _Running:
+    """What forward passes change in a detector: batch norm's running statistics, and RetinaNet's
+    running number of objects. All micro batches of a step start from the same numbers, and their
+    means are what is kept, as if one pass had seen them all."""
+
+    def __init__(self, detector: nn.Module):
+        self.detector = detector
+        norms = [m for m in detector.modules() if isinstance(m, _BatchNorm)]
+        self.buffers = [buffer for norm in norms for buffer in norm.buffers()]
+        if isinstance(detector, RetinaNet):
+            detector.loss_normalizer = 100.0  # as detectron2 begins
+        self.has_normalizer = isinstance(detector, RetinaNet)
+
+    def read(self) -> torch.Tensor:
+        """One row, float64."""
+        values = [buffer.double().flatten() for buffer in self.buffers]
+        if self.has_normalizer:
+            values.append(torch.tensor([self.detector.loss_normalizer], dtype=torch.float64))
+        return torch.cat([v.cpu() for v in values]) if values else torch.empty(0)
+
+    def write(self, values: torch.Tensor) -> None:
+        *parts, rest = values.split([b.numel() for b in self.buffers] + [int(self.has_normalizer)])
+        for buffer, part in zip(self.buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
+        if self.has_normalizer:
+            self.detector.loss_normalizer = rest.item()
+
+
+def _totals(passes: list[tuple[list, dict[str, torch.Tensor]]]) -> list[float]:
+    """Of each loss, the sum over passes."""
+    return sum(torch.stack(list(losses.values())).double() for _, losses in passes).tolist()
+
+
+def _whole(norm: torch.Tensor) -> float:
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+class Average(HookBase):
+    """Exponential moving average of the weights over steps.
+
+    Args:
+        model: as `parallel` gives it.
+        decay: of a step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.weights = [p.detach() for p in model.parameters()]
+        self.means = [w.clone() for w in self.weights]
+        self.decay = decay
+
+    def after_step(self) -> None:
+        torch._foreach_lerp_(self.means, self.weights, 1 - self.decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the means in the block, and its own weights after it; what the block
+        changes in the model are the means."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        for mean, weight in zip(self.means, self.weights, strict=True):
+            kept = weight.clone()
+            weight.copy_(mean)
+            mean.copy_(kept)
+
+
+class Meter(HookBase):
+    """Seconds in the training loop and peak memory, over all resumes; speed as scalars.
+
+    Args:
+        images: of one step, of all processes together.
+        macs: of the forward pass of one image.
+        peak: MACs a second that the device can do, for the share that training reaches of it (MFU:
+            backward passes count twice a forward pass); None: unknown.
+    """
+
+    def __init__(self, images: int, macs: float, peak: float | None):
+        self.images, self.macs, self.peak = images, macs, peak
+        self.seconds = 0.0
+        self.peak_mib = 0.0
+
+    def before_train(self) -> None:
+        self._since = time.perf_counter()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def after_step(self) -> None:
+        now = time.perf_counter()
+        step = now - self._since
+        self.seconds += step
+        self._since = now
+        self.peak_mib = max(self.peak_mib, _peak_memory_mib())
+        scalars = dict(images_per_second=self.images / step, memory_mib=self.peak_mib)
+        if self.peak:
+            done = 3 * self.macs * self.images / comm.get_world_size()
+            scalars["mfu"] = done / step / self.peak
+        get_event_storage().put_scalars(**scalars)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds, "peak_mib": self.peak_mib}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.seconds, self.peak_mib = state["seconds"], state["peak_mib"]
+
+
+class LearningRates(HookBase):
+    """The learning rate of every group, as scalars named by its factor of the base's."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, base: float, period: int):
+        self.period = period
+        self.groups = {f"lr/x{g['initial_lr'] / base:.4g}": g for g in optimizer.param_groups}
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period == 0:
+            for name, group in self.groups.items():
+                get_event_storage().put_scalar(name, group["lr"], smoothing_hint=False)
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class Checkpoints(HookBase):
+    """Writes checkpoints, the last of what is evaluated only, and one more where the run is told to
+    stop (SIGUSR2: submitit's signal of preemption and time limits); goes on from the last.
+
+    The state is that of one process holding everything: any number of processes goes on from it.
+
+    Args:
+        folder: of the run.
+        model, optimizer, schedule, meter, average: what has a state; `average` may be None.
+        period, minutes: iterations, and time, after which one is written, whichever is over first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRMultiplier,
+        meter: Meter,
+        average: Average | None,
+        period: int,
+        minutes: float,
+    ):
+        self.folder = folder
+        self.model, self.optimizer, self.schedule = model, optimizer, schedule
+        self.meter, self.average = meter, average
+        self.period, self.minutes = period, minutes
+        self._told_to_stop = False
+
+    def load(self) -> int:
+        """Returns the first iteration that is to do: 0 without a checkpoint."""
+        path = distributed.of_main(lambda: checkpoints.last_whole(self.folder))
+        if path is None:
+            return 0
+        state = checkpoints.read(path)
+        if path.name == LAST_WEIGHTS:
+            return state["iteration"] + 1
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+            options=_WHOLE,
+        )
+        self.schedule.load_state_dict(state["schedule"])
+        self.trainer.load_state_dict(state["trainer"])
+        self.meter.load_state_dict(state["meter"])
+        if self.average:
+            with self.average.in_place():
+                set_model_state_dict(self.model, state["average"], options=_WHOLE)
+        return state["iteration"] + 1
+
+    def before_train(self) -> None:
+        self._since = time.monotonic()
+        self._before = signal.signal(signal.SIGUSR2, self._stop)
+
+    def _stop(self, signum: int, frame: Any) -> None:
+        self._told_to_stop = True
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        over = comm.is_main_process() and time.monotonic() - self._since > 60 * self.minutes
+        stop, over = distributed.sums([float(self._told_to_stop), float(over)])
+        if done == self.trainer.max_iter:
+            with self.average.in_place() if self.average else contextlib.nullcontext():
+                self._save(None, model=get_model_state_dict(self.model, options=_WHOLE))
+        elif stop or over or done % self.period == 0:
+            self._save(self.trainer.iter, **self._state())
+        if stop:
+            self._hand_over()
+
+    def after_train(self) -> None:
+        signal.signal(signal.SIGUSR2, self._before)
+
+    def _hand_over(self) -> None:
+        """To submitit, which queues the run again; process 0 does that for all."""
+        _LOGGER.info("Told to stop: checkpoint written after iteration %d", self.trainer.iter)
+        if comm.is_main_process() and callable(self._before):
+            self._before(signal.SIGUSR2, None)
+        sys.exit(0)
+
+    def _state(self) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=_WHOLE)
+        state = dict(
+            model=model,
+            optimizer=optimizer,
+            schedule=self.schedule.state_dict(),
+            trainer=self.trainer.state_dict(),
+        )
+        if self.average:
+            with self.average.in_place():
+                # On the CPU without a copy it would be the model's own memory.
+                state["average"] = copy.deepcopy(get_model_state_dict(self.model, options=_WHOLE))
+        return state
+
+    def _save(self, iteration: int | None, **state: Any) -> None:
+        state |= dict(iteration=self.trainer.iter, meter=self.meter.state_dict())
+        if comm.is_main_process():
+            path = checkpoints.save(self.folder, iteration, state)
+            _LOGGER.info("Saved %s", path.name)
+        distributed.wait()
+        self._since = time.monotonic()
+
+
+def _peak_memory_mib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

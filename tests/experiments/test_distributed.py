@@ -1,0 +1,128 @@
+"""One run in several processes: the same curve, the same weights, and the same checkpoints."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import runs, studies
+from experiments.data import catalog
+from tests.conftest import ROOT
+
+ITERATIONS = 5
+# Name of a spread: processes, images of a micro batch (of 8 a step), how weights are held.
+SPREADS = {
+    "1 process x 2": (1, 4, "ddp"),
+    "2 processes": (2, 4, "ddp"),
+    "1 process x 4": (1, 2, "ddp"),
+    "2 processes x 2": (2, 2, "ddp"),
+    "2 processes x 2, fsdp": (2, 2, "fsdp"),
+    "3 processes x 1 or 2": (3, 2, "ddp"),
+}
+
+
+def planned(small_set, root: Path, study: str, variant: str, words: dict):
+    data = catalog.prepare("mini", small_set["dataset"], small_set["val"])
+    overrides = {
+        "train.max_iter": ITERATIONS,
+        "train.log_period": 1,
+        "train.checkpoint_period": 2,
+        "train.amp": False,
+        "schedule.warmup_iters": 1,
+        **words,
+    }
+    found = studies.find(study)
+    rows = runs.rows(found, "mini", "", overrides, [variant])
+    (run,) = runs.plan(found, study, "mini", rows, 1, data, root)
+    return run
+
+
+def fit_all(arguments: str) -> None:
+    """In each process: trains what is asked for, one after the other, without evaluation."""
+    from experiments import distributed
+    from experiments.train import fit
+
+    with distributed.process_group():
+        for small_set, root, study, variant, words in json.loads(arguments):
+            run = planned(small_set, Path(root), study, variant, words)
+            Path(run.folder).mkdir(parents=True, exist_ok=True)
+            torch.set_num_threads(1)
+            fit(run.cfg, run)
+
+
+def call(processes: int, jobs: list) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    command = [
+        *torchrun,
+        "--standalone",
+        "-m",
+        "tests.experiments.test_distributed",
+        json.dumps(jobs),
+    ]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def trained(root: Path) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    """Weights and lines of metrics."""
+    (weights,) = root.rglob("model_final.pth")
+    lines = weights.with_name("metrics.json").read_text().splitlines()
+    return torch.load(weights, weights_only=True)["model"], [json.loads(line) for line in lines]
+
+
+@pytest.fixture(
+    scope="module", params=["mask rcnn", pytest.param("retinanet", marks=pytest.mark.slow)]
+)
+def spreads(request, small_set, tmp_path_factory):
+    """Folder of each spread's run: Mask R-CNN under a stem with batch norm, and RetinaNet, whose
+    loss has a running normalizer."""
+    study, variant = {
+        "mask rcnn": ("global-vs-conv", "none"),
+        "retinanet": ("plain-vs-hierarchical", "vit-retinanet"),
+    }[request.param]
+    root = tmp_path_factory.mktemp("spreads")
+    for processes in (1, 2, 3):
+        jobs = []
+        for name, (count, micro_batch, parallel) in SPREADS.items():
+            if count == processes:
+                words = {
+                    "dataloader.train.micro_batch_size": micro_batch,
+                    "train.parallel": parallel,
+                }
+                jobs.append((small_set, str(root / name), study, variant, words))
+        call(processes, jobs)
+    return root
+
+
+def distance(some: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return sum((some[k].double() - other[k].double()).square().sum().item() for k in some) ** 0.5
+
+
+@pytest.mark.parametrize("name", [n for n, spread in SPREADS.items() if spread[0] > 1])
+def test_same_curve_however_a_step_is_spread(spreads, name):
+    """Within rounding; which may turn a choice between two proposals, later on."""
+    (one,) = (n for n, s in SPREADS.items() if s[0] == 1 and s[1] == SPREADS[name][1])
+    (other,) = (n for n, s in SPREADS.items() if s[0] == 1 and s[1] != SPREADS[name][1])
+    weights, curve = trained(spreads / one)
+    same_weights, same_curve = trained(spreads / name)
+    other_weights, other_curve = trained(spreads / other)
+    assert len(curve) == len(same_curve) == ITERATIONS
+    for i, (line, same) in enumerate(zip(curve, same_curve, strict=True)):
+        for key in line:
+            if "loss" in key or key == "gradient_norm":
+                expected = pytest.approx(line[key], rel=1e-5 if i < 2 else 2e-3, abs=1e-6)
+                assert same[key] == expected, f"{key} of iteration {i}"
+    # As close as one micro batch's size makes no curve of another's.
+    assert curve[0]["total_loss"] != pytest.approx(other_curve[0]["total_loss"], rel=1e-2)
+    assert distance(weights, same_weights) < 0.05 * distance(weights, other_weights)
+
+
+if __name__ == "__main__":
+    fit_all(sys.argv[1])
