@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from . import commands
-from .errors import UserError
+from .errors import UserError, unknown
 
 # Of what the libraries under detectron2 call in each other: nothing that a user can change.
 warnings.simplefilter("ignore", FutureWarning)
@@ -63,13 +63,19 @@ def run(
 
     found = studies.find(study)  # before the imports that take seconds
 
-    from . import config, distributed, slurm
+    from . import config, distributed
     from . import runs as planning
     from .data import catalog
 
     words = config.parse_overrides(overrides)
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
-    settings = slurm.settings_for(launcher, gpus)
+    settings = None
+    if launcher not in ("local", "slurm"):
+        raise unknown("launcher", launcher, ("local", "slurm"))
+    if launcher == "slurm":
+        from . import slurm
+
+        settings = slurm.settings_for(gpus)
     bfloat16 = settings.bfloat16 if settings else None
     rows = planning.rows(found, scale, size, words, chosen, bfloat16)
     folder = runs / scale / found.name
@@ -98,12 +104,12 @@ def run(
 
         budget.announce(todo, processes, yes, console)
     planning.write_manifest(found, rows, planned, folder, _command())
-    from . import launch, view
+    if not todo and not distributed.started_by_torchrun():
+        return
+    from . import launch, view  # they take a second: a finished study is not to wait for them
 
     if distributed.started_by_torchrun():
         launch.here(planning.trainings_first(planned))
-        return
-    if not todo:
         return
     if settings:
         launched = slurm.launch(todo, jobs, gpus, settings)

@@ -34,7 +34,6 @@ from .records import VERSION, read_json, write_json
 from .runs import Run
 from .train import execute
 
-LAUNCHERS = ("local", "slurm")
 FILE, VARIABLE = "slurm.toml", "ABLATIONS_SLURM"
 _COMMANDS = ("sbatch", "srun", "squeue", "scontrol")
 _NOTE = "slurm.json"  # in a run's folder: which job of which array
@@ -135,19 +134,15 @@ def _minutes(text: str) -> int:
     return whole
 
 
-def settings_for(launcher: str, processes: int) -> Settings | None:
-    """What `launch` needs; None for LAUNCHER=local, which is not for here.
+def settings_for(processes: int) -> Settings:
+    """What `launch` needs.
 
     Args:
         processes: of one run.
 
     Raises:
-        UserError: unknown launcher, no Slurm here, or as of `read_settings` and `Settings.layout`.
+        UserError: no Slurm here, or as of `read_settings` and `Settings.layout`.
     """
-    if launcher not in LAUNCHERS:
-        raise unknown("launcher", launcher, LAUNCHERS)
-    if launcher == "local":
-        return None
     lacking = [command for command in _COMMANDS if not shutil.which(command)]
     if lacking:
         raise UserError(f"LAUNCHER=slurm needs {', '.join(lacking)} here: use a node of a cluster")
