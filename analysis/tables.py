@@ -48,8 +48,9 @@ def provenance(results: Results) -> list[str]:
         return lines
     own = records.dropna(subset="device")
     versions = own["versions"].map(lambda v: ", ".join(f"{k} {n}" for k, n in v.items()))
+    processes = own["processes"].map(lambda n: f"{n:g} x " if n > 1 else "")
     for name, values in (
-        ("device", own["device"] + ", threads " + own["threads"].map("{:g}".format)),
+        ("device", processes + own["device"] + ", threads " + own["threads"].map("{:g}".format)),
         ("precision", own["precision"]),
         ("peak memory is", own["memory_kind"]),
         ("MACs are for one image of", own["input_size"].map(lambda s: f"{s[0]} x {s[1]}")),

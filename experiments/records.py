@@ -62,7 +62,7 @@ class Record:
     train_seconds: float  # in the training loop, over all resumes
     images_per_second: float  # in training
     evaluate_seconds: float  # detecting, over all resumes, and scoring; by the clock
-    peak_memory_mib: float  # up to the end of training; memory_kind says of what
+    peak_memory_mib: float  # of one process, up to the end of training; memory_kind says of what
     memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
     precision: str  # "bfloat16 autocast" or "float32"
     device: str
@@ -91,13 +91,21 @@ _VARIANT = dict(name=str, size=str, words=dict, published=dict)
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file that is there whole or not at all.
+
+    Raises:
+        OSError: with the file's name.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(scratch, "w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    try:
+        with open(scratch, "w") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_json(path: Path) -> dict:
