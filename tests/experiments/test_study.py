@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import records
 from tests.conftest import ROOT
@@ -68,6 +69,22 @@ def test_every_run_leaves_a_record(finished):
         predictions = json.loads((folder / record.predictions).read_text())
         assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= predictions[0].keys()
         assert (folder / "log.txt").stat().st_size > 0
+
+
+def test_what_training_writes(finished):
+    """The same scalars for programs (metrics.json) and for TensorBoard."""
+    folder = folder_of(finished, "none")
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    training = [line for line in lines if "iteration" in line]
+    assert [line["iteration"] for line in training] == list(range(8))
+    wanted = {"total_loss", "lr/x1", "images_per_second", "memory_mib", "mfu", "gradient_norm"}
+    assert all(wanted <= line.keys() for line in training)
+    assert training[-1]["memory_mib"] > 100
+    assert 0 < training[-1]["mfu"] < 2  # of a rate that was measured on the same busy machine
+    assert "eta_seconds" in training[-1]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert wanted <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("total_loss")] == list(range(8))
 
 
 def test_a_second_call_trains_nothing(finished, small_set):

@@ -1,10 +1,12 @@
-"""The training loop's own additions: accumulation, clipping."""
+"""The training loop's own additions: accumulation, clipping, averages, rates."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
-from experiments.training_loop import Trainer
+from experiments.training_loop import Average, LearningRates, Trainer
 
 
 class Toy(torch.nn.Module):
@@ -47,3 +49,33 @@ def test_clipping_limits_the_step():
     moved = weights_after(1, batch=4, accumulate=2, clip=0.5, data=data) - Toy().linear.weight
     assert moved.norm() <= 0.1 * 0.5 + 1e-6
     assert moved.norm() > 0.01
+
+
+def test_average_is_the_exponential_moving_one():
+    model = Toy()
+    average = Average(model, decay=0.75)
+    expected = model.linear.weight.detach().clone()
+    for step in range(3):
+        with torch.no_grad():
+            model.linear.weight.fill_(step)
+        average.after_step()
+        expected = 0.75 * expected + 0.25 * step
+    with average.in_place():
+        torch.testing.assert_close(model.linear.weight.detach(), expected)
+    torch.testing.assert_close(model.linear.weight.detach(), torch.full((2, 4), 2.0))
+
+
+def test_each_rate_is_written_under_its_factor():
+    model = Toy()
+    groups = [
+        dict(params=[model.linear.weight], lr=0.1, initial_lr=0.1),
+        dict(params=[model.linear.bias], lr=0.02, initial_lr=0.07),
+    ]
+    rates = LearningRates(torch.optim.SGD(groups), base=0.1, period=2)
+    rates.trainer = SimpleNamespace(iter=0)
+    with EventStorage(0) as storage:
+        rates.after_step()
+        assert not storage.latest()
+        rates.trainer.iter = 1
+        rates.after_step()
+        assert {k: v for k, (v, _) in storage.latest().items()} == {"lr/x1": 0.1, "lr/x0.7": 0.02}
