@@ -12,7 +12,7 @@ YES ?=#             YES=1: train at coco scale without a GPU, however long it ta
 KEEP ?=#            KEEP=1: keep the table and plot in results/ too
 DELTA ?= 0.5#       AP; differences smaller than this are of no interest, verdicts say "equal"
 STUDY ?=#           of plan
-GPUS ?=#            devices of one run; of plan: number of GPUs
+GPUS ?=#            devices of one run; of plan: of one run, or of as many side by side
 LAUNCHER ?= local#  local, or slurm: docs/cluster.md, slurm.toml
 DEVICE ?=#          of plan: a GPU by name, e.g. h100; default: this machine
 KIND ?=#            of data: coco or lvis
@@ -21,7 +21,7 @@ VAL ?=#             evaluate on your own: annotations.json,images/
 CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
 WEIGHTS ?=#         of eval-coco: checkpoint of a whole detector
 SPLIT ?=#           of eval-coco: val2017, train2017, test-dev2017, lvis_v1_val, ...; default: the config's
-SUITE ?= default#   of bench: default, growth, table-3, full, weights or evaluation
+SUITE ?= default#   of bench: default, growth, table-3, full, weights, evaluation, input or training
 ONLY ?=#            of bench: cases with all these words, e.g. "128 train"
 PYTHON ?= python3#  3.11 to 3.13, makes .venv
 TORCH ?=#           another torch, e.g. "torch==2.11.0 torchvision==0.26.0"
@@ -104,7 +104,7 @@ report: $(INSTALLED) ## All studies that were run on one page: runs/report/repor
 .PHONY: plan
 plan: $(INSTALLED) ## What a study will take before it runs: STUDY= SCALE= GPUS= DEVICE=
 	@$(RUN) experiments plan "$$STUDY" --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
-		--variants "$$VARIANTS" --overrides "$$OVERRIDES" --gpus "$${GPUS:-0}" --device "$$DEVICE"
+		--variants "$$VARIANTS" --overrides "$$OVERRIDES" --gpus "$${GPUS:-0}" --device "$$DEVICE" $(data_options)
 
 .PHONY: studies
 studies: $(INSTALLED) ## List the studies: question, rows, runs done

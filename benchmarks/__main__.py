@@ -18,13 +18,13 @@ from rich.console import Console
 from experiments import commands, environment
 from experiments.errors import UserError, unknown
 
-from . import evaluation, input_pipeline, report, weights, worker
+from . import evaluation, input_pipeline, report, training_loop, weights, worker
 from .cases import OURS, PEERS, SUITES, Case, suite
 from .implementations import MODULES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-_OTHERS = (weights.SUITE, evaluation.SUITE, input_pipeline.SUITE)
+_OTHERS = (weights.SUITE, evaluation.SUITE, input_pipeline.SUITE, training_loop.SUITE)
 
 
 @app.command()
@@ -52,12 +52,13 @@ def bench(
         provenance = _provenance("cpu")
         weights.bench("vit-h", kinds, report.folder(provenance), provenance, console)
         return
-    for of_rows in (evaluation, input_pipeline):
+    for of_rows in (evaluation, input_pipeline, training_loop):
         if name == of_rows.SUITE:
             if list_cases:
                 console.print("\n".join(of_rows.ROWS))
                 return
-            provenance = _provenance("cpu")
+            trains = of_rows is training_loop and torch.cuda.is_available()
+            provenance = _provenance("cuda" if trains else "cpu")
             of_rows.bench(report.folder(provenance), provenance, console)
             return
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

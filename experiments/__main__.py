@@ -139,8 +139,12 @@ def plan(
     seeds: Annotated[int, typer.Option(help="Number of seeds; 0: the study's.", min=0)] = 0,
     variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
     overrides: Overrides = "",
-    gpus: Annotated[int, typer.Option(help="Number of GPUs; 0: what there is.", min=0)] = 0,
+    gpus: Annotated[
+        int, typer.Option(help="GPUs, of one run or of runs side by side; 0: what there is.", min=0)
+    ] = 0,
     device: Annotated[str, typer.Option(help="A GPU by name; default: this machine.")] = "",
+    dataset: Dataset = "",
+    val: Val = "",
 ) -> None:
     """Say what a study will take before it runs: hours, memory, disk, row by row."""
     from . import studies
@@ -150,11 +154,14 @@ def plan(
     from . import config
     from . import plan as plans
     from . import runs as planning
+    from .data import catalog
 
     words = config.parse_overrides(overrides)
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     rows = planning.rows(found, scale, size, words, chosen)
-    plans.show(found, rows, scale, seeds, words, device, gpus, console)
+    own = dataset or val  # else the sets' known numbers of images: no data is needed
+    images = catalog.prepare(scale, dataset, val, found.dataset).images if own else None
+    plans.show(found, rows, scale, seeds, words, device, gpus, console, images)
 
 
 @app.command()

@@ -170,7 +170,8 @@ def disk_bytes(cfg: DictConfig, params: int, val_images: int, trains: bool = Tru
         predictors = heads.get("box_predictors") or [heads.box_predictor]
         detections = predictors[-1].test_topk_per_image
     logs = cfg.train.max_iter // cfg.train.log_period * _BYTES_PER_LOG
-    training = _CHECKPOINTS * _BYTES_PER_PARAM * params + logs
+    bytes_per_param = _BYTES_PER_PARAM + 4 * bool(cfg.train.ema)
+    training = _CHECKPOINTS * bytes_per_param * params + logs
     return val_images * detections * _BYTES_PER_DETECTION + trains * training
 
 
@@ -190,31 +191,29 @@ def announce(runs: Sequence[Run], processes: int, yes: bool, console: Console) -
     """
     gpu = torch.cuda.is_available()
     for total, micro in sorted({config.batch(run.cfg) for run in runs}):
-        where = (
-            f"{processes} GPU{'s' * (processes > 1)}"
-            if gpu
-            else (f"{processes} processes on the CPU" if processes > 1 else "the CPU")
-        )
+        where = "the CPU" if not gpu else "GPUs" if processes > 1 else "one GPU"
+        by = f"{processes} processes on {where}" if processes > 1 else where
         console.print(
-            f"batches of {total} images: {total // micro} passes of {micro} on {where}, their "
-            "gradients added up"
+            f"images of a step: {total}, in passes of {micro} on {by}; their gradients are added up"
         )
     if gpu:
         return
     hours = cpu_hours(runs)
-    text = f"training will take about {duration(hours)} on this CPU, there is no GPU"
+    text = f"all runs will take about {duration(hours)} on this CPU, there is no GPU"
     if hours > _FREE_HOURS and not yes:
         raise UserError(f"{text}: say YES=1 (--yes) to start all the same, or use SCALE=mini")
     console.print(text)
 
 
 def cpu_hours(runs: Sequence[Run]) -> float:
-    """Hours of training on this CPU; shared trainings once."""
+    """Hours of training and evaluation on this CPU; shared trainings once."""
     trainings = {config.training_fingerprint(run.cfg, run.data.digest): run for run in runs}
-    return sum(
-        cpu_seconds(run.cfg) * config.batch(run.cfg)[0] * run.cfg.train.max_iter / 3600
+    training = sum(
+        cpu_seconds(run.cfg) * config.batch(run.cfg)[0] * run.cfg.train.max_iter
         for run in trainings.values()
     )
+    macs = sum(detector_cost(r.cfg.model).detector.macs * r.data.images[1] for r in runs)
+    return (training + macs / (_CPU_SHARE * macs_per_second(torch.float32))) / 3600
 
 
 def duration(hours: float) -> str:

@@ -212,7 +212,7 @@ def _detect(
     loader = DataLoader(
         _Images(dicts, instantiate(test.mapper)),
         batch_sampler=[batches[number] for number in mine],
-        num_workers=test.num_workers,
+        num_workers=min(test.num_workers, distributed.cores()),
         collate_fn=list,
     )
     images = sum(len(batches[number]) for number in done)

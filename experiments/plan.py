@@ -40,7 +40,7 @@ class Target:
     """What is planned for: `devices` GPUs of a name, or those of this machine, or its CPU."""
 
     gpu: Gpu | None  # None: this machine
-    devices: int  # that run side by side
+    devices: int  # of one run, or of as many runs side by side
     memory_bytes: float
 
     @property
@@ -61,6 +61,7 @@ class Estimate:
     macs: int  # of one image's inference, as in the tables
     same_training: str  # the row before that trains the same weights, or ""
     hours: float  # of training on one device; 0 with `same_training`, NaN if it does not fit
+    spread_hours: float  # of training on all devices; NaN too if a step has fewer passes
     measured: bool  # whether real iterations were timed
     memory: Memory
     batch: int  # the largest micro batch that fits, 0: none
@@ -99,11 +100,10 @@ def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
 
 
 def estimate(
-    study: Study, rows: Iterable[Row], scale: str, overrides: Words, where: Target
+    study: Study, rows: Iterable[Row], overrides: Words, where: Target, val_images: int
 ) -> list[Estimate]:
     """The estimates of rows, in order. What trains alike is trained once, by the first."""
     reserve = _RESERVE[study.dataset] * 2**30
-    val_images = _IMAGES[scale, study.dataset][1]
     estimates, trained, counts = [], {}, {}
     for row in rows:
         mark = config.training_fingerprint(row.cfg, "")
@@ -140,12 +140,15 @@ def _estimate(
         micro = min(cfg.dataloader.train.micro_batch_size, total)
         needed = (checkpointed if recomputes else counted.memory).of(micro)
         seconds, measured = _seconds_here(cfg, where, fits=needed <= where.memory_bytes)
+    hours = seconds * total * cfg.train.max_iter / 3600
+    passes = total // config.batch(cfg)[1]
     return Estimate(
         variant=row.variant.name,
         params=counted.cost.params,
         macs=counted.cost.macs,
         same_training=same_training,
-        hours=seconds * total * cfg.train.max_iter / 3600,
+        hours=hours,
+        spread_hours=hours_spread(hours, passes, where.devices),
         measured=measured,
         memory=counted.memory,
         batch=batch,
@@ -183,6 +186,11 @@ def _seconds_here(cfg: DictConfig, where: Target, fits: bool) -> tuple[float, bo
     return budget.measured_seconds(cfg), True
 
 
+def hours_spread(hours: float, passes: int, devices: int) -> float:
+    """Of one run whose steps' passes are dealt out to devices; NaN if there are not enough."""
+    return hours * math.ceil(passes / devices) / passes if passes >= devices else math.nan
+
+
 def hours_side_by_side(hours: Sequence[float], devices: int) -> float:
     """When the last of the runs ends if each takes the first device that is free, in order."""
     free = [0.0] * devices
@@ -203,24 +211,27 @@ def show(
     device: str,
     gpus: int,
     console: Console,
+    images: tuple[int, int] | None = None,
 ) -> None:
     """Print the plan of a study: a line per row, then what holds for all.
 
     Args:
         seeds: runs of each row; 0: the study's number.
         device, gpus: as of `target`.
+        images: to train on and to validate on; default: those of the scale's set.
 
     Raises:
         UserError: as of `target`.
     """
     where, seeds = target(rows, device, gpus), seeds or study.seeds.get(scale, 1)
+    train_images, val_images = images or _IMAGES[scale, study.dataset]
     counting = track(
         rows, "counting", console=console, transient=True, disable=not console.is_terminal
     )
-    estimates = estimate(study, counting, scale, overrides, where)
+    estimates = estimate(study, counting, overrides, where, val_images)
     console.print(f"{study.question}\nscale {scale}, for {where.devices} x {where.title}")
     console.print(_table(estimates, where), highlight=False)
-    for line in _notes(study, rows, scale, seeds, where, estimates):
+    for line in _notes(study, rows, train_images, seeds, where, estimates):
         console.print(line, highlight=False)
 
 
@@ -231,7 +242,7 @@ def _table(estimates: Sequence[Estimate], where: Target) -> str:
         row["GMACs"] = f"{e.macs / 1e9:,.4g}"
         row["hours"] = "same" if e.same_training else _hours(e.hours)
         if _spreads(where):
-            spread = "same" if e.same_training else _hours(e.hours / where.devices)
+            spread = "same" if e.same_training else _hours(e.spread_hours)
             row[f"hours / {where.devices}"] = spread
         row |= _memory("", e.memory, e.batch)
         if e.checkpointed:
@@ -263,21 +274,25 @@ def _hours(hours: float) -> str:
 def _notes(
     study: Study,
     rows: Sequence[Row],
-    scale: str,
+    train_images: int,
     seeds: int,
     where: Target,
     estimates: Sequence[Estimate],
 ) -> Iterable[str]:
     """What holds for all rows: sums, where the figures are from, what is not in them."""
-    hours = [e.hours for e in estimates if not e.same_training] * seeds
+    trained, n = [e for e in estimates if not e.same_training], where.devices
+    hours = [e.hours for e in trained] * seeds
+    spread = seeds * sum(e.spread_hours for e in trained)
     if not any(map(math.isnan, hours)):
-        side_by_side = hours_side_by_side(hours, where.devices)
-        yield (
-            f"study: {len(hours)} trainings, {budget.duration(sum(hours))} on one device; "
-            f"{budget.duration(side_by_side)} on {where.devices}, side by side, one each"
-        )
+        parts = [f"study: {len(hours)} trainings, {budget.duration(sum(hours))} on one device"]
+        if n > 1:
+            side_by_side = budget.duration(hours_side_by_side(hours, n))
+            parts.append(f"{side_by_side} on {n}, side by side, one each (JOBS={n})")
+        if _spreads(where) and not math.isnan(spread):
+            in_turn = budget.duration(spread)
+            parts.append(f"{in_turn} one after the other, each on all {n} (GPUS={n} JOBS=1)")
+        yield "; ".join(parts)
     yield f"disk: {seeds * sum(e.disk_bytes for e in estimates) / 1e9:.1f} GB"
-    train_images = _IMAGES[scale, study.dataset][0]
     lengths = {}
     for row in rows:
         images = row.cfg.train.max_iter * row.cfg.dataloader.train.total_batch_size
@@ -285,13 +300,18 @@ def _notes(
     yield f"epochs of {train_images:,} images: {', '.join(lengths)}"
     if _spreads(where):
         yield (
-            f"hours / {where.devices}: one run spread over {where.devices}; linear scaling, not "
-            "measured and not built yet"
+            f"hours / {n}: one run on {n} (GPUS={n}), which share the passes of a step; the time "
+            "that adding up their gradients takes is not in it"
         )
+        if any(math.isnan(e.spread_hours) and not math.isnan(e.hours) for e in estimates):
+            yield (
+                f"- of hours / {n}: a step has fewer passes than {n}; a lower "
+                "dataloader.train.micro_batch_size makes more"
+            )
     if same := [f"{e.variant} ({e.same_training})" for e in estimates if e.same_training]:
         yield f"same: trained by another row: {', '.join(same)}"
     if any(math.isnan(e.hours) for e in estimates):
-        yield "-: not measured, a pass does not fit"
+        yield "- of hours: not measured, a pass does not fit"
     yield "GiB: with one image per pass; + each: of each further image"
     yield (
         "batch: the largest dataloader.train.micro_batch_size that fits "

@@ -73,7 +73,7 @@ def _cells(progress: Progress) -> dict[str, str]:
             cells["lr"] = f"{high:.2g}" if low == high else f"{low:.2g}..{high:.2g}"
     for column, key, form in (
         ("loss", "total_loss", "{:.3f}"),
-        ("images/s", "images_per_second", "{:.1f}"),
+        ("images/s", "images_per_second", "{:.3g}"),
         ("MFU", "mfu", "{:.0%}"),
         ("MiB", "memory_mib", "{:.0f}"),
     ):

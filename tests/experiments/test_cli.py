@@ -207,8 +207,8 @@ def test_days_on_a_cpu_must_be_wanted(small_set, tmp_path):
     done = experiments(*words, *own(small_set))
     *_, batch, line = done.stdout.splitlines()
     assert done.returncode == 2
-    assert batch.startswith("batches of 8 images: 8 passes of 1 on the CPU")
-    assert line.startswith("error: training will take about ")
+    assert batch.startswith("images of a step: 8, in passes of 1 on the CPU")
+    assert line.startswith("error: all runs will take about ")
     assert "say YES=1 (--yes) to start all the same" in line
 
 

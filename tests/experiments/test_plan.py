@@ -1,5 +1,7 @@
 """Plans: published times and memory are met, what fits fits, shared trainings count once."""
 
+import math
+
 import pytest
 import torch
 from rich.console import Console
@@ -61,7 +63,7 @@ def rows(study, scale="mini", size="", overrides=None, variants=()):
 def estimates(study, device="a100-40gb", gpus=0, scale="mini", overrides=None, **words):
     found = rows(study, scale, overrides=overrides, **words)
     where = plan.target(found, device, gpus)
-    return plan.estimate(studies.find(study), found, scale, overrides or {}, where)
+    return plan.estimate(studies.find(study), found, overrides or {}, where, val_images=300)
 
 
 def test_trainings_that_are_shared_count_once():
@@ -148,21 +150,54 @@ def test_runs_side_by_side():
     assert plan.hours_side_by_side([], 2) == 0
 
 
-def printed(study, scale, device, gpus, overrides=None, variants=(), seeds=0):
+def test_a_run_on_several_devices():
+    """Each takes whole passes: the device with most of them is waited for."""
+    assert plan.hours_spread(12, passes=8, devices=1) == 12
+    assert plan.hours_spread(12, passes=8, devices=4) == 3
+    assert plan.hours_spread(12, passes=8, devices=5) == 3
+    assert plan.hours_spread(12, passes=8, devices=8) == 1.5
+    assert math.isnan(plan.hours_spread(12, passes=8, devices=9))
+
+
+def printed(study, scale, device, gpus, overrides=None, variants=(), seeds=0, images=None):
     console = Console(record=True, width=250)
     found = rows(study, scale, overrides=overrides, variants=variants)
-    plan.show(studies.find(study), found, scale, seeds, overrides or {}, device, gpus, console)
+    words = overrides or {}
+    plan.show(studies.find(study), found, scale, seeds, words, device, gpus, console, images)
     return console.export_text()
 
 
 def test_a_printed_plan():
     text = printed("system-level", "mini", "h100", 8, seeds=3)
     assert "for 8 x NVIDIA H100 SXM" in text
-    assert "hours / 8: one run spread over 8; linear scaling, not measured" in text
+    assert "- of hours / 8: a step has fewer passes than 8" in text
     assert "study: 3 trainings" in text
+    assert "one after the other" not in text
     assert "same: trained by another row: soft-nms (hard-nms), multi-scale (hard-nms)" in text
     assert "NVIDIA H100 datasheet" in text
     assert "nothing was measured on it" in text
+
+
+def test_a_printed_plan_of_runs_on_several_devices():
+    """Both ways to use four GPUs, for two runs of eight passes a step."""
+    words = {"dataloader.train.micro_batch_size": 1, "train.max_iter": 10**7}
+    text = printed("count", "mini", "h100", 4, words, variants=["none"], seeds=2)
+    (single,) = estimates("count", "h100", 4, overrides=words, variants=["none"])
+    assert single.spread_hours == single.hours / 4
+    one, two = (budget.duration(n * single.hours) for n in (1, 2))
+    half = budget.duration(single.hours / 2)
+    assert (
+        f"study: 2 trainings, {two} on one device; {one} on 4, side by side, one each (JOBS=4); "
+        f"{half} one after the other, each on all 4 (GPUS=4 JOBS=1)"
+    ) in text
+    assert "hours / 4: one run on 4 (GPUS=4)" in text
+    assert "fewer passes" not in text
+
+
+def test_images_of_a_set_of_ones_own():
+    text = printed("count", "mini", "h100", 1, variants=["none"], seeds=1, images=(960, 10**6))
+    assert "epochs of 960 images: 4.0" in text
+    assert "disk: 50.0 GB" in text  # of detections; the scale's own 300 images take 0.1
 
 
 def test_real_iterations_on_this_cpu():
