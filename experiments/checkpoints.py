@@ -50,13 +50,16 @@ def last_whole(folder: Path) -> Path | None:
 
     A broken one is removed, with a line in the log.
     """
-    for path in [folder / LAST_WEIGHTS, *_during_training(folder)]:
-        if path.is_symlink() or not path.is_file():  # of another run
-            continue
+    candidates = [folder / LAST_WEIGHTS, *_during_training(folder)]
+    # What is a link is of another run.
+    own = [path for path in candidates if path.is_file() and not path.is_symlink()]
+    for path in own:
         if not (problem := wrong(path)):
             return path
         _LOGGER.warning("checkpoint %s is broken: %s. Going on from the one before", path, problem)
         _remove(path)
+    if own:
+        _LOGGER.warning("no checkpoint is left in %s: training starts again", folder)
     return None
 
 

@@ -9,6 +9,7 @@ import os
 import pickle
 import queue
 import re
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from .runs import Run
 from .train import execute
 
 _MINUTES = 60 * 24 * 365  # submitit wants a limit
+_LITTLE = 1 << 20  # bytes, too few for what a process leaves at its end
 _JOB_FOLDER = "job"  # in the run's folder: submitit's files and the process's output
 
 
@@ -57,13 +59,27 @@ class Launch:
         self.stopping.set()
         for future in self.futures:
             future.cancel()
+        processes = [pid for job in self.jobs for pid in _processes(job)]
         for job in self.jobs:
             job.cancel()
         self.pool.shutdown(wait=True, cancel_futures=True)
+        # Told twice to stop, by a terminal and by us, submitit's helper leaves them alone.
+        for pid in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for progress in self.runs:
             if progress.state in ("waiting", "running"):
                 progress.state = "stopped"
         return "stopped: the same command goes on from the last checkpoints"
+
+
+def _processes(job: submitit.LocalJob) -> list[int]:
+    """Of a job that runs: submitit's helper, after which the job is named, has started them."""
+    try:
+        children = Path(f"/proc/{job.job_id}/task/{job.job_id}/children").read_text()
+    except OSError:  # it has ended
+        return []
+    return [int(word) for word in children.split()]
 
 
 _stderr_lock = threading.Lock()
@@ -103,7 +119,16 @@ def first_error(job: submitit.Job) -> tuple[str, Path]:
     # Faults of its own first, then processes that left nothing, then those that were left alone.
     line, log = min(errors, key=lambda e: (bool(_LEFT_ALONE.search(e[0])), not e[0]))
     line = line.removeprefix("experiments.errors.UserError: ")
-    return line or "its process was killed (memory?)", log
+    return line or _why_silent(log.parent), log
+
+
+def _why_silent(folder: Path) -> str:
+    """Of a process that left no word in its folder."""
+    disk = os.statvfs(folder)
+    if disk.f_flag & os.ST_RDONLY or disk.f_bavail * disk.f_frsize < _LITTLE:
+        why = "is read-only" if disk.f_flag & os.ST_RDONLY else "has no space left"
+        return f"{folder} {why}: mend that, the same command goes on from the last checkpoint"
+    return "its process was killed (memory?)"
 
 
 def _gpus() -> list[int]:

@@ -22,6 +22,7 @@ from fvcore.transforms import TransformList
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
+from .data import images
 from .errors import UserError, unknown
 
 SOFT_NMS = ("none", "linear", "gaussian")
@@ -230,9 +231,11 @@ class _MultiScale(GeneralizedRCNNWithTTA):
 
     def __call__(self, batched_inputs: list[dict]) -> list[dict]:
         """From the image files: what the data mapper gives is resized already."""
-        return super().__call__(
-            [{k: v for k, v in x.items() if k != "image"} for x in batched_inputs]
-        )
+        outputs = []
+        for x in batched_inputs:
+            image = torch.tensor(images.read(x["file_name"])).permute(2, 0, 1)
+            outputs += super().__call__([{**x, "image": image}])
+        return outputs
 
     def _get_augmented_boxes(
         self, augmented_inputs: list[dict], tfms: list[TransformList]

@@ -1,12 +1,14 @@
 """One run: train, evaluate, record. Called in processes of its own (see launch.py)."""
 
+import contextlib
 import copy
 import datetime
+import errno
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +56,44 @@ class Execute(Checkpointable):
         """Returns the record's path."""
         folder = Path(run.folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with distributed.process_group(), distributed.alone(folder / ".lock"):
+        alone = distributed.alone(folder / ".lock")
+        with _faults_named(folder), distributed.process_group(), alone:
             if not distributed.of_main(lambda: run.done):
                 _execute(run)
         return str(folder / records.RECORD)
 
 
 execute = Execute()
+
+_REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+
+
+@contextlib.contextmanager
+def _faults_named(folder: Path) -> Iterator[None]:
+    """A file system that takes no more, and a killed process of the data loader, end in one line,
+    whatever came of them later: torch, say, finds that a checkpoint has another length."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        chain = [error]
+        while cause := chain[-1].__cause__ or chain[-1].__context__:
+            chain.append(cause)
+        refusals = [e for e in chain if isinstance(e, OSError) and e.errno in _REFUSALS]
+        if refusals:
+            file = os.fsdecode(refusals[-1].filename or folder)
+            raise UserError(
+                f"{file}: {refusals[-1].strerror}. Make room, or mend it: the same command goes on "
+                "from the last checkpoint"
+            ) from error
+        if any("DataLoader worker (pid" in str(e) for e in chain):
+            raise UserError(
+                "a process that reads images was killed (memory?): lower "
+                "dataloader.train.num_workers, or that of dataloader.test; the same command goes "
+                "on from the last checkpoint"
+            ) from error
+        raise
 
 
 def _execute(run: Run) -> None:
@@ -223,7 +256,7 @@ def fit(cfg: DictConfig, run: Run) -> None:
     ]
     trainer.register_hooks(
         [
-            hooks.IterationTimer(),
+            hooks.IterationTimer(warmup_iter=1),
             hooks.LRScheduler(scheduler=schedule),
             LearningRates(optimizer, cfg.optimizer.lr, log_period),
             meter,
@@ -244,7 +277,7 @@ def fit(cfg: DictConfig, run: Run) -> None:
         cfg.train.seed,
         start=start * batch,
         batch_size=micro_batch,
-        num_workers=cfg.dataloader.train.num_workers,
+        num_workers=min(cfg.dataloader.train.num_workers, distributed.cores()),
         repeat_threshold=cfg.dataloader.train.repeat_threshold,
         per_step=batch // micro_batch,
         rank=comm.get_rank(),

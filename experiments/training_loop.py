@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.engine import HookBase, SimpleTrainer
-from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch import RetinaNet, retinanet
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from fvcore.nn import sigmoid_focal_loss
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -42,6 +43,9 @@ from backbones import ViT
 
 from . import checkpoints, distributed
 from .records import LAST_WEIGHTS
+
+# TorchScript rounds otherwise from its third call in a process on: a resumed run would differ.
+retinanet.sigmoid_focal_loss_jit = sigmoid_focal_loss
 
 _LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
 
@@ -383,9 +387,12 @@ class Checkpoints(HookBase):
         signal.signal(signal.SIGUSR2, self._before)
 
     def _hand_over(self) -> None:
-        """To submitit, which queues the run again; process 0 does that for all."""
+        """To submitit, which queues the run again; process 0 does that for all. Without submitit,
+        to whoever started this process: it has ended before its work was done."""
         _LOGGER.info("Told to stop: checkpoint written after iteration %d", self.trainer.iter)
-        if comm.is_main_process() and callable(self._before):
+        if not callable(self._before):
+            sys.exit(128 + signal.SIGUSR2)
+        if comm.is_main_process():
             self._before(signal.SIGUSR2, None)
         sys.exit(0)
 
