@@ -120,6 +120,7 @@ check-data: $(INSTALLED) ## Read every image of SCALE's data, or your own, and l
 
 .PHONY: eval-coco
 eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or SPLIT, VAL): CONFIG= WEIGHTS= GPUS=
+	$(if $(filter slurm,$(LAUNCHER)),$(error eval-coco runs where it is called: srun it, see docs/cluster.md))
 	@$(RUN) experiments evaluate "$$CONFIG" "$$WEIGHTS" --split "$$SPLIT" --val "$$VAL" \
 		--gpus "$${GPUS:-1}" --overrides "$$OVERRIDES" && $(RUN) analysis evaluation
 

@@ -9,9 +9,8 @@ import pandas as pd
 
 from experiments import records
 from experiments.errors import UserError
-from experiments.evaluate_checkpoint import RESULT
 from experiments.matches import KINDS
-from experiments.records import MANIFEST, RECORD
+from experiments.records import MANIFEST, RECORD, RESULT
 
 from . import paper
 from .bootstrap import bootstrap, of_run

@@ -20,13 +20,13 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from backbones import SIZES
+from experiments.records import METRICS
 
 from . import formulas, style
 from .results import KINDS, PAPER_SIZES, Results, paper_column, paper_data
 from .style import plt
 
 _OBJECTS = {"aps": "small\n(below 32² px)", "apm": "medium", "apl": "large\n(above 96² px)"}
-_METRICS = "metrics.json"  # of a run, as detectron2 writes it: a JSON object per line
 _BINS = 100  # of a learning curve
 _SIDES = {"mini": range(64, 513, 8), "coco": range(256, 1537, 16)}  # pixels
 _PROPAGATIONS = ("none", "global", "conv", "shifted")  # that the closed formulas know
@@ -297,7 +297,7 @@ def learning_curves(results: Results, path: Path) -> list[Path]:
     from the lowest to the highest seed. Each point is the mean over a hundredth of the run."""
     curves = []
     for run in _rows(results.records):
-        losses = _losses(Path(run["path"]).with_name(_METRICS))
+        losses = _losses(Path(run["path"]).with_name(METRICS))
         if not losses.empty:
             part = losses["iteration"] * _BINS // (losses["iteration"].max() + 1)
             curve = losses.groupby(part).mean().rename_axis("part").reset_index()

@@ -30,7 +30,7 @@ PAPERS_DATA = {
     "lvis": ("LVIS v1 val", "lvis_v1_val.json", 19809),
 }
 # Of a record, beside its config: what makes AP or costs another thing.
-SAME = ("precision", "device", "processes", "threads", "memory_kind", "input_size")
+SAME = ("precision", "device", "processes", "threads", "skipped", "memory_kind", "input_size")
 _SHOWN = 6  # differences of a row that are named
 
 

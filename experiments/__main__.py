@@ -103,7 +103,8 @@ def run(
         from . import budget
 
         budget.announce(todo, processes, yes, console)
-    planning.write_manifest(found, rows, planned, folder, _command())
+    if not console.quiet:  # of several processes, one
+        planning.write_manifest(found, rows, planned, folder, _command())
     if not todo and not distributed.started_by_torchrun():
         return
     from . import launch, view  # they take a second: a finished study is not to wait for them

@@ -7,6 +7,7 @@ checksum, as the command sha256sum reads it.
 import hashlib
 import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from .records import LAST_WEIGHTS
 
 KEPT = 2  # of those during training
+_BROKEN = ".broken"  # behind the name of one that is
 _LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
 
 
@@ -48,7 +50,10 @@ def save(folder: Path, iteration: int | None, state: dict[str, Any]) -> Path:
 def last_whole(folder: Path) -> Path | None:
     """The last checkpoint that is whole; None if there is none.
 
-    A broken one is removed, with a line in the log.
+    A broken one is set aside under another name, with a line in the log.
+
+    Raises:
+        OSError: one cannot be read: the file system's fault, not the checkpoint's.
     """
     candidates = [folder / LAST_WEIGHTS, *_during_training(folder)]
     # What is a link is of another run.
@@ -57,26 +62,37 @@ def last_whole(folder: Path) -> Path | None:
         if not (problem := wrong(path)):
             return path
         _LOGGER.warning("checkpoint %s is broken: %s. Going on from the one before", path, problem)
-        _remove(path)
+        os.replace(path, path.with_name(path.name + _BROKEN))
     if own:
         _LOGGER.warning("no checkpoint is left in %s: training starts again", folder)
     return None
 
 
 def wrong(path: Path) -> str:
-    """What is wrong with a checkpoint, "" if nothing is."""
-    try:
-        expected = _checksum(path).read_text().split()[0]
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, IndexError, ValueError) as error:
-        return f"cannot read its checksum: {error}"
-    return "" if found == expected else "its bytes are not those that were written"
+    """What is wrong with a checkpoint, "" if nothing is.
+
+    Without its checksum, as after a copy of the .pth alone, the format's own checksums must do.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    note = _checksum(path)
+    expected = note.read_bytes().split()[:1] if note.is_file() else []
+    with open(path, "rb") as file:
+        if expected:
+            found = hashlib.file_digest(file, "sha256").hexdigest().encode()
+            return "" if [found] == expected else "its bytes are not those that were written"
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return "its parts are damaged" if archive.testzip() else ""
+        except zipfile.BadZipFile as error:
+            return str(error)
 
 
 def read(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, on the CPU. Nothing in it is executed."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    # Mapped: the processes of a node share what they read.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
 def last(folder: Path) -> str:
@@ -86,7 +102,7 @@ def last(folder: Path) -> str:
 
 def remove_all_but_last(folder: Path) -> None:
     """Keep `LAST_WEIGHTS` only: for a run that has its record."""
-    for path in _during_training(folder):
+    for path in [*_during_training(folder), *folder.glob(f"*{_BROKEN}")]:
         _remove(path)
 
 

@@ -1,5 +1,6 @@
 """How every command ends: its exit code, and a mistake in one line."""
 
+import os
 import sys
 
 import typer
@@ -28,5 +29,8 @@ def run(app: typer.Typer, console: Console) -> int:
         if not hasattr(error, "format_message"):
             raise
         message = f"{error.format_message()} See --help"
-    console.print(f"error: {' '.join(message.splitlines())}", style="red", highlight=False)
+    line = f"error: {' '.join(message.splitlines())}"
+    if console.quiet:  # one of several processes, of which another one speaks; it may be well
+        print(f"process {os.environ['RANK']}: {line}", file=sys.stderr)
+    console.print(line, style="red", highlight=False)
     return 2

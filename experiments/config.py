@@ -2,11 +2,13 @@
 
 import ast
 import copy
+import fcntl
 import functools
 import hashlib
 import inspect
 import json
 import os
+import platform
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -284,8 +286,14 @@ def batch(cfg: DictConfig) -> tuple[int, int]:
 
 
 def check_processes(cfg: DictConfig, count: int) -> None:
-    """Raises UserError if a step has fewer passes than there are processes."""
+    """Raises UserError if a step has fewer passes than there are processes, or under FSDP, where
+    each pass gathers weights from all of them, not as many for each."""
     total, micro = batch(cfg)
+    if cfg.train.parallel == "fsdp" and total // micro % count:
+        raise UserError(
+            f"GPUS={count} does not divide a step's {total // micro} passes of {micro}, as "
+            "train.parallel=fsdp needs: give a divisor, or train.parallel=ddp"
+        )
     if count > total // micro:
         raise UserError(
             f"GPUS={count} is too many: a step's {total} images are {total // micro} passes of "
@@ -423,16 +431,26 @@ def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, and a file in it.
+    """Make the folder, and a file in it, and lock that.
 
     Raises:
-        UserError: no permission or no space.
+        UserError: no permission, no space, or no locks.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
+        probe = folder / f".probe-{platform.node()}-{os.getpid()}"
         probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
+        try:
+            with open(probe) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"no file can be locked in {folder} ({error.strerror}), which keeps two commands "
+                "from training one run: mount it with locks (Lustre: -o flock), or give another "
+                "with --runs"
+            ) from error
+        finally:
+            probe.unlink()
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror}. Give another with --runs"

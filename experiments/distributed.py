@@ -19,9 +19,11 @@ from detectron2.utils import comm
 
 T = TypeVar("T")
 
-# Of processes that wait for another run to end.
+# Between CPUs, whatever the devices: for waiting until another run ends, and for sums of a step,
+# where who does not answer is gone.
 _PATIENCE = datetime.timedelta(days=365)
 _patient: dist.ProcessGroup | None = None
+_quick: dist.ProcessGroup | None = None
 
 
 def started_by_torchrun() -> int:
@@ -36,7 +38,7 @@ def process_group() -> Iterator[None]:
 
     GPUs talk by NCCL, CPUs by gloo. Each process uses the GPU of its local rank.
     """
-    global _patient
+    global _patient, _quick
     if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
         # All GPUs stay visible: processes of one node talk through them.
         submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
@@ -53,6 +55,7 @@ def process_group() -> Iterator[None]:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     _patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    _quick = dist.new_group(backend="gloo")
     yield
     # Not after an error: the others may be in the middle of something, and end when this one does.
     dist.destroy_process_group()
@@ -64,7 +67,11 @@ def alone(path: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if comm.is_main_process():
             lock = stack.enter_context(open(path, "a"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for another command, which holds {path}", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
         wait()
         yield
 
@@ -92,8 +99,11 @@ def device() -> torch.device:
 
 def cores() -> int:
     """Of this machine, for each process on it."""
+    own = len(os.sched_getaffinity(0))
+    if "SLURM_CPUS_PER_TASK" in os.environ:  # Slurm has divided them, and may have bound us to ours
+        return min(own, int(os.environ["SLURM_CPUS_PER_TASK"]))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if comm.get_world_size() > 1 else 1
-    return max(1, len(os.sched_getaffinity(0)) // here)
+    return max(1, own // here)
 
 
 def sums(values: list[float]) -> list[float]:
@@ -101,5 +111,5 @@ def sums(values: list[float]) -> list[float]:
     if comm.get_world_size() == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total, group=_patient)
+    dist.all_reduce(total, group=_quick)
     return total.tolist()

@@ -39,8 +39,8 @@ from .data import catalog
 from .data.catalog import Split
 from .errors import UserError
 from .evaluate import PREDICTIONS, Result, evaluate, identity, of_kind, set_num_classes
+from .records import RESULT
 
-RESULT = "result.json"  # of an evaluation that is done; the analysis reads it
 LAST = "last"  # link to the folder of the evaluation that was done or asked for last
 _SHORT = {
     "val2017": "coco_2017_val",
@@ -104,19 +104,14 @@ def evaluate_checkpoint(
     folder = out / f"{config_file.stem}-{weights.absolute().parent.name}-{weights.stem}-{mark}"
     config.check_writable(folder)
     with _alone(folder / ".lock"):
-        if (folder / RESULT).is_file():
+        if distributed.of_main(lambda: (folder / RESULT).is_file()):
             console.print("it was evaluated before: remove its folder to do it again")
         else:
-            try:
-                with _shown(console) as progress:
-                    result = evaluate(model, cfg, found, folder, progress)
-            except UserError as error:  # of an image that this process alone has read
-                if not comm.is_main_process():
-                    print(f"error: {error}", file=sys.stderr)
-                raise
+            with _shown(console) as progress:
+                result = evaluate(model, cfg, found, folder, progress)
             if comm.is_main_process():
                 _write(folder, result, model, cfg, found, config_file, weights, overrides)
-        comm.synchronize()
+        distributed.wait()
     if comm.is_main_process():
         _link(out / LAST, folder)
     figures = json.loads((folder / RESULT).read_text())

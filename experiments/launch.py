@@ -135,8 +135,10 @@ def _gpus() -> list[int]:
     """Numbers of the GPUs this process may use, as in CUDA_VISIBLE_DEVICES."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    numbers = [int(n) for n in visible.split(",") if n.strip().isdigit()]
-    return numbers[:count] if numbers else list(range(count))
+    words = [word.strip() for word in visible.split(",") if word.strip()]
+    if not all(word.isdigit() for word in words):
+        raise UserError(f"CUDA_VISIBLE_DEVICES={visible}: give GPUs by number, as in 0,1")
+    return [int(word) for word in words][:count] or list(range(count))
 
 
 def default_jobs(runs: list[Run], cores: int, processes: int = 1) -> int:

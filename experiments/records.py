@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import reprlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from .errors import UserError
 VERSION = 1  # of both files; raise it when a field changes its meaning
 RECORD, MANIFEST = "record.json", "study.json"
 LAST_WEIGHTS = "model_final.pth"  # of a run, beside its record
+RESULT = "result.json"  # of a checkpoint's evaluation outside of studies
+METRICS = "metrics.json"  # of a run: a JSON line per log period
 FOREIGN = "foreign"  # fingerprint of results that this suite did not make, and their folder
 # COCO's twelve figures in pycocotools' order, here in 0..100.
 COCO_FIGURES = (
@@ -65,8 +68,8 @@ class Record:
     peak_memory_mib: float  # of one process, up to the end of training; memory_kind says of what
     memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
     precision: str  # "bfloat16 autocast" or "float32"
-    device: str
-    threads: int
+    device: str  # of training; each of them, where it went on on another
+    threads: int  # of a process in training
     versions: dict[str, str]
     git_commit: str
     started: str  # ISO 8601, UTC
@@ -74,6 +77,7 @@ class Record:
     data: dict[str, Any]  # kind, images (of train and val), train, val (files), digest
     config: dict[str, Any]
     processes: int = 1  # of training: devices, or processes on a CPU
+    skipped: int = 0  # steps left out, see train.may_skip
 
 
 _AGAIN = "Move it away and run again"
@@ -96,7 +100,7 @@ def write_json(path: Path, content: dict) -> None:
     Raises:
         OSError: with the file's name.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         with open(scratch, "w") as file:
             json.dump(content, file, indent=1)

@@ -68,7 +68,7 @@ class Settings:
     qos: str = ""
     constraint: str = ""
     gres: str = ""  # where a cluster does not know gpus_per_node
-    mem: str = ""  # of a node, e.g. "64G"
+    mem: str = ""  # of a node, e.g. "64G"; a run on a part of one asks for as large a part of it
     time: int | str = "24:00:00"  # minutes, or as sbatch reads it; a run goes on in the next job
     gpus_per_node: int = 0
     ntasks_per_node: int = 0  # processes of a run on one node; 0: one per GPU
@@ -89,13 +89,18 @@ class Settings:
         since the A100; others are as this machine."""
         return self.gpus_per_node > 0 or bool(self.gres) or config.computes_bfloat16()
 
+    @property
+    def per_node(self) -> int:
+        """Processes that fill a node."""
+        return self.ntasks_per_node or self.gpus_per_node or 1
+
     def layout(self, processes: int) -> tuple[int, int]:
         """Nodes, and processes on each, of a run over that many processes.
 
         Raises:
             UserError: they do not fill their nodes, or are too many.
         """
-        per_node = self.ntasks_per_node or self.gpus_per_node or 1
+        per_node = self.per_node
         if processes <= per_node:
             return 1, processes
         nodes, rest = divmod(processes, per_node)
@@ -186,6 +191,10 @@ def read_settings() -> Settings:
         if not isinstance(value, (str, int, float)) or value is False:
             raise UserError(f"{option} of [sbatch] in {path} is {value!r}: it takes a word or true")
     settings = Settings(**content)
+    if "gpu" in settings.gres and not settings.ntasks_per_node:
+        raise UserError(
+            f"gres in {path} is {settings.gres!r}: give ntasks_per_node too, the GPUs of a node"
+        )
     try:
         limit = settings.minutes
     except ValueError:
@@ -425,8 +434,15 @@ def _parameters(
     settings: Settings, name: str, jobs: int, nodes: int, tasks: int, after: set[str]
 ) -> dict[str, Any]:
     """As submitit wants them."""
-    words = ("partition", "account", "qos", "constraint", "gres", "mem", "cpus_per_task")
+    words = ("partition", "account", "qos", "constraint", "cpus_per_task")
     parameters = {word: getattr(settings, word) or None for word in words}
+
+    # Of a node, as the settings are: a run on a part of one asks for that part.
+    def part(of_node: re.Match) -> str:
+        return str(-(-int(of_node[0]) * tasks // settings.per_node))
+
+    for word in ("gres", "mem"):
+        parameters[word] = re.sub(r"\d+(?=[KMGT]?$)", part, getattr(settings, word)) or None
     gpus = min(tasks, settings.gpus_per_node)
     srun = ["--kill-on-bad-exit=1"]  # else the other processes of a run wait for one that died
     if settings.cpus_per_task:

@@ -37,11 +37,10 @@ from .devices import peak_macs_per_second
 from .errors import UserError
 from .evaluate import PREDICTIONS, evaluate, set_num_classes
 from .optim import param_groups
-from .records import LAST_WEIGHTS
+from .records import LAST_WEIGHTS, METRICS
 from .runs import Run
+from .training_cost import training_step
 from .training_loop import Average, Checkpoints, LearningRates, Meter, Trainer, parallel
-
-METRICS = "metrics.json"  # one JSON line per log period, read by the progress view
 
 
 class Execute(Checkpointable):
@@ -65,6 +64,7 @@ class Execute(Checkpointable):
 
 execute = Execute()
 
+_REPORT_EVERY = 2.0  # seconds, of evaluation
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
@@ -122,6 +122,9 @@ def _execute(run: Run) -> None:
     model = instantiate(cfg.model).to(distributed.device())
     model.load_state_dict(state["model"])
     meter = state["meter"]
+    processes, device, threads = meter["machines"][-1]
+    if len(meter["machines"]) > 1:
+        device = ", then ".join(f"{p} x {d} ({t} threads)" for p, d, t in meter["machines"])
     result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
     if not comm.is_main_process():
         return
@@ -148,9 +151,10 @@ def _execute(run: Run) -> None:
         peak_memory_mib=meter["peak_mib"],
         memory_kind="allocated on device" if torch.cuda.is_available() else "process resident",
         precision="bfloat16 autocast" if cfg.train.amp else "float32",
-        device=environment.device_name(),
-        threads=torch.get_num_threads(),
-        processes=comm.get_world_size(),
+        device=device,
+        threads=threads,
+        processes=processes,
+        skipped=state["trainer"]["skipped"],
         versions=versions,
         git_commit=git_commit,
         started=started,
@@ -223,7 +227,7 @@ def fit(cfg: DictConfig, run: Run) -> None:
     batch, micro_batch = config.batch(cfg)
     meter = Meter(
         batch,
-        detector_cost(cfg.model).detector.macs,
+        _macs(cfg),
         peak_macs_per_second(torch.bfloat16 if cfg.train.amp else torch.float32),
     )
     saved = Checkpoints(
@@ -257,8 +261,10 @@ def fit(cfg: DictConfig, run: Run) -> None:
     trainer.register_hooks(
         [
             hooks.IterationTimer(warmup_iter=1),
+            LearningRates(
+                optimizer, cfg.optimizer.lr, log_period
+            ),  # before they are the next step's
             hooks.LRScheduler(scheduler=schedule),
-            LearningRates(optimizer, cfg.optimizer.lr, log_period),
             meter,
             *([average] if average else []),
             *([hooks.PeriodicWriter(writers, log_period)] if comm.is_main_process() else []),
@@ -284,6 +290,13 @@ def fit(cfg: DictConfig, run: Run) -> None:
         world=comm.get_world_size(),
     )
     trainer.train(start, cfg.train.max_iter)
+
+
+def _macs(cfg: DictConfig) -> float:
+    """Of one image's forward and backward pass, what checkpointing computes again left out."""
+    again = False if "use_act_checkpoint" in cfg.model.backbone else None
+    size = detector_cost(cfg.model).size
+    return training_step(cfg.model, 1, size, cfg.train.amp, again, textbook=True).macs
 
 
 def set_federated_loss(model: nn.Module, image_counts: Sequence[int]) -> None:
@@ -321,17 +334,21 @@ def _schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer) -> LRMultiplier
 
 
 def _report_evaluation(folder: Path) -> Callable[[int, int], None]:
-    """Writes how far evaluation is where the progress view reads it."""
-    began: list[tuple[float, int]] = []  # when, with how many images done before
+    """Process 0 writes how far evaluation is where the progress view reads it, now and then."""
+    first: tuple[float, int] | None = None  # when, with how many images done before
+    last = 0.0
 
     def report(done: int, images: int) -> None:
-        began.append((time.monotonic(), done))
+        nonlocal first, last
+        now = time.monotonic()
+        first = first or (now, done)
+        if not comm.is_main_process() or (done < images and now - last < _REPORT_EVERY):
+            return
+        last = now
         line = dict(evaluated=done, images=images)
-        seconds, now = began[-1][0] - began[0][0], done - began[0][1]
-        if now:
-            line |= dict(
-                images_per_second=now / seconds, eta_seconds=seconds / now * (images - done)
-            )
+        if done > first[1]:
+            speed = (done - first[1]) / (now - first[0])
+            line |= dict(images_per_second=speed, eta_seconds=(images - done) / speed)
         with open(folder / METRICS, "a") as file:
             file.write(json.dumps(line) + "\n")
 

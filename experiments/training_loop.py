@@ -41,7 +41,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from backbones import ViT
 
-from . import checkpoints, distributed
+from . import checkpoints, distributed, environment
 from .records import LAST_WEIGHTS
 
 # TorchScript rounds otherwise from its third call in a process on: a resumed run would differ.
@@ -262,13 +262,17 @@ class Meter(HookBase):
 
     Args:
         images: of one step, of all processes together.
-        macs: of the forward pass of one image.
-        peak: MACs a second that the device can do, for the share that training reaches of it (MFU:
-            backward passes count twice a forward pass); None: unknown.
+        macs: of one image's forward and backward pass.
+        peak: MACs a second that the device can do, for the share that training reaches of it (MFU);
+            None: unknown.
     """
 
     def __init__(self, images: int, macs: float, peak: float | None):
         self.images, self.macs, self.peak = images, macs, peak
+        # Processes, device, threads of each; all that it went on on.
+        self.machines = [
+            [comm.get_world_size(), environment.device_name(), torch.get_num_threads()]
+        ]
         self.seconds = 0.0
         self.peak_mib = 0.0
 
@@ -285,15 +289,16 @@ class Meter(HookBase):
         self.peak_mib = max(self.peak_mib, _peak_memory_mib())
         scalars = dict(images_per_second=self.images / step, memory_mib=self.peak_mib)
         if self.peak:
-            done = 3 * self.macs * self.images / comm.get_world_size()
+            done = self.macs * self.images / comm.get_world_size()
             scalars["mfu"] = done / step / self.peak
         get_event_storage().put_scalars(**scalars)
 
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "peak_mib": self.peak_mib}
+    def state_dict(self) -> dict[str, Any]:
+        return dict(seconds=self.seconds, peak_mib=self.peak_mib, machines=self.machines)
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds, self.peak_mib = state["seconds"], state["peak_mib"]
+        self.machines = [m for m in state["machines"] if m not in self.machines] + self.machines
 
 
 class LearningRates(HookBase):
@@ -402,7 +407,6 @@ class Checkpoints(HookBase):
             model=model,
             optimizer=optimizer,
             schedule=self.schedule.state_dict(),
-            trainer=self.trainer.state_dict(),
         )
         if self.average:
             with self.average.in_place():
@@ -411,7 +415,11 @@ class Checkpoints(HookBase):
         return state
 
     def _save(self, iteration: int | None, **state: Any) -> None:
-        state |= dict(iteration=self.trainer.iter, meter=self.meter.state_dict())
+        state |= dict(
+            iteration=self.trainer.iter,
+            meter=self.meter.state_dict(),
+            trainer=self.trainer.state_dict(),
+        )
         if comm.is_main_process():
             path = checkpoints.save(self.folder, iteration, state)
             _LOGGER.info("Saved %s", path.name)

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from .launch import Launch, Progress
-from .train import METRICS
+from .records import METRICS
 
 _LINE_EVERY = 30.0  # seconds between reports where there is no terminal
 

@@ -7,12 +7,14 @@ augmentation in every process, for any number of workers, before and after a res
 
 import bisect
 import itertools
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -51,7 +53,9 @@ class Stream(Dataset):
         seed: int,
         repeat_threshold: float = 0.0,
     ):
-        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+        # As one array: each worker's own copy of so many objects would grow to gigabytes.
+        self.dicts = DatasetFromList(dicts, copy=False)
+        self.mapper, self.seed = mapper, seed
         self.factors = repeat_factors(dicts, repeat_threshold)
         self._starts = [0]  # position of each epoch's first image, as far as was asked for
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
@@ -76,8 +80,11 @@ class Stream(Dataset):
         return (whole + (rng.random(len(whole)) < self.factors - whole)).astype(int)
 
     def __getitem__(self, position: int) -> Any:
-        # detectron2's augmentations draw from numpy's global generator.
-        np.random.seed(np.random.SeedSequence([self.seed, position]).generate_state(4))
+        # detectron2's augmentations draw from numpy's global generator, a user's may from others.
+        words = np.random.SeedSequence([self.seed, position]).generate_state(4)
+        np.random.seed(words)
+        random.seed(int(words[0]))
+        torch.manual_seed(int(words[0]))
         return self.mapper(self.source(position))
 
 
@@ -126,6 +133,5 @@ def training_loader(
         # Else each new iterator draws from torch's default generator.
         generator=torch.Generator(),
         collate_fn=list,
-        worker_init_fn=lambda _: torch.set_num_threads(1),
         persistent_workers=num_workers > 0,
     )

@@ -1,5 +1,6 @@
 """Checkpoints: whole at any moment of a write, and a broken one is found out."""
 
+import errno
 import itertools
 import os
 import sys
@@ -89,8 +90,14 @@ DAMAGES = {
     "cut in half": lambda path: os.truncate(path, path.stat().st_size // 2),
     "one bit flipped": flip_a_bit,
     "empty": lambda path: os.truncate(path, 0),
-    "checksum missing": lambda path: path.with_name(f"{path.name}.sha256").unlink(),
-    "checksum empty": lambda path: path.with_name(f"{path.name}.sha256").write_text(""),
+    "cut, and its checksum missing": lambda path: (
+        os.truncate(path, path.stat().st_size // 2),
+        path.with_name(f"{path.name}.sha256").unlink(),
+    ),
+    "flipped, and its checksum empty": lambda path: (
+        flip_a_bit(path),
+        path.with_name(f"{path.name}.sha256").write_text(""),
+    ),
     "checksum not text": lambda path: path.with_name(f"{path.name}.sha256").write_bytes(b"\xff "),
 }
 
@@ -105,6 +112,27 @@ def test_a_broken_one_is_named_and_the_one_before_is_used(tmp_path, damage, capl
     assert f"checkpoint {tmp_path / 'model_0000004.pth'} is broken" in caplog.text
     assert "training starts again" not in caplog.text
     assert checkpoints.last_whole(tmp_path) == whole  # and again
+
+
+def test_without_its_checksum_a_whole_one_is_used(tmp_path, caplog):
+    folder_with(tmp_path, 3, 4)
+    (tmp_path / "model_0000004.pth.sha256").unlink()
+    assert checkpoints.last_whole(tmp_path) == tmp_path / "model_0000004.pth"
+    assert not caplog.text
+
+
+def test_what_cannot_be_read_is_not_taken_for_broken(tmp_path, monkeypatch):
+    """A file system that fails for a moment costs no checkpoint."""
+    folder_with(tmp_path, 3, 4)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoints.hashlib, "file_digest", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        checkpoints.last_whole(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_all_broken(tmp_path, caplog):

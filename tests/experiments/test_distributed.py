@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import runs, studies
+from experiments import config, distributed, runs, studies
 from experiments.data import catalog
+from experiments.errors import UserError
 from tests.conftest import ROOT
 
 ITERATIONS = 5
@@ -43,7 +44,6 @@ def planned(small_set, root: Path, study: str, variant: str, words: dict):
 
 def fit_all(arguments: str) -> None:
     """In each process: trains what is asked for, one after the other, without evaluation."""
-    from experiments import distributed
     from experiments.train import fit
 
     with distributed.process_group():
@@ -52,6 +52,7 @@ def fit_all(arguments: str) -> None:
             Path(run.folder).mkdir(parents=True, exist_ok=True)
             torch.set_num_threads(1)
             fit(run.cfg, run)
+            distributed.wait()
 
 
 def call(processes: int, jobs: list) -> None:
@@ -122,6 +123,46 @@ def test_same_curve_however_a_step_is_spread(spreads, name):
     # As close as one micro batch's size makes no curve of another's.
     assert curve[0]["total_loss"] != pytest.approx(other_curve[0]["total_loss"], rel=1e-2)
     assert distance(weights, same_weights) < 0.05 * distance(weights, other_weights)
+
+
+def test_fsdp_goes_on_where_it_was(small_set, tmp_path):
+    """With clipping and a moving average, whose states are spread over the processes too."""
+    words = {
+        "dataloader.train.micro_batch_size": 4,
+        "train.parallel": "fsdp",
+        "train.ema": 0.9,
+        "train.clip_grad_norm": 0.5,
+    }
+    job = (small_set, str(tmp_path), "global-vs-conv", "global", words)
+    call(2, [job])
+    expected, lines = trained(tmp_path)
+    assert [line["iteration"] for line in lines] == list(range(ITERATIONS))
+    (final,) = tmp_path.rglob("model_final.pth")
+    final.unlink()
+    call(2, [job])
+    weights, lines = trained(tmp_path)
+    assert [line["iteration"] for line in lines[ITERATIONS:]] == [ITERATIONS - 1]
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+
+
+def test_processes_that_do_not_fit_a_step(small_set, tmp_path):
+    words = {"dataloader.train.micro_batch_size": 2}
+    cfg = planned(small_set, tmp_path, "global-vs-conv", "none", words).cfg
+    for count in (1, 2, 3, 4):
+        config.check_processes(cfg, count)
+    with pytest.raises(UserError, match="GPUS=5 is too many: a step's 8 images are 4 passes of 2"):
+        config.check_processes(cfg, 5)
+    cfg.train.parallel = "fsdp"
+    with pytest.raises(UserError, match="GPUS=3 does not divide a step's 4 passes"):
+        config.check_processes(cfg, 3)
+
+
+def test_cores_of_a_process(monkeypatch):
+    own = len(os.sched_getaffinity(0))
+    assert distributed.cores() == own
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # which may have bound it to its share already
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert distributed.cores() == 1
 
 
 if __name__ == "__main__":

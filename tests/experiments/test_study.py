@@ -79,6 +79,7 @@ def test_what_training_writes(finished):
     assert [line["iteration"] for line in training] == list(range(8))
     wanted = {"total_loss", "lr/x1", "images_per_second", "memory_mib", "mfu", "gradient_norm"}
     assert all(wanted <= line.keys() for line in training)
+    assert all(line["lr"] == line["lr/x1"] for line in training)
     assert training[-1]["memory_mib"] > 100
     assert 0 < training[-1]["mfu"] < 2  # of a rate that was measured on the same busy machine
     assert "eta_seconds" in training[-1]

@@ -122,3 +122,20 @@ def test_no_slurm_here(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="LAUNCHER=slurm needs sbatch, srun, squeue, scontrol here"):
         slurm.settings_for(1)
+
+
+def test_a_run_on_a_part_of_a_node_asks_for_that_part():
+    settings = slurm.Settings(gres="gpu:a100:8", mem="480G", ntasks_per_node=8)
+    asked = {n: slurm._parameters(settings, "x", 0, *settings.layout(n), set()) for n in (1, 2, 16)}
+    assert {n: (p["gres"], p["mem"], p["nodes"]) for n, p in asked.items()} == {
+        1: ("gpu:a100:1", "60G", 1),
+        2: ("gpu:a100:2", "120G", 1),
+        16: ("gpu:a100:8", "480G", 2),
+    }
+
+
+def test_gres_alone_does_not_say_how_many_processes_fill_a_node(tmp_path, monkeypatch):
+    (tmp_path / slurm.FILE).write_text('gres = "gpu:8"')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="give ntasks_per_node too"):
+        slurm.read_settings()
