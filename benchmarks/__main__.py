@@ -24,13 +24,13 @@ from .implementations import MODULES
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-_OTHERS = (weights.SUITE, evaluation.SUITE, input_pipeline.SUITE, training_loop.SUITE)
+OTHERS = (weights.SUITE, evaluation.SUITE, input_pipeline.SUITE, training_loop.SUITE)
 
 
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help=f"Suite: {', '.join((*SUITES, *_OTHERS))}.")
+        str, typer.Argument(help=f"Suite: {', '.join((*SUITES, *OTHERS))}.")
     ] = "default",
     device: Annotated[str, typer.Option(help="cpu or cuda; default: cuda if there is one.")] = "",
     only: Annotated[
@@ -42,7 +42,7 @@ def bench(
     list_cases: Annotated[bool, typer.Option("--list", help="Print the cases and stop.")] = False,
 ) -> None:
     """Measure a suite, print a table per case and add the rows to results/benchmarks/<device>/."""
-    if name not in (names := (*SUITES, *_OTHERS)):
+    if name not in (names := (*SUITES, *OTHERS)):
         raise unknown("suite", name, names)
     if name == weights.SUITE:
         kinds = weights.kinds_of(only)
