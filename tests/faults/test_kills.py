@@ -60,7 +60,6 @@ def kill_at(study: Study, moment: str, rng: random.Random) -> str:
         time.sleep(rng.uniform(0, 0.15))
     else:
         wait_for(scoring, process)
-        time.sleep(rng.uniform(0, 0.1))
     kill_session(process)
     if writing():
         return "write"
@@ -71,9 +70,10 @@ def kill_at(study: Study, moment: str, rng: random.Random) -> str:
 
 # How many kills are meant for each moment; the order of the first two is drawn.
 MOMENTS = {
-    1: dict(training=8, write=7, evaluation=3, scoring=2),  # 20
-    2: dict(training=2, write=2, evaluation=1, scoring=1),
+    1: dict(training=10, write=8, evaluation=2, scoring=2),
+    2: dict(training=3, write=2, evaluation=1, scoring=1),
 }
+KILLS = {1: 20, 2: 6}  # at least: the last moments are short, and a kill may come too late
 
 
 @pytest.mark.parametrize("gpus", MOMENTS)
@@ -86,12 +86,15 @@ def test_killed_at_random_moments(small_set, tmp_path, undisturbed, gpus):
     study = Study(small_set, tmp_path, gpus)
     landed = Counter()
     for moment in moments:
-        landed[kill_at(study, moment, rng)] += 1
-        assert not (study.run / records.RECORD).exists()
+        where = kill_at(study, moment, rng)
+        if (study.run / records.RECORD).exists():
+            break
+        landed[where] += 1
         kept = checkpoints._during_training(study.run)
         assert len(kept) <= 3  # the third: killed before the oldest was removed
         assert [checkpoints.wrong(path) for path in kept] == [""] * len(kept)
     print(f"kills: {dict(landed)}")
+    assert landed.total() >= KILLS[gpus]
     assert landed["training"] >= counts["training"] // 2
     assert landed["write"] >= counts["write"] // 2
     study.finish()
