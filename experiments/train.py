@@ -292,11 +292,16 @@ def fit(cfg: DictConfig, run: Run) -> None:
     trainer.train(start, cfg.train.max_iter)
 
 
-def _macs(cfg: DictConfig) -> float:
-    """Of one image's forward and backward pass, what checkpointing computes again left out."""
+def _macs(cfg: DictConfig) -> float | None:
+    """Of one image's forward and backward pass, what checkpointing computes again left out; None
+    for a variant that trains by the values of its tensors, which cannot be counted without them."""
     again = False if "use_act_checkpoint" in cfg.model.backbone else None
     size = detector_cost(cfg.model).size
-    return training_step(cfg.model, 1, size, cfg.train.amp, again, textbook=True).macs
+    try:
+        return training_step(cfg.model, 1, size, cfg.train.amp, again, textbook=True).macs
+    except (RuntimeError, NotImplementedError) as error:
+        logging.getLogger("detectron2").info("no MFU: %s", error)
+        return None
 
 
 def set_federated_loss(model: nn.Module, image_counts: Sequence[int]) -> None:

@@ -262,12 +262,12 @@ class Meter(HookBase):
 
     Args:
         images: of one step, of all processes together.
-        macs: of one image's forward and backward pass.
+        macs: of one image's forward and backward pass; None: unknown.
         peak: MACs a second that the device can do, for the share that training reaches of it (MFU);
             None: unknown.
     """
 
-    def __init__(self, images: int, macs: float, peak: float | None):
+    def __init__(self, images: int, macs: float | None, peak: float | None):
         self.images, self.macs, self.peak = images, macs, peak
         # Processes, device, threads of each; all that it went on on.
         self.machines = [
@@ -288,7 +288,7 @@ class Meter(HookBase):
         self._since = now
         self.peak_mib = max(self.peak_mib, _peak_memory_mib())
         scalars = dict(images_per_second=self.images / step, memory_mib=self.peak_mib)
-        if self.peak:
+        if self.macs and self.peak:
             done = self.macs * self.images / comm.get_world_size()
             scalars["mfu"] = done / step / self.peak
         get_event_storage().put_scalars(**scalars)
