@@ -23,6 +23,8 @@ from tabulate import tabulate
 from analysis import bootstrap
 from experiments import average_precision, matches
 
+from . import page
+
 SUITE = "evaluation"
 KINDS = {"box": "bbox", "mask": "segm"}
 IMAGES, OBJECTS, CATEGORIES = 5000, 36_000, 80
@@ -167,11 +169,7 @@ def bench(to: Path, provenance: dict, console: Console) -> None:
     """Measure, print the table, and keep it as evaluation.csv and evaluation.md."""
     table = measure().assign(**provenance)
     console.print(shown(table))
-    to.mkdir(parents=True, exist_ok=True)
-    table.to_csv(to / "evaluation.csv", index=False, float_format="%.4g")
-    lines = [f"# {provenance['device']}, measured by `make bench SUITE=evaluation`", ""]
-    lines += [f"{IMAGES} images, {OBJECTS} objects, {100 * IMAGES} detections:", ""]
-    lines += [shown(table, "pipe"), "", *__doc__.splitlines()[2:], ""]
-    lines += [f"- {name}: {value}" for name, value in provenance.items() if value is not None]
-    (to / "evaluation.md").write_text("\n".join(lines) + "\n")
-    console.print(f"\nwritten: {to / 'evaluation.csv'}  {to / 'evaluation.md'}")
+    text = [f"{IMAGES} images, {OBJECTS} objects, {100 * IMAGES} detections:", ""]
+    text += [shown(table, "pipe"), "", *__doc__.splitlines()[2:]]
+    written = page.write(to, SUITE, table, text, provenance)
+    console.print(f"\nwritten: {'  '.join(map(str, written))}")

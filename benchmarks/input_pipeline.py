@@ -28,6 +28,8 @@ from experiments import config
 from experiments.data import images
 from experiments.data.mapper import Mapper
 
+from . import page
+
 SUITE = "input"
 DATASET = "coco_2017_train"
 ROWS = {"detectron2": DatasetMapper, "ours": Mapper, "decoding alone": None}
@@ -167,11 +169,7 @@ def bench(to: Path, provenance: dict, console: Console) -> None:
         console.print(f"{data}, {ROUNDS} rounds of {IMAGES}")
         table = measure(dicts).assign(data=data, **provenance)
     console.print(shown(table))
-    to.mkdir(parents=True, exist_ok=True)
-    table.to_csv(to / "input.csv", index=False, float_format="%.4g")
-    lines = [f"# {provenance['device']}, measured by `make bench SUITE=input`", ""]
-    lines += [f"Large-scale jitter to 1024 px; {data}, {ROUNDS} rounds of {IMAGES}:", ""]
-    lines += [shown(table, "pipe"), "", *__doc__.splitlines()[2:], ""]
-    lines += [f"- {name}: {v}" for name, v in provenance.items() if v is not None]
-    (to / "input.md").write_text("\n".join(lines) + "\n")
-    console.print(f"\nwritten: {to / 'input.csv'}  {to / 'input.md'}")
+    text = [f"Large-scale jitter to 1024 px; {data}, {ROUNDS} rounds of {IMAGES}:", ""]
+    text += [shown(table, "pipe"), "", *__doc__.splitlines()[2:]]
+    written = page.write(to, SUITE, table, text, provenance)
+    console.print(f"\nwritten: {'  '.join(map(str, written))}")

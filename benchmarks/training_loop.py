@@ -38,6 +38,8 @@ from experiments.data import catalog
 from experiments.data.stream import training_loader
 from experiments.training_loop import Checkpoints, Trainer
 
+from . import page
+
 SUITE = "training"
 
 
@@ -240,17 +242,6 @@ def bench(to: Path, provenance: dict, console: Console) -> None:
             lines.append(table(case, *pool.apply(measured, (case,))))
     found = pd.concat(lines).assign(**provenance)
     console.print(shown(found))
-    console.print(f"\nwritten: {'  '.join(map(str, write(found, to)))}")
-
-
-def write(found: pd.DataFrame, to: Path) -> list[Path]:
-    """training.csv and training.md in the folder."""
-    to.mkdir(parents=True, exist_ok=True)
-    paths = [to / f"training.{kind}" for kind in ("csv", "md")]
-    found.to_csv(paths[0], index=False, float_format="%.4g")
-    text = [f"# {found.device.iloc[0]}, measured by `make bench SUITE={SUITE}`", ""]
-    text += [shown(found, "pipe"), "", *__doc__.splitlines()[2:], ""]
-    measured_with = found.loc[:, "device":].iloc[0].dropna()
-    text += [f"- {name}: {value}" for name, value in measured_with.items()]
-    paths[1].write_text("\n".join(text) + "\n")
-    return paths
+    text = [shown(found, "pipe"), "", *__doc__.splitlines()[2:]]
+    written = page.write(to, SUITE, found, text, provenance)
+    console.print(f"\nwritten: {'  '.join(map(str, written))}")

@@ -17,16 +17,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 from torch import nn
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -34,7 +24,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from backbones.weights import WeightsError, load_detector
 
-from . import config, distributed, environment, records
+from . import config, distributed, environment, progress, records
 from .data import catalog
 from .data.catalog import Split
 from .errors import UserError
@@ -107,8 +97,8 @@ def evaluate_checkpoint(
         if distributed.of_main(lambda: (folder / RESULT).is_file()):
             console.print("it was evaluated before: remove its folder to do it again")
         else:
-            with _shown(console) as progress:
-                result = evaluate(model, cfg, found, folder, progress)
+            with _shown(console) as report:
+                result = evaluate(model, cfg, found, folder, report)
             if comm.is_main_process():
                 _write(folder, result, model, cfg, found, config_file, weights, overrides)
         distributed.wait()
@@ -187,18 +177,11 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2f} images/s" if task.speed else "")
-
-
 @contextlib.contextmanager
 def _shown(console: Console) -> Iterator[Callable[[int, int], None]]:
     """How far it is, with images/s and time left: a bar, or lines where there is no terminal."""
     if console.is_terminal and not console.quiet:
-        columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), _Speed())
-        columns += (TimeRemainingColumn(),)
-        with Progress(*columns, console=console, speed_estimate_period=300) as bar:
+        with progress.bar("images", console) as bar:
             task = bar.add_task("", total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return

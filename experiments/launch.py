@@ -133,11 +133,13 @@ def _why_silent(folder: Path) -> str:
 
 def _gpus() -> list[int]:
     """Numbers of the GPUs this process may use, as in CUDA_VISIBLE_DEVICES."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not torch.cuda.is_available():  # however they are hidden, as by -1
+        return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     words = [word.strip() for word in visible.split(",") if word.strip()]
     if not all(word.isdigit() for word in words):
         raise UserError(f"CUDA_VISIBLE_DEVICES={visible}: give GPUs by number, as in 0,1")
+    count = torch.cuda.device_count()
     return [int(word) for word in words][:count] or list(range(count))
 
 

@@ -261,9 +261,8 @@ def fit(cfg: DictConfig, run: Run) -> None:
     trainer.register_hooks(
         [
             hooks.IterationTimer(warmup_iter=1),
-            LearningRates(
-                optimizer, cfg.optimizer.lr, log_period
-            ),  # before they are the next step's
+            # Before the next hook makes them the next step's.
+            LearningRates(optimizer, cfg.optimizer.lr, log_period),
             hooks.LRScheduler(scheduler=schedule),
             meter,
             *([average] if average else []),

@@ -89,7 +89,7 @@ def _last_line(path: Path) -> dict:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
-            lines = file.read().decode(errors="replace").splitlines()
+            lines = file.read(8192).decode(errors="replace").splitlines()
     except OSError:
         return {}
     for line in reversed(lines):

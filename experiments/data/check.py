@@ -20,18 +20,9 @@ from typing import Any
 
 from pycocotools import mask as masks
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 from torch.utils.data import DataLoader, Dataset
 
+from .. import progress
 from ..errors import UserError
 from ..run_lengths import first_broken
 from . import catalog, images
@@ -446,11 +437,6 @@ class _Images(Dataset):
             return (0, 0), "", "unreadable image", str(error)
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.completed / max(task.elapsed or 0, 1e-9):.0f} images/s")
-
-
 def _read_images(files: list[_AnnotationFile], jobs: int, console: Console) -> None:
     """Find what is wrong with the images of all files."""
     entries = [(file, image) for file in files for image in file.images]
@@ -458,10 +444,9 @@ def _read_images(files: list[_AnnotationFile], jobs: int, console: Console) -> N
     loader = DataLoader(
         _Images(paths), _AT_ONCE, num_workers=min(jobs, len(paths)), collate_fn=list
     )
-    columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
     seen: dict[str, tuple[_AnnotationFile, dict]] = {}
     batches = iter(loader)  # its processes start before the thread that draws the bar
-    with Progress(TextColumn("reading images"), *columns, console=console) as bar:
+    with progress.bar("reading images", console) as bar:
         task = bar.add_task("", total=len(paths))
         try:
             results = itertools.chain.from_iterable(batches)
