@@ -225,6 +225,7 @@ def test_preempted_before_it_listens_is_not_lost(study):
     """The signal comes while Python imports: it is done within the time of grace, or requeued."""
     process = study.start("--variants", "none", overrides="train.max_iter=4")
     wait(lambda: study.slurm("squeue", "--noheader", "--states=RUNNING"), process)
+    assert not list(study.folder.glob("none-*/log.txt"))  # it has not begun
     preempt(study)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
