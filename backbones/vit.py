@@ -252,17 +252,21 @@ class ViT(Backbone):
         """What each block does, first to last, e.g. ("window", "global", ...)."""
         return tuple(block.word for block in self.blocks)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, with
-        `out_chans` channels behind SAM's neck; the maps of earlier `stages` come first."""
+    def tokens(self, x: Tensor) -> Tensor:
+        """What the first block reads: (B, 3, H, W) -> (B, ceil(H / patch), ceil(W / patch), C), the
+        stem's tokens with their absolute positions."""
         x_BHWC = self.patch_embed(x)
         if self.pos_embed is not None:
             x_BHWC = x_BHWC + absolute_positions(
                 self.pos_embed, self.pretrain_use_cls_token, tuple(x_BHWC.shape[1:3])
             )
         x_BHWC = x_BHWC.contiguous()  # stems put channels first in memory
-        if hasattr(self, "norm_pre"):
-            x_BHWC = self.norm_pre(x_BHWC)
+        return self.norm_pre(x_BHWC) if hasattr(self, "norm_pre") else x_BHWC
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, with
+        `out_chans` channels behind SAM's neck; the maps of earlier `stages` come first."""
+        x_BHWC = self.tokens(x)
         features = {}
         for i, block in enumerate(self.blocks):
             if self.use_act_checkpoint and self.training:
