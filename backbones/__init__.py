@@ -3,7 +3,7 @@
 from . import conv_blocks as _conv_blocks  # noqa: F401  (registers its entries)
 from .activations import QuickGELU
 from .build import SIZES, build_backbone, build_encoder
-from .norms import LayerNorm2d
+from .norms import LayerNorm2d, TokenBatchNorm
 from .partition import Partition, ShiftedWindows, Windows
 from .propagation import PLACEMENTS, EncoderSpec, Propagation
 from .pyramids import (
@@ -14,13 +14,15 @@ from .pyramids import (
     SimpleFeaturePyramid,
     StageFPN,
 )
-from .registries import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS
+from .registries import ACTIVATIONS, CONV_BLOCKS, NORMS, PROPAGATIONS, PYRAMIDS, STEMS
 from .stems import ConvStem, NormedPatchEmbed, PatchEmbed
 from .vit import ViT
 from .yacs import add_vit_config
 
 __all__ = [
+    "ACTIVATIONS",
     "CONV_BLOCKS",
+    "NORMS",
     "PLACEMENTS",
     "PROPAGATIONS",
     "PYRAMIDS",
@@ -41,6 +43,7 @@ __all__ = [
     "ShiftedWindows",
     "SimpleFeaturePyramid",
     "StageFPN",
+    "TokenBatchNorm",
     "ViT",
     "Windows",
     "add_vit_config",

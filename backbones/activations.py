@@ -1,9 +1,24 @@
-"""Activations that torch does not have."""
+"""The MLPs' activations by name, and those that torch does not have."""
 
 import torch
 from torch import Tensor, nn
 
+from .registries import ACTIVATIONS
 
+
+@ACTIVATIONS.register("gelu")
+def gelu() -> nn.GELU:
+    """As written, without the tanh approximation."""
+    return nn.GELU()
+
+
+@ACTIVATIONS.register("relu6")
+def relu6() -> nn.ReLU6:
+    """min(max(x, 0), 6), of InsightFace's ViT for faces."""
+    return nn.ReLU6()
+
+
+@ACTIVATIONS.register("quick_gelu")
 class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), the GELU of OpenAI's CLIP (arXiv:2103.00020)."""
 

@@ -7,6 +7,7 @@ from . import kernels
 from .kernels import Linear
 from .partition import Partition, pad_tokens
 from .positions import relative_position_bias, resized_table
+from .sequence import TokenSequence
 
 ATTENTION = ("fused", "reference")
 
@@ -51,19 +52,26 @@ class Attention(nn.Module):
                     nn.init.trunc_normal_(table, std=0.02)
                 self.register_parameter(f"rel_pos_{axis}", table)
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        if self.attention == "reference":
-            return self._reference(x_BHWC)
-        if x_BHWC.device.type == "cpu":
-            return self._chunked(x_BHWC)
-        return self._folded(x_BHWC)
+    def forward(self, x_BHWC: Tensor, sequence: TokenSequence | None = None) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); with `sequence`, of its (B, T, 1, C)."""
+        if sequence is None:
+            return self._attend(x_BHWC, self.partition)
+        lengths, partitions = zip(*sequence.parts(self.partition), strict=True)
+        parts = zip(x_BHWC.split(lengths, 1), partitions, strict=True)
+        return torch.cat([self._attend(part, partition) for part, partition in parts], 1)
 
-    def _reference(self, x_BHWC: Tensor) -> Tensor:
+    def _attend(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
+        if self.attention == "reference":
+            return self._reference(x_BHWC, partition)
+        if x_BHWC.device.type == "cpu":
+            return self._chunked(x_BHWC, partition)
+        return self._folded(x_BHWC, partition)
+
+    def _reference(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
         """softmax(q k / sqrt(D) + bias) v, as written. Padding is a zero token."""
         B, H, W, C = x_BHWC.shape
-        padded = self.partition.padded_size(H, W)
-        x_GhwC = self.partition.split(pad_tokens(x_BHWC, padded))
+        padded = partition.padded_size(H, W)
+        x_GhwC = partition.split(pad_tokens(x_BHWC, padded))
         h, w = x_GhwC.shape[1:3]
         q_GMND, k_GMND, v_GMND = self._heads(self.qkv(x_GhwC))
         scale = q_GMND.shape[-1] ** -0.5
@@ -72,19 +80,19 @@ class Attention(nn.Module):
             scores_GMNN = scores_GMNN + relative_position_bias(
                 q_GMND, self.rel_pos_h, self.rel_pos_w, (h, w)
             )
-        mask_GNN = self.partition.mask(*padded, x_BHWC.device)
+        mask_GNN = partition.mask(*padded, x_BHWC.device)
         if mask_GNN is not None:
             hidden_GNN = ~mask_GNN.repeat(B, 1, 1)
             scores_GMNN = scores_GMNN.masked_fill(hidden_GNN[:, None], float("-inf"))
         x_GMND = scores_GMNN.softmax(-1) @ v_GMND
         x_GhwC = self.proj(x_GMND.transpose(1, 2).reshape(-1, h, w, C))
-        return self.partition.join(x_GhwC, *padded)[:, :H, :W]
+        return partition.join(x_GhwC, *padded)[:, :H, :W]
 
-    def _chunked(self, x_BHWC: Tensor) -> Tensor:
+    def _chunked(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
         """On a CPU, see `kernels.chunked_attention`."""
         B, H, W, C = x_BHWC.shape
-        padded = self.partition.padded_size(H, W)
-        h, w = self.partition.group_size(*padded)
+        padded = partition.padded_size(H, W)
+        h, w = partition.group_size(*padded)
         qkv_BTE = self.qkv(x_BHWC).flatten(1, 2)
         tables_LD = None
         if self.use_rel_pos:
@@ -94,33 +102,33 @@ class Attention(nn.Module):
         x_BTC = kernels.chunked_attention(
             qkv_BTE,
             self._qkv_of_padding(x_BHWC) if padded != (H, W) else None,
-            self.partition.index(H, W, x_BHWC.device),
+            partition.index(H, W, x_BHWC.device),
             tables_LD,
-            self.partition.mask(*padded, x_BHWC.device),
+            partition.mask(*padded, x_BHWC.device),
             self.num_heads,
             h,
             w,
         )
         return self.proj(x_BTC.view(B, H, W, C))
 
-    def _folded(self, x_BHWC: Tensor) -> Tensor:
+    def _folded(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
         """On a GPU, see `kernels.folded_attention`."""
         B, H, W, C = x_BHWC.shape
-        padded = self.partition.padded_size(H, W)
+        padded = partition.padded_size(H, W)
         qkv_BHWE = self.qkv(x_BHWC)
         if padded != (H, W):
             qkv_BHWE = pad_tokens(qkv_BHWE, padded, self._qkv_of_padding(x_BHWC))
-        qkv_GhwE = self.partition.split(qkv_BHWE)
+        qkv_GhwE = partition.split(qkv_BHWE)
         h, w = qkv_GhwE.shape[1:3]
         tables = None
         if self.use_rel_pos:
             tables = (self.rel_pos_h.to(qkv_GhwE.dtype), self.rel_pos_w.to(qkv_GhwE.dtype))
-        mask_GNN = self.partition.mask(*padded, x_BHWC.device)
+        mask_GNN = partition.mask(*padded, x_BHWC.device)
         if mask_GNN is not None:
             mask_GNN = mask_GNN.repeat(B, 1, 1)
         x_GMND = kernels.folded_attention(*self._heads(qkv_GhwE), tables, mask_GNN, (h, w))
         x_GhwC = x_GMND.transpose(1, 2).reshape(-1, h, w, C)
-        return self.proj(self.partition.join(x_GhwC, *padded)[:, :H, :W])
+        return self.proj(partition.join(x_GhwC, *padded)[:, :H, :W])
 
     def _heads(self, qkv_GhwE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> q, k, v, each (G, M, N, D)."""

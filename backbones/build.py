@@ -1,14 +1,13 @@
 """Named sizes, and the two builders that configs and notebooks use."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
-from .registries import PYRAMIDS, choose, lookup
+from .registries import ACTIVATIONS, NORMS, PYRAMIDS, choose, lookup
 from .vit import ViT
 
 # B, L, H: arXiv:2203.16527; Ti, S: arXiv:2012.12877. "vit-mini" is this suite's own, for 128 px
@@ -50,11 +49,17 @@ _TOP_BLOCKS: dict[str, Callable[[int], nn.Module | None]] = {
 }
 
 
-def build_encoder(size: str = "vit-b", **words: Any) -> ViT:
+def build_encoder(
+    size: str = "vit-b", block_norm: str = "layer", activation: str = "gelu", **words: Any
+) -> ViT:
     """An encoder of a named size.
 
     Args:
         size: one of `SIZES`.
+        block_norm: the blocks' norms, a word of `NORMS`: "layer" or "batch"; in place of `ViT`'s
+            `norm_layer`, which is used if it is among the words.
+        activation: the MLPs', a word of `ACTIVATIONS`: "gelu", "relu6" or "quick_gelu"; in place of
+            `ViT`'s `act_layer`, likewise.
         **words: `ViT`'s arguments, over those of the size: ``propagation="conv"``, ``count=4``,
             ``placement="even"``, ``use_rel_pos=True``, ``img_size=1024``, ...
 
@@ -62,7 +67,10 @@ def build_encoder(size: str = "vit-b", **words: Any) -> ViT:
         ValueError: an unknown size, or a word that `ViT` refuses.
     """
     choose("size", size, SIZES)
-    defaults = dict(norm_layer=partial(nn.LayerNorm, eps=1e-6))
+    defaults = dict(
+        norm_layer=lookup(NORMS, "block_norm", block_norm),
+        act_layer=lookup(ACTIVATIONS, "activation", activation),
+    )
     return ViT(**{**defaults, **SIZES[size], **words})
 
 

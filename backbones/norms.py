@@ -1,9 +1,11 @@
-"""Norms on (B, C, H, W) maps."""
+"""Norms: of (B, C, H, W) maps, and of the blocks' tokens, whose channels come last."""
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import Tensor, nn
+
+from .registries import NORMS
 
 
 class LayerNorm2d(nn.Module):
@@ -30,9 +32,23 @@ class LayerNorm2d(nn.Module):
         return x_BHWC.permute(0, 3, 1, 2)
 
 
+@NORMS.register("layer")
 def layer_norm(channels: int) -> nn.LayerNorm:
     """With the epsilon of the ViT family, 1e-6."""
     return nn.LayerNorm(channels, eps=1e-6)
+
+
+@NORMS.register("batch")
+class TokenBatchNorm(nn.BatchNorm2d):
+    """Batch norm of each channel over all tokens of all images of a forward pass, on (B, H, W, C).
+
+    InsightFace's ViT for faces (arcface_torch, `VITBatchNorm`) norms each token position by itself,
+    over images and channels, and so has as many weights as positions: an encoder for images of any
+    size cannot. Statistics are those of a micro batch on one device, as of the conv stem's.
+    """
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def norm_layer(norm: str, channels: int) -> nn.Module | None:

@@ -1,10 +1,38 @@
-"""Absolute and decomposed relative positions, resized to the map at hand."""
+"""Absolute and decomposed relative positions, fixed or resized to the map at hand."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+POSITIONS = ("learned", "sincos2d", "none")
+
+
+def sincos_positions(size: tuple[int, int], frequencies: Tensor) -> Tensor:
+    """Sines and cosines of the column, then of the row, at each frequency.
+
+    Args:
+        size: rows and columns of the map.
+        frequencies: (F,), radians per token.
+
+    Returns:
+        (1, rows, columns, 4 * F), in the precision of `frequencies`.
+    """
+    rows, columns = (torch.arange(n)[:, None] * frequencies for n in size)
+    column = torch.cat([columns.sin(), columns.cos()], 1).expand(size[0], -1, -1)
+    row = torch.cat([rows.sin(), rows.cos()], 1)[:, None].expand(-1, size[1], -1)
+    return torch.cat([column, row], 2)[None]
+
+
+def fixed_positions(size: tuple[int, int], channels: int) -> Tensor:
+    """MAE's sines and cosines (arXiv:2111.06377, appendix A.1): (1, rows, columns, channels).
+
+    `channels` / 4 frequencies fall from 1 towards 1 / 10,000, which SimpleViT's reach.
+    """
+    quarter = channels // 4
+    frequencies = 10_000 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    return sincos_positions(size, frequencies).to(torch.get_default_dtype())
 
 
 def absolute_positions(pos_embed_1PC: Tensor, has_cls_token: bool, size: tuple[int, int]) -> Tensor:

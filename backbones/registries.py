@@ -34,6 +34,10 @@ CONV_BLOCKS = WordRegistry("CONV_BLOCKS")
 PYRAMIDS = WordRegistry("PYRAMIDS")
 # Image to tokens: `(patch_size, in_chans, embed_dim) -> nn.Module`, (B, C, H, W) to (B, h, w, C).
 STEMS = WordRegistry("STEMS")
+# The blocks' norms: `(channels) -> nn.Module` on (B, H, W, C), or (B, T, 1, C) for T tokens of it.
+NORMS = WordRegistry("NORMS")
+# The MLPs' activations: `() -> nn.Module`, of each number alone.
+ACTIVATIONS = WordRegistry("ACTIVATIONS")
 
 
 def choose(argument: str, value: Any, allowed: Iterable[str]) -> str:

@@ -17,9 +17,10 @@ from .attention import ATTENTION, Attention
 from .kernels import Linear, in_chunks
 from .norms import LayerNorm2d
 from .partition import Partition, Windows
-from .positions import absolute_positions
+from .positions import POSITIONS, absolute_positions, fixed_positions
 from .propagation import EncoderSpec, propagation_blocks
 from .registries import CONV_BLOCKS, PROPAGATIONS, STEMS, choose, lookup
+from .sequence import TokenSequence, draw_kept
 
 
 class Mlp(nn.Sequential):
@@ -79,12 +80,14 @@ class Block(nn.Module):
         """What this block does: "window", "global", "window + residual", ..."""
         return self.attn.partition.word + (" + residual" if hasattr(self, "residual") else "")
 
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC)))
+    def forward(self, x_BHWC: Tensor, *sequence: TokenSequence) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); with a `sequence`, of its (B, T, 1, C)."""
+        x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC), *sequence))
         x_BHWC = x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
         if hasattr(self, "residual"):
-            x_BHWC = self.residual(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            map_BHWC = sequence[0].to_map(x_BHWC) if sequence else x_BHWC
+            map_BHWC = self.residual(map_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x_BHWC = sequence[0].with_map(x_BHWC, map_BHWC) if sequence else map_BHWC
         return x_BHWC
 
 
@@ -103,7 +106,7 @@ class ViT(Backbone):
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
         norm_layer: builds a norm from a number of channels.
         act_layer: builds the MLPs' activation, which treats each token alone.
-        use_abs_pos: add absolute positions to the tokens.
+        use_abs_pos: False: as `positions="none"`.
         use_rel_pos: add decomposed relative positions in every attention.
         rel_pos_zero_init: start relative positions at zero.
         window_size: tokens along a window.
@@ -126,6 +129,15 @@ class ViT(Backbone):
         pre_norm: one more norm in front of the first block (CLIP, arXiv:2103.00020).
         out_chans: channels of SAM's neck behind the last block: a 1x1 and a 3x3 conv, each with a
             norm (arXiv:2304.02643). None: no neck.
+        positions: absolute positions added to the tokens: "learned"; "sincos2d", MAE's fixed sines
+            and cosines (arXiv:2111.06377), which are a parameter without gradient; "none".
+        mask_ratio: share of the tokens that training leaves out, another random one in each forward
+            pass, see `draw_kept`; behind the last block they are a learned `mask_token`, and conv
+            blocks read zeros there. As InsightFace's ViT for faces (arcface_torch), which draws for
+            each image by itself and without regard to windows, as it has none.
+        registers: learned tokens beside the map (arXiv:2309.16588), without position, dropped
+            behind the last block. They take part in global attention; in other blocks they see each
+            other only, see `TokenSequence`.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -164,6 +176,9 @@ class ViT(Backbone):
         stages: int = 1,
         pre_norm: bool = False,
         out_chans: int | None = None,
+        positions: str = "learned",
+        mask_ratio: float = 0.0,
+        registers: int = 0,
     ):
         super().__init__()
         choose("attention", attention, ATTENTION)
@@ -180,6 +195,8 @@ class ViT(Backbone):
             whole_number(argument, value, least=patch_size)
         number("drop_path_rate", drop_path_rate, least=0, below=1)
         number("mlp_ratio", mlp_ratio, least=1 / embed_dim)
+        number("mask_ratio", mask_ratio, least=0, below=1)
+        whole_number("registers", registers, least=0)
         builder("norm_layer", norm_layer)
         builder("act_layer", act_layer)
         if embed_dim % num_heads:
@@ -197,11 +214,16 @@ class ViT(Backbone):
         self.img_size = img_size
         self.patch_embed = lookup(STEMS, "stem", stem)(patch_size, in_chans, embed_dim)
         self.pretrain_use_cls_token = pretrain_use_cls_token
+        choose("positions", positions, POSITIONS)
+        if not use_abs_pos and positions == "sincos2d":
+            raise ValueError(
+                "positions='sincos2d' contradicts use_abs_pos=False: give one of the two"
+            )
         self.pos_embed = None
-        if use_abs_pos:
-            positions = (pretrain_img_size // patch_size) ** 2 + int(pretrain_use_cls_token)
-            self.pos_embed = nn.Parameter(torch.zeros(1, positions, embed_dim))
-            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if use_abs_pos and positions != "none":
+            self.pos_embed = _absolute(
+                positions, pretrain_img_size // patch_size, pretrain_use_cls_token, embed_dim
+            )
 
         self.spec = spec = EncoderSpec(embed_dim, depth, num_heads, window_size, conv_block)
         lookup(CONV_BLOCKS, "conv_block", conv_block)
@@ -236,6 +258,18 @@ class ViT(Backbone):
             )
             for i, (partition, residual) in enumerate(roles)
         )
+        _check_sequence(mask_ratio, registers, window_size, use_rel_pos)
+        if registers and not any(type(partition) is Partition for partition, _ in roles):
+            raise ValueError(
+                f"registers={registers} does not fit: no block is global, to read them"
+            )
+        self.mask_ratio, self.registers, self.mask_token = mask_ratio, None, None
+        if mask_ratio:
+            self.mask_token = nn.Parameter(torch.empty(embed_dim))
+            nn.init.normal_(self.mask_token, std=0.02)
+        if registers:
+            self.registers = nn.Parameter(torch.empty(1, registers, embed_dim))
+            nn.init.normal_(self.registers, std=0.02)
         self.use_act_checkpoint = use_act_checkpoint
         self._out_features = [*(f"stage{i}_feat" for i in range(1, stages)), out_feature]
         self._out_feature_channels = dict.fromkeys(self._out_features, embed_dim)
@@ -260,6 +294,9 @@ class ViT(Backbone):
             x_BHWC = x_BHWC + absolute_positions(
                 self.pos_embed, self.pretrain_use_cls_token, tuple(x_BHWC.shape[1:3])
             )
+        else:
+            # What the blocks add to is as precise as with positions, under autocast too.
+            x_BHWC = x_BHWC.to(self.blocks[0].attn.proj.weight.dtype)
         x_BHWC = x_BHWC.contiguous()  # stems put channels first in memory
         return self.norm_pre(x_BHWC) if hasattr(self, "norm_pre") else x_BHWC
 
@@ -267,17 +304,59 @@ class ViT(Backbone):
         """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, with
         `out_chans` channels behind SAM's neck; the maps of earlier `stages` come first."""
         x_BHWC = self.tokens(x)
+        sequence = self._sequence(x_BHWC)
+        if sequence:
+            x_BHWC = sequence[0].from_map(x_BHWC, self.registers)
         features = {}
         for i, block in enumerate(self.blocks):
             if self.use_act_checkpoint and self.training:
-                x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False)
+                x_BHWC = checkpoint(block, x_BHWC, *sequence, use_reentrant=False)
             else:
-                x_BHWC = block(x_BHWC)
+                x_BHWC = block(x_BHWC, *sequence)
             if i in self._feature_of_block:
-                features[self._feature_of_block[i]] = x_BHWC.permute(0, 3, 1, 2)
+                map_BHWC = sequence[0].to_map(x_BHWC, self.mask_token) if sequence else x_BHWC
+                features[self._feature_of_block[i]] = map_BHWC.permute(0, 3, 1, 2)
         if hasattr(self, "neck"):
             features[self._out_features[-1]] = self.neck(features[self._out_features[-1]])
         return features
+
+    def _sequence(self, x_BHWC: Tensor) -> tuple[TokenSequence, ...]:
+        """How the blocks read the map if not as it is: one, or none."""
+        masked = self.training and self.mask_ratio > 0
+        if not masked and self.registers is None:
+            return ()
+        size = tuple(x_BHWC.shape[1:3])
+        kept_HW = draw_kept(size, self.spec.window_size, self.mask_ratio) if masked else None
+        registers = 0 if self.registers is None else self.registers.shape[1]
+        partitions = [block.attn.partition for block in self.blocks]
+        return (TokenSequence(size, partitions, registers, kept_HW, x_BHWC.device),)
+
+
+def _absolute(positions: str, side: int, has_cls_token: bool, dim: int) -> nn.Parameter:
+    """(1, side * side, dim), with a cls token's entry in front (1, 1 + side * side, dim)."""
+    pos_embed = nn.Parameter(torch.zeros(1, side**2 + int(has_cls_token), dim))
+    if positions == "learned":
+        nn.init.trunc_normal_(pos_embed, std=0.02)
+        return pos_embed
+    if dim % 4:
+        raise ValueError(f"embed_dim={dim} does not fit positions='sincos2d': a multiple of 4 does")
+    pos_embed.data[:, int(has_cls_token) :] = fixed_positions((side, side), dim).flatten(1, 2)
+    return pos_embed.requires_grad_(False)
+
+
+def _check_sequence(mask_ratio: float, registers: int, window: int, use_rel_pos: bool) -> None:
+    """Whether tokens can be left out of the map and put beside it."""
+    for argument, value in (("mask_ratio", mask_ratio), ("registers", registers)):
+        if value and use_rel_pos:
+            raise ValueError(
+                f"{argument}={value} does not fit use_rel_pos=True: relative positions are those "
+                "of a whole map with no token beside it"
+            )
+    if mask_ratio and not 0 < round(mask_ratio * window**2) < window**2:
+        raise ValueError(
+            f"mask_ratio={mask_ratio} does not fit: of the {window**2} tokens of a window "
+            "(window_size) it leaves out none, or all"
+        )
 
 
 def _sam_neck(embed_dim: int, out_chans: int) -> nn.Sequential:
@@ -301,10 +380,9 @@ def _roles_of_words(
     elif propagation == "none" and count:
         raise ValueError(f"count={count} does not fit propagation='none': leave it out, or 0")
     propagating = propagation_blocks(spec.depth, count, placement)
+    windows = Windows(spec.window_size)
     return [
-        (strategy.partition(), strategy.residual())
-        if i in propagating
-        else (Windows(spec.window_size), None)
+        (strategy.partition(), strategy.residual()) if i in propagating else (windows, None)
         for i in range(spec.depth)
     ]
 
@@ -322,9 +400,10 @@ def _roles_of_indexes(
             raise ValueError(
                 f"{argument}={indexes!r} does not fit: indexes in 0..{spec.depth - 1} do"
             )
+    windows = Windows(spec.window_size)
     return [
         (
-            Windows(spec.window_size) if i in windowed else Partition(),
+            windows if i in windowed else Partition(),
             conv_block(spec.dim) if i in residual else None,
         )
         for i in range(spec.depth)

@@ -1,5 +1,7 @@
 """The backbones by name in detectron2's yacs configs (`BACKBONE_REGISTRY`)."""
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -21,7 +23,13 @@ def add_vit_config(cfg: CfgNode) -> None:
             PLACEMENT="even",
             CONV_BLOCK="bottleneck",
             WINDOW_SIZE=14,
+            STEM=None,  # of the size
+            POSITIONS="learned",
             USE_REL_POS=True,
+            BLOCK_NORM="layer",
+            ACTIVATION="gelu",
+            MASK_RATIO=0.0,
+            REGISTERS=0,
             DROP_PATH_RATE=0.1,
             USE_ACT_CHECKPOINT=False,
             PYRAMID="simple",
@@ -40,12 +48,15 @@ _NECK_WORDS = {"PYRAMID", "OUT_CHANNELS", "SCALE_FACTORS", "NORM", "TOP_BLOCK", 
 @BACKBONE_REGISTRY.register()
 def build_vit_encoder(cfg: CfgNode, input_shape: ShapeSpec) -> ViT:
     """The encoder of `cfg.MODEL.VIT`, for `input_shape.channels` image channels."""
-    words = {k.lower(): v for k, v in cfg.MODEL.VIT.items() if k not in _NECK_WORDS}
+    words = {k: v for k, v in _words(cfg).items() if k.upper() not in _NECK_WORDS}
     return build_encoder(in_chans=input_shape.channels, **words)
 
 
 @BACKBONE_REGISTRY.register()
 def build_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """The encoder and neck of `cfg.MODEL.VIT`, for `input_shape.channels` image channels."""
-    words = {k.lower(): v for k, v in cfg.MODEL.VIT.items()}
-    return build_backbone(in_chans=input_shape.channels, **words)
+    return build_backbone(in_chans=input_shape.channels, **_words(cfg))
+
+
+def _words(cfg: CfgNode) -> dict[str, Any]:
+    return {k.lower(): v for k, v in cfg.MODEL.VIT.items() if v is not None}

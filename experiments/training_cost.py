@@ -11,6 +11,7 @@ number per query, never tokens x tokens.
 """
 
 import contextlib
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from backbones.sequence import TokenSequence
+
 from .config import build_on_meta
-from .cost import textbook_attention
+from .cost import detector_cost, textbook_attention
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,25 @@ def training_step(
     attention = textbook_attention(detector) if textbook else contextlib.nullcontext()
     with attention, torch.device("meta"):
         return count_step(detector, torch.empty(images, 3, *size), amp)
+
+
+def training_macs(cfg_model: DictConfig) -> int | None:
+    """MACs of one image's forward and backward pass, at the size that `detector_cost` counts, with
+    attention in textbook form and without what checkpointing computes again.
+
+    Tokens that training leaves out (`mask_ratio`) do not count here; in `detector_cost`, of
+    evaluation, they do.
+
+    Returns:
+        None for a variant that trains by the values of its tensors, which are not there to count.
+    """
+    again = False if "use_act_checkpoint" in cfg_model.backbone else None
+    size = detector_cost(cfg_model).size
+    try:
+        return training_step(cfg_model, 1, size, False, again, textbook=True).macs
+    except (RuntimeError, NotImplementedError) as error:
+        logging.getLogger("detectron2").info("no MACs of training: %s", error)
+        return None
 
 
 def count_step(detector: nn.Module, image_BCHW: Tensor, amp: bool) -> Step:
@@ -189,11 +211,11 @@ def _entered_by_blocks(
 
 
 def _within(
-    forward: Callable[[Tensor], Tensor], mode: TorchFunctionMode, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
+    forward: Callable[..., Tensor], mode: TorchFunctionMode, device: torch.device
+) -> Callable[..., Tensor]:
+    def run(x: Tensor, *sequence: TokenSequence) -> Tensor:
         with device, mode:
-            return forward(x)
+            return forward(x, *sequence)
 
     return run
 

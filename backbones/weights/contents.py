@@ -33,10 +33,11 @@ class Contents:
         dropped: why each of the other keys of the file is left out, and its size; see `drop`.
         prefix: leading entries of `pos_embed` that belong to no patch (cls token, registers).
         grid: rows and columns of `pos_embed`; None: a square.
+        registers: key in the file and (1, R, C), of register tokens that the encoder may have.
         positions: positions that the file's model computes: of (rows, columns) and channels, as
             (1, rows, columns, channels); for files without `pos_embed`.
         new: regular expression of the encoder's keys that this format never has, because detection
-            adds them; they keep their initial values.
+            or training adds them; they keep their initial values.
         settings: words of `ViT` that hold for the format but are not seen in a file:
             "norm_eps", "act_layer" (a class; None: it may be any), "num_heads", "window_size",
             "window_block_indexes".
@@ -51,8 +52,9 @@ class Contents:
     dropped: dict[str, tuple[str, int]] = field(default_factory=dict)
     prefix: int = 0
     grid: tuple[int, int] | None = None
+    registers: tuple[str, Tensor] | None = None
     positions: Callable[[tuple[int, int], int], Tensor] | None = None
-    new: str = r"(?!)"  # nothing
+    new: str = r"^mask_token$"
     settings: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     format: str = ""
@@ -78,8 +80,8 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 # What detection adds to a pre-trained classifier: relative positions, residual modules of a
-# propagation strategy, SAM's neck.
-NEW_IN_DETECTION = r"\.rel_pos_[hw]$|\.residual\.|^neck\."
+# propagation strategy, SAM's neck; and what training may add to any encoder.
+NEW_IN_DETECTION = r"\.rel_pos_[hw]$|\.residual\.|^neck\.|^registers$|^mask_token$"
 
 
 class Format:
@@ -92,6 +94,7 @@ class Format:
         without: ... and none matches this.
         drop: reason by pattern of keys that are no part of the encoder.
         rename: (pattern, replacement), each applied in turn to the keys that are left.
+        registers: of those keys, that of register tokens, which an encoder may have as well.
         fuse: names, between dots, of tensors that become one along their first axis, in this order;
             its name is "qkv". Applied after `rename`.
         new, settings: as of `Contents`.
@@ -101,6 +104,7 @@ class Format:
     mark: str
     without: str = r"(?!)"
     drop: dict[str, str] = {}
+    registers: str = r"(?!)"  # nothing
     rename: tuple[tuple[str, str], ...] = ()
     fuse: tuple[str, ...] = ()
     new: str = NEW_IN_DETECTION
@@ -123,6 +127,8 @@ class Format:
             why = next((why for what, why in self.drop.items() if re.search(what, key)), None)
             if why:
                 contents.drop(key, tensor, why)
+                if re.search(self.registers, key) and tensor.ndim in (2, 3) and tensor.numel():
+                    contents.registers = key, tensor.reshape(1, -1, tensor.shape[-1])
                 continue
             for pattern, replacement in self.rename:
                 key = re.sub(pattern, replacement, key)

@@ -21,6 +21,8 @@ _DECIDED_BY = {
     "norm before the blocks": "pre_norm",
     "residual modules": "propagation",
     "SAM's neck": "out_chans",
+    "registers": "registers",
+    "statistics of batch norms": "block_norm",
 }
 
 
@@ -81,6 +83,10 @@ def _fit(
         computed = contents.positions(_grid(own[positions], encoder), own[positions].shape[2])
         state[positions] = computed.flatten(1, 2).to(torch.float32)
         account.notes.append("absolute positions are computed, as this format does")
+    _fit_registers(state, own, encoder, prefix, contents, account)
+    if f"{prefix}mask_token" in state.keys() - own.keys():
+        size = state.pop(f"{prefix}mask_token").numel()
+        account.dropped[f"{prefix}mask_token"] = ("mask token: this encoder has none", size)
     if not hasattr(encoder, "neck"):
         for key in [k for k in state if k.startswith(f"{prefix}neck.")]:
             account.dropped[key] = ("SAM's neck: this encoder has none", state.pop(key).numel())
@@ -120,6 +126,28 @@ def _fit(
         )
     account.notes += _casts(own, state) + contents.notes + _differences(encoder, contents)
     return fitted, account
+
+
+def _fit_registers(
+    state: State,
+    own: State,
+    encoder: nn.Module,
+    prefix: str,
+    contents: Contents,
+    account: Account,
+) -> None:
+    """Those of another implementation's file, where the encoder has as many. It puts them behind
+    CLIP's norm in front of the blocks, and so cannot have those of such a file."""
+    key = f"{prefix}registers"
+    if not contents.registers or key not in own or hasattr(encoder, "norm_pre"):
+        return
+    theirs, registers_1RC = contents.registers
+    if registers_1RC.shape == own[key].shape:
+        state[key] = registers_1RC
+        del account.dropped[theirs]
+    else:
+        there, here = registers_1RC.shape[1], own[key].shape[1]
+        account.notes.append(f"registers: {there} in the file, {here} here: left out")
 
 
 def _decided_by(encoder: nn.Module, account: Account) -> str:

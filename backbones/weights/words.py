@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..norms import TokenBatchNorm
 from .contents import Contents, WeightsError
 
 # Heads by channels in the ViT family, where no relative positions show the channels of a head.
@@ -90,8 +91,11 @@ def _words(contents: Contents) -> dict[str, Any]:
         words["conv_block"] = ("naive", "basic", "bottleneck")[convs - 1]
     if "neck.0.weight" in state:
         words["out_chans"] = shapes["neck.0.weight"][0]
+    if len(shapes.get("registers", ())) == 3:
+        words["registers"] = shapes["registers"][1]
+    norm = TokenBatchNorm if "blocks.0.norm1.running_mean" in state else nn.LayerNorm
     if eps := contents.settings.get("norm_eps"):
-        words["norm_layer"] = partial(nn.LayerNorm, eps=eps)
+        words["norm_layer"] = partial(norm, eps=eps)
     if act_layer := contents.settings.get("act_layer"):
         words["act_layer"] = act_layer
     return words

@@ -5,7 +5,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
 
-from backbones import ViT, add_vit_config
+from backbones import ConvStem, TokenBatchNorm, ViT, add_vit_config
 
 
 def config(**words):
@@ -49,6 +49,26 @@ def test_encoder_by_name():
     encoder = build_backbone(cfg)
     assert isinstance(encoder, ViT)
     assert encoder.output_shape()["last_feat"].channels == 192
+
+
+def test_the_encoders_recipe():
+    cfg = config(
+        POSITIONS="sincos2d", BLOCK_NORM="batch", ACTIVATION="relu6", USE_REL_POS=False,
+        MASK_RATIO=0.1, REGISTERS=4, STEM="conv",
+    )  # fmt: skip
+    cfg.MODEL.BACKBONE.NAME = "build_vit_encoder"
+    encoder = build_backbone(cfg)
+    assert isinstance(encoder.blocks[0].norm1, TokenBatchNorm)
+    assert isinstance(encoder.blocks[0].mlp.act, torch.nn.ReLU6)
+    assert isinstance(encoder.patch_embed, ConvStem)
+    assert not encoder.pos_embed.requires_grad
+    assert (encoder.mask_ratio, encoder.registers.shape[1]) == (0.1, 4)
+
+
+def test_a_sizes_own_stem_stays():
+    cfg = config(SIZE="vit-mini", IMG_SIZE=128)
+    cfg.MODEL.BACKBONE.NAME = "build_vit_encoder"
+    assert isinstance(build_backbone(cfg).patch_embed, ConvStem)
 
 
 def test_a_whole_detector():

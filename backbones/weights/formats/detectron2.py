@@ -18,7 +18,7 @@ from ..contents import (
 # pyramid), in a detector without a pyramid, in an encoder alone.
 _IN_FRONT = ("backbone.net.", "backbone.bottom_up.", "net.", "bottom_up.", "backbone.", "")
 _VIT = re.compile(
-    r"pos_embed$|patch_embed\.|norm_pre\.|neck\."
+    r"(pos_embed|registers|mask_token)$|patch_embed\.|norm_pre\.|neck\."
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|attn\.rel_pos_[hw]$|mlp\.fc[12]|residual)"
 )
 
@@ -60,6 +60,8 @@ class Detectron2(Format):
         contents.detector = {around + k: v for k, v in state.items() if not k.startswith(front)}
         if not contents.detector and not any(_ADDED.search(k) for k in contents.encoder):
             contents.new = _ADDED.pattern  # a pre-trained encoder in these keys
+        if "blocks.0.norm1.running_mean" in contents.encoder:
+            contents.settings["norm_eps"] = 1e-5
         if "pos_embed" in contents.encoder:
             contents.prefix = _cls_tokens(contents.encoder["pos_embed"])
 

@@ -6,6 +6,7 @@ import re
 import torch
 from torch import Tensor
 
+from ... import positions
 from ..contents import FORMATS, Contents, Format, State, WeightsError
 
 
@@ -24,6 +25,7 @@ class SimpleViT(Format):
         r"^transformer\.norm\.": "norm behind the last block",
         r"^linear_head\.": "classifier's head",
     }
+    registers = r"^register_tokens$"
     rename = (
         (r"^to_patch_embedding\.1\.", "patch_embed.norm_pixels."),
         (r"^to_patch_embedding\.2\.", "patch_embed.proj."),
@@ -67,11 +69,7 @@ def sincos_positions(grid: tuple[int, int], channels: int) -> Tensor:
     """SimpleViT's absolute positions, (1, rows, columns, channels): sines and cosines of the
     column, then of the row, at `channels` / 4 (2 or more) frequencies from 1 to 1 / 10,000."""
     steps = torch.arange(channels // 4)
-    frequencies = 1 / 10_000 ** (steps / steps[-1])
-    rows, columns = (torch.arange(n)[:, None] * frequencies for n in grid)
-    column = torch.cat([columns.sin(), columns.cos()], 1).expand(grid[0], -1, -1)
-    row = torch.cat([rows.sin(), rows.cos()], 1)[:, None].expand(-1, grid[1], -1)
-    return torch.cat([column, row], 2)[None]
+    return positions.sincos_positions(grid, 1 / 10_000 ** (steps / steps[-1]))
 
 
 def _channels_first(key: str, tensor: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from .shared import fold_layer_scale, unbiased_stem
 # Tokens beside the patches, in the order of their positions.
 _TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens")
 
+_MASK_TOKEN = r"^mask_token$"
+
 # What `ViT` cannot compute, by pattern of its keys. Anything else unknown ends as "unexpected".
 _NOT_VIT = {
     r"\.attn\.[qk]_norm\.": "norms of queries and keys",
@@ -25,11 +27,12 @@ class _Timm(Format):
         r"^cls_token$": "cls token",
         r"^dist_token$": "distillation token",
         r"^(reg_token|register_tokens)$": "registers",
-        r"^mask_token$": "mask token",
+        _MASK_TOKEN: "mask token",
         r"^(fc_)?norm\.": "norm behind the last block",
         r"^(head|head_dist|pre_logits)\.": "classifier's head",
         r"^attn_pool\.": "attention pooling in front of the head",
     }
+    registers = r"^(reg_token|register_tokens)$"
     rename = (
         # DINOv2 trains in chunks of blocks, numbered through: blocks.CHUNK.BLOCK.
         (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
@@ -90,6 +93,12 @@ class _Timm(Format):
                 "belong to tokens beside the patches: the rest must be one square of patches"
             )
         contents.prefix = fitting[0]
+        if contents.registers and contents.prefix == sum(tokens.values()):
+            key, registers_1RC = contents.registers
+            first = contents.prefix - registers_1RC.shape[1]
+            positions_1RC = contents.encoder["pos_embed"][:, first : contents.prefix]
+            if positions_1RC.shape == registers_1RC.shape:
+                contents.registers = key, registers_1RC + positions_1RC
 
 
 @FORMATS.register("timm")
@@ -107,8 +116,9 @@ class Timm(_Timm):
     without = r"^decoder_|^neck\.|\.attn\.pool_"
 
     def recognises(self, state: State) -> bool:
-        # A plain encoder in detectron2's keys has none of these.
-        own = "|".join([*self.drop, r"\.ls[12]\.gamma$", r"\.gamma_[12]$"])
+        # A plain encoder in detectron2's keys has none of these; a mask token it may have.
+        left_out = [pattern for pattern in self.drop if pattern != _MASK_TOKEN]
+        own = "|".join([*left_out, r"\.ls[12]\.gamma$", r"\.gamma_[12]$"])
         return super().recognises(state) and any(re.search(own, k) for k in state)
 
 

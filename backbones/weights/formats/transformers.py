@@ -122,6 +122,7 @@ class HfDinov2(HuggingFace):
         r"^(\w+\.)?layernorm\.": "norm behind the last block",
         r"^classifier\.": "classifier's head",
     }
+    registers = r"\bembeddings\.register_tokens$"
     rename = (
         (r"^dinov2(_with_registers)?\.", ""),
         *_CLASSIFIER_BLOCKS,

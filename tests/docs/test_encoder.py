@@ -1,0 +1,52 @@
+"""docs/encoder.md: its words are those that there are, its figures those that are counted."""
+
+import re
+
+import pytest
+
+from backbones import ACTIVATIONS, NORMS, STEMS, build_encoder
+from backbones.positions import POSITIONS
+from experiments import runs, studies
+from experiments.cost import detector_cost
+from experiments.training_cost import training_macs
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "encoder.md").read_text()
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines()]
+ROWS = [row for row in ROWS if len(row) > 3]
+
+
+def values() -> dict[str, list[str]]:
+    found, word = {}, ""
+    for name, value, *_ in ROWS:
+        word = name or word
+        found.setdefault(word.strip("`"), []).append(value.strip("`"))
+    return found
+
+
+def test_words():
+    found = values()
+    for word, registry in (("stem", STEMS), ("block_norm", NORMS), ("activation", ACTIVATIONS)):
+        own = [name for name, entry in registry if entry.__module__.startswith("backbones.")]
+        assert sorted(found[word]) == sorted(own)
+    assert tuple(found["positions"]) == POSITIONS
+    for word, values_of_word in found.items():
+        if word in ("stem", "positions", "block_norm", "activation"):
+            for value in values_of_word:
+                build_encoder("vit-mini", **{word: value})
+
+
+def test_rows():
+    rows = re.findall(r"^\| ([\w-]+) \| \d", PAGE, re.M)
+    assert sorted(rows) == sorted(v.name for v in studies.find("encoder-recipe").variants)
+
+
+@pytest.mark.slow
+def test_costs():
+    study = studies.find("encoder-recipe")
+    for row in runs.rows(study, "coco", "vit-b", {}):
+        cost = detector_cost(row.cfg.model)
+        params, encoder = cost.encoder.params / 1e6, cost.encoder.macs / 1e9
+        detector, training = cost.detector.macs / 1e9, training_macs(row.cfg.model) / 1e9
+        shown = f"| {row.variant.name} | {params:.2f} | {encoder:.1f} | {detector:.1f} | "
+        assert f"{shown}{training:.0f} |" in PAGE
