@@ -18,10 +18,12 @@ DEVICE ?=#          of plan: a GPU by name, e.g. h100; default: this machine
 KIND ?=#            of data: coco or lvis
 DATASET ?=#         train on your own COCO-format set: annotations.json,images/
 VAL ?=#             evaluate on your own: annotations.json,images/
+RECIPE ?=#          of pretrain: mae, sup, flip, ... (docs/pretraining.md)
+IMAGES ?=#          pre-train on your own: a folder of images, in ImageNet's layout
 CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
 WEIGHTS ?=#         of eval-coco: checkpoint of a whole detector
 SPLIT ?=#           of eval-coco: val2017, train2017, test-dev2017, lvis_v1_val, ...; default: the config's
-SUITE ?= default#   of bench: default, growth, table-3, full, weights, evaluation, input or training
+SUITE ?= default#   of bench: default, growth, table-3, full, weights, evaluation, input, training or pretraining
 ONLY ?=#            of bench: cases with all these words, e.g. "128 train"
 PYTHON ?= python3#  3.11 to 3.13, makes .venv
 TORCH ?=#           another torch, e.g. "torch==2.11.0 torchvision==0.26.0"
@@ -41,7 +43,7 @@ DETECTRON2_WHEEL := sal-detectron2==0.7.2
 NOT_INSTALLED := opencv-python cython
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL CONFIG WEIGHTS SPLIT SUITE ONLY PYTHON TORCH DETECTRON2
+export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 
 # Another PYTHON, TORCH or DETECTRON2 than the installed one means installing again.
@@ -85,9 +87,15 @@ $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
 ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make ablation-global-vs-conv
 	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
 		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" \
-		$(data_options) \
+		$(data_options) --images "$$IMAGES" \
 		$(if $(filter 1,$(YES)),--yes); \
 	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" --delta "$$DELTA" $(if $(filter 1,$(KEEP)),--keep) || exit; exit $$code
+
+.PHONY: pretrain
+pretrain: $(INSTALLED) ## Pre-train an encoder, show how it learned: RECIPE= SCALE= SIZE= IMAGES=
+	@$(RUN) experiments pretrain "$$RECIPE" --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
+		--jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" --images "$$IMAGES" \
+		&& $(RUN) analysis pretraining "runs/$$SCALE"
 
 .PHONY: paper-tables
 paper-tables: $(INSTALLED) ## Every table of the paper beside our costs and AP: results/paper/

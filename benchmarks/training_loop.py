@@ -33,7 +33,7 @@ from rich.console import Console
 from tabulate import tabulate
 from torch import nn
 
-from experiments import budget, distributed, runs, studies, train
+from experiments import budget, distributed, fit, runs, studies, train
 from experiments.data import catalog
 from experiments.data.stream import training_loader
 from experiments.training_loop import Checkpoints, Trainer
@@ -104,11 +104,11 @@ def measured(case: Case, data: catalog.Data | None = None) -> tuple[list[dict], 
         # `fit` builds the loop as for any run; only its images and its repetition are replaced.
         with (
             contextlib.redirect_stdout(out),
-            mock.patch.object(train, "training_loader", _in_memory(case, row.cfg)),
+            mock.patch.object(fit, "training_loader", _in_memory(case, row.cfg)),
             mock.patch.object(Trainer, "train", alternate),
         ):
             setup_logger(str(Path(folder) / "log.txt"), name="detectron2")
-            train.fit(row.cfg, run)
+            train.fit_run(row.cfg, run)
             logging.getLogger("detectron2").handlers.clear()
     return tuple(found)
 

@@ -30,6 +30,9 @@ Dataset = Annotated[
     str, typer.Option("--dataset", help="Train on your own: annotations.json,images/ (with --val).")
 ]
 Val = Annotated[str, typer.Option("--val", help="Evaluate on your own: annotations.json,images/.")]
+Images = Annotated[
+    str, typer.Option("--images", help="Pre-train on your own: a folder, in ImageNet's layout.")
+]
 Gpus = Annotated[
     int,
     typer.Option(help="Devices of one run; without a GPU, processes on the CPU.", min=1),
@@ -55,6 +58,7 @@ def run(
     overrides: Overrides = "",
     dataset: Dataset = "",
     val: Val = "",
+    images: Images = "",
     yes: Annotated[bool, typer.Option("--yes", help="Train for days on a CPU if need be.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
@@ -66,16 +70,12 @@ def run(
     from . import config, distributed
     from . import runs as planning
     from .data import catalog
+    from .pretraining import images as pretraining_images
+    from .pretraining import runs as pretraining
 
-    words = config.parse_overrides(overrides)
+    words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
-    settings = None
-    if launcher not in ("local", "slurm"):
-        raise unknown("launcher", launcher, ("local", "slurm"))
-    if launcher == "slurm":
-        from . import slurm
-
-        settings = slurm.settings_for(gpus)
+    settings = _settings(launcher, gpus)
     bfloat16 = settings.bfloat16 if settings else None
     rows = planning.rows(found, scale, size, words, chosen, bfloat16)
     folder = runs / scale / found.name
@@ -85,19 +85,29 @@ def run(
         data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
     except UserError as error:
         raise UserError("; ".join([str(error), *missing])) from error
+    # First what encoders start from: it is a part of their runs' identity.
+    pretrainings = pretraining.plan_for(
+        [row.cfg for row in rows],
+        scale,
+        lambda: pretraining_images.prepare(scale, images or None),
+        runs,
+        pretraining_words,
+    )
     planned = planning.plan(
         found, study, scale, rows, seeds or found.seeds.get(scale, 1), data, runs
     )
     todo = [r for r in planned if not r.done]
+    needed = pretraining.needed(pretrainings, [r.cfg.train.init_weights for r in todo])
     if missing := planning.missing_weights(r.cfg for r in todo):
         raise UserError(*missing)
     planning.check_weights(r.cfg for r in todo)
     processes = distributed.started_by_torchrun() or gpus
-    for r in todo:
+    for r in [*needed, *todo]:
         config.check_processes(r.cfg, processes)
     console.print(
         f"{found.question}\n"
         f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
+        + (f"; before them {len(needed)} pre-trainings" if needed else "")
     )
     if scale == "coco" and todo and not settings:  # it speaks of this machine
         from . import budget
@@ -107,18 +117,52 @@ def run(
         planning.write_manifest(found, rows, planned, folder, _command())
     if not todo and not distributed.started_by_torchrun():
         return
-    from . import launch, view  # they take a second: a finished study is not to wait for them
-
     if distributed.started_by_torchrun():
-        launch.here(planning.trainings_first(planned))
+        from . import launch, train  # they take a second: a finished study is not to wait for them
+        from .pretraining.train import pretrain
+
+        launch.here(needed, pretrain)
+        launch.here(planning.trainings_first(planned), train.execute)
         return
+    _launch_pretrainings(needed, jobs, gpus, settings)
+    from .train import execute
+
+    _launch(planning.trainings_first(todo), execute, jobs, gpus, settings)
+
+
+def _settings(launcher: str, gpus: int):
+    """What slurm.toml says; None for the local launcher."""
+    if launcher not in ("local", "slurm"):
+        raise unknown("launcher", launcher, ("local", "slurm"))
+    if launcher == "local":
+        return None
+    from . import slurm
+
+    return slurm.settings_for(gpus)
+
+
+def _launch_pretrainings(needed: list, jobs: int, gpus: int, settings) -> None:
+    """One after the other where one starts from another, else side by side."""
+    from .pretraining.runs import by_depth
+    from .pretraining.train import pretrain
+
+    for together in by_depth(needed):
+        _launch(together, pretrain, jobs, gpus, settings)
+
+
+def _launch(todo: list, execute, jobs: int, gpus: int, settings) -> None:
+    """Run them, show how far they are, and exit with 1 if one failed."""
+    from . import launch, view
+
     if settings:
-        launched = slurm.launch(todo, jobs, gpus, settings)
+        from . import slurm
+
+        launched = slurm.launch(todo, jobs, gpus, settings, execute)
     else:
         launch.check_gpus(gpus)
-        todo = planning.trainings_first(todo)
         cores = len(os.sched_getaffinity(0))
-        launched = launch.launch(todo, jobs or launch.default_jobs(todo, cores, gpus), gpus)
+        count = jobs or launch.default_jobs(todo, cores, gpus)
+        launched = launch.launch(todo, count, gpus, execute)
     try:
         view.follow(launched, console)
     except KeyboardInterrupt:
@@ -130,6 +174,51 @@ def run(
         console.print(f"{name} failed: {progress.error}\n  log: {progress.log}", highlight=False)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, see configs/pretraining.")],
+    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
+    size: Annotated[str, typer.Option(help="Model size; default: vit-mini, or vit-b.")] = "",
+    seeds: Annotated[int, typer.Option(help="Number of seeds; 0: one.", min=0)] = 0,
+    jobs: Annotated[int, typer.Option(help="Runs side by side; 0: one per GPU or core.")] = 0,
+    gpus: Gpus = 1,
+    launcher: Annotated[str, typer.Option(help="local, or slurm (docs/cluster.md).")] = "local",
+    overrides: Overrides = "",
+    images: Images = "",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Pre-train an encoder, without a detector behind it."""
+    from . import config, distributed
+    from .pretraining import images as pretraining_images
+    from .pretraining import runs as pretraining
+
+    config.check_scale(scale)
+    size = size or {"mini": "vit-mini", "coco": "vit-b"}[scale]
+    settings = _settings(launcher, gpus)
+    overrides = config.parse_overrides(overrides)
+    pretraining.resolve(recipe, size, overrides)  # before images are looked for
+    config.check_writable(runs / scale / pretraining.FOLDER)
+    data = pretraining_images.prepare(scale, images or None)
+    chains = [
+        pretraining.plan(config.RECIPE + recipe, scale, size, data, runs, overrides, seed=seed)
+        for seed in range(seeds or 1)
+    ]
+    words = [pretraining.word_of(chain[-1]) for chain in chains]
+    needed = pretraining.needed([run for chain in chains for run in chain], words)
+    processes = distributed.started_by_torchrun() or gpus
+    for run in needed:
+        config.check_processes(run.cfg, processes)
+    if distributed.started_by_torchrun():
+        from . import launch
+        from .pretraining.train import pretrain as execute
+
+        launch.here(needed, execute)
+    else:
+        _launch_pretrainings(needed, jobs, gpus, settings)
+    for chain in chains:
+        console.print(Path(chain[-1].folder) / pretraining.ENCODER, highlight=False)
 
 
 @app.command()

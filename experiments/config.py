@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from backbones import CONV_BLOCKS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
+from backbones import ACTIVATIONS, CONV_BLOCKS, NORMS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
 from backbones.weights import WeightsError, catalog
 
 from . import test_time
@@ -30,7 +30,9 @@ from .optim import param_groups
 from .studies import Study, Variant, Words
 
 ROOT = Path(__file__).resolve().parents[1]
+PRETRAINING = ROOT / "configs" / "pretraining"
 SCALES = ("mini", "coco")
+RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining
 # What does not change the result of a run, and so is no part of its identity.
 NOT_IDENTITY = (
     "train.checkpoint_period",
@@ -72,7 +74,8 @@ _HIERARCHICAL = {
     ("MViT", 192, 80): "mvitv2-h",
 }
 PARALLEL = ("ddp", "fsdp")
-_REQUIRED = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train", "test")
+PRETRAINING_PARTS = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train")
+_PARTS = (*PRETRAINING_PARTS, "test")
 
 
 def check_scale(scale: str) -> None:
@@ -100,8 +103,11 @@ def base_path(scale: str, size: str, detector: str = "mask_rcnn", dataset: str =
     return of_size[size]
 
 
-def load(path: str | Path) -> DictConfig:
+def load(path: str | Path, parts: Sequence[str] = _PARTS) -> DictConfig:
     """A training config from a LazyConfig file (.py, or the .yaml kept with a run).
+
+    Args:
+        parts: that it must have.
 
     Raises:
         UserError: there is no such file, it cannot be read, or parts are missing.
@@ -112,7 +118,7 @@ def load(path: str | Path) -> DictConfig:
         cfg = LazyConfig.load(str(path))
     except Exception as error:
         raise UserError(f"cannot read the config {path}: {str(error).splitlines()[0]}") from error
-    missing = [part for part in _REQUIRED if part not in cfg]
+    missing = [part for part in parts if part not in cfg]
     if missing:
         raise UserError(
             f"the config {path} lacks {', '.join(missing)}: see configs/coco for whole ones"
@@ -199,6 +205,13 @@ def parse_overrides(text: str) -> Words:
         raise UserError(f"overrides {text!r} cannot be split: {error}") from error
 
 
+def split_overrides(words: Words) -> tuple[Words, Words]:
+    """Those of detection configs, and those of pre-training, "pretraining.a.b", without that."""
+    prefix = "pretraining."
+    own = {k.removeprefix(prefix): v for k, v in words.items() if k.startswith(prefix)}
+    return {k: v for k, v in words.items() if not k.startswith(prefix)}, own
+
+
 def resolve(
     study: Study,
     variant: Variant,
@@ -225,10 +238,11 @@ def resolve(
         raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
     set_words(cfg, overrides, "OVERRIDES")
     cfg.train.amp = bool(cfg.train.amp) and (computes_bfloat16() if bfloat16 is None else bfloat16)
-    try:
-        catalog.source(cfg.train.init_weights, encoder_size(cfg))
-    except WeightsError as error:
-        raise UserError(f"variant {variant.name!r}: train.init_weights: {error}") from error
+    if not is_recipe(cfg.train.init_weights):
+        try:
+            catalog.source(cfg.train.init_weights, encoder_size(cfg))
+        except WeightsError as error:
+            raise UserError(f"variant {variant.name!r}: train.init_weights: {error}") from error
     backbone = check(cfg, f"variant {variant.name!r}").backbone
     words, encoder = cfg.model.backbone, getattr(backbone, "net", None)
     if isinstance(encoder, ViT) and words.get("count", 0) is None:
@@ -247,6 +261,18 @@ def check(cfg: DictConfig, where: str) -> nn.Module:
     Raises:
         UserError: naming `where`, the key and what is allowed.
     """
+    test_time.check(cfg.test)
+    side, square = cfg.dataloader.image_size, cfg.model.backbone.get("square_pad", 0)
+    if 0 < square < side:
+        raise UserError(
+            f"{where}: images of dataloader.image_size={side} do not fit into the "
+            f"model.backbone.square_pad={square} that they are padded to"
+        )
+    return check_training(cfg, where)
+
+
+def check_training(cfg: DictConfig, where: str) -> nn.Module:
+    """As `check`, of what detection and pre-training configs have in common."""
     for key, least in _AT_LEAST.items():
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
@@ -262,13 +288,6 @@ def check(cfg: DictConfig, where: str) -> nn.Module:
         raise UserError(
             f"{where}: dataloader.train.micro_batch_size={micro} does not divide "
             f"total_batch_size={total}"
-        )
-    test_time.check(cfg.test)
-    side, square = cfg.dataloader.image_size, cfg.model.backbone.get("square_pad", 0)
-    if 0 < square < side:
-        raise UserError(
-            f"{where}: images of dataloader.image_size={side} do not fit into the "
-            f"model.backbone.square_pad={square} that they are padded to"
         )
     try:
         model = build_on_meta(cfg.model)
@@ -303,21 +322,30 @@ def check_processes(cfg: DictConfig, count: int) -> None:
 
 def encoder_size(cfg: DictConfig) -> str:
     """The named size of the config's encoder, e.g. "vit-b" or "swin-l"; "" if it has none."""
-    if "size" in cfg.model.backbone:
-        return cfg.model.backbone.size
-    words = cfg.model.backbone.get("bottom_up", {})
+    encoder = cfg.model.get("backbone") or cfg.model.encoder
+    if "size" in encoder:
+        return encoder.size
+    words = encoder.get("bottom_up", {})
     kind = words.get("_target_", "")
     kind = kind if isinstance(kind, str) else kind.__name__
     blocks = words.get("depth") or sum(words.get("depths", []))
     return _HIERARCHICAL.get((kind.rpartition(".")[2], words.get("embed_dim"), blocks), "")
 
 
+def is_recipe(word: str) -> bool:
+    """Whether `train.init_weights` asks for a pre-training of this suite."""
+    return word.startswith(RECIPE)
+
+
 def init_weights(cfg: DictConfig) -> Path | None:
-    """The file of the encoder's initial weights, see `backbones.weights.catalog`; None: random.
+    """The file of the encoder's initial weights, see `backbones.weights.catalog`; None: random, or
+    pre-trained here.
 
     Raises:
         UserError: unknown, or not there: what to download and where to put it.
     """
+    if is_recipe(cfg.train.init_weights):
+        return None
     try:
         return catalog.find(cfg.train.init_weights, encoder_size(cfg))
     except (WeightsError, FileNotFoundError) as error:
@@ -359,10 +387,11 @@ def training_fingerprint(cfg: DictConfig, data_digest: str) -> str:
 def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     # The weights themselves count, not the word or the folder that they are found by.
     plain = without_keys(plain_config(cfg), (*without, "train.init_weights"))
-    words = {str(v) for v in plain["model"].get("backbone", {}).values()}
+    encoder = plain["model"].get("backbone") or plain["model"].get("encoder", {})
+    words = {str(v) for v in encoder.values()}
     foreign = {
         word: inspect.getsource(inspect.getmodule(entry))
-        for registry in (PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, STEMS)
+        for registry in (PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, STEMS, NORMS, ACTIVATIONS)
         for word, entry in registry
         if word in words and not entry.__module__.startswith("backbones.")
     }
@@ -384,7 +413,10 @@ def without_keys(plain: dict, keys: Sequence[str]) -> dict:
 
 
 def _weights_digest(cfg: DictConfig) -> str:
-    """Of the initial weights, "" if random; while they are missing, the word for them."""
+    """Of the initial weights, "" if random; while they are missing, the word for them; pre-trained
+    here, the pre-training's name, which ends in its own fingerprint."""
+    if is_recipe(cfg.train.init_weights):
+        return cfg.train.init_weights
     try:
         path = init_weights(cfg)
     except UserError:

@@ -22,7 +22,6 @@ import torch
 from . import distributed
 from .errors import UserError
 from .runs import Run
-from .train import execute
 
 _MINUTES = 60 * 24 * 365  # submitit wants a limit
 _LITTLE = 1 << 20  # bytes, too few for what a process leaves at its end
@@ -165,13 +164,12 @@ def check_gpus(processes: int) -> None:
         )
 
 
-def launch(
-    runs: list[Run], jobs: int, processes: int = 1, execute: Callable[[Run], str] = execute
-) -> Launch:
+def launch(runs: list[Run], jobs: int, processes: int, execute: Callable[[Run], str]) -> Launch:
     """Start the runs, `jobs` at a time, in order.
 
     Args:
         processes: of each run, each with a GPU of its own if there are any.
+        execute: what a process calls with its run.
     """
     launched = Launch([Progress(run) for run in runs])
     gpus = _gpus()
@@ -214,7 +212,7 @@ def launch(
     return launched
 
 
-def here(runs: list[Run]) -> None:
+def here(runs: list[Run], execute: Callable[[Run], str]) -> None:
     """One run after the other in this process and those that torchrun started with it."""
     with distributed.process_group():
         for run in runs:

@@ -77,6 +77,7 @@ class Record:
     data: dict[str, Any]  # kind, images (of train and val), train, val (files), digest
     config: dict[str, Any]
     processes: int = 1  # of training: devices, or processes on a CPU
+    train_macs: int | None = None  # of one image's forward and backward pass; None: not counted
     skipped: int = 0  # steps left out, see train.may_skip
 
 

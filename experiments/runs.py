@@ -15,6 +15,7 @@ from backbones.weights.fit import fit_encoder
 from . import config
 from .data.catalog import Data
 from .errors import UserError
+from .pretraining import runs as pretraining
 from .records import MANIFEST, RECORD, VERSION, read, write_json
 from .studies import Study, Variant, Words
 
@@ -33,6 +34,19 @@ class Run:
     folder: str  # absolute
     cfg: DictConfig
     data: Data
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of the encoder's initial weights; None: random.
+
+        Raises:
+            UserError: as of `config.init_weights`.
+        """
+        word = self.cfg.train.init_weights
+        if config.is_recipe(word):
+            root = Path(self.folder).parents[1]
+            return pretraining.weights(root, word)
+        return config.init_weights(self.cfg)
 
     @property
     def done(self) -> bool:

@@ -32,7 +32,6 @@ from .errors import UserError, unknown
 from .launch import Progress, first_error
 from .records import VERSION, read_json, write_json
 from .runs import Run
-from .train import execute
 
 FILE, VARIABLE = "slurm.toml", "ABLATIONS_SLURM"
 _COMMANDS = ("sbatch", "srun", "squeue", "scontrol")
@@ -367,7 +366,7 @@ def launch(
     jobs: int,
     processes: int,
     settings: Settings,
-    execute: Callable[[Run], str] = execute,
+    execute: Callable[[Run], str],
 ) -> Launch:
     """Submit the runs, but those whose jobs wait or run already.
 

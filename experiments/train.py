@@ -15,15 +15,10 @@ from typing import Any
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.engine import hooks
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.solver import LRMultiplier
-from detectron2.solver.lr_scheduler import WarmupParamScheduler
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.registry import locate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from submitit.helpers import Checkpointable
 from torch import nn
 
@@ -32,15 +27,13 @@ from backbones.weights import encoder_of, load_encoder
 from . import checkpoints, config, distributed, environment, records, studies
 from .config import plain_config
 from .cost import detector_cost
-from .data.stream import training_loader
-from .devices import peak_macs_per_second
+from .data.stream import Stream
 from .errors import UserError
 from .evaluate import PREDICTIONS, evaluate, set_num_classes
-from .optim import param_groups
+from .fit import fit, training_figures
 from .records import LAST_WEIGHTS, METRICS
 from .runs import Run
-from .training_cost import training_step
-from .training_loop import Average, Checkpoints, LearningRates, Meter, Trainer, parallel
+from .training_cost import training_macs
 
 
 class Execute(Checkpointable):
@@ -56,7 +49,7 @@ class Execute(Checkpointable):
         folder = Path(run.folder)
         folder.mkdir(parents=True, exist_ok=True)
         alone = distributed.alone(folder / ".lock")
-        with _faults_named(folder), distributed.process_group(), alone:
+        with faults_named(folder), distributed.process_group(), alone:
             if not distributed.of_main(lambda: run.done):
                 _execute(run)
         return str(folder / records.RECORD)
@@ -69,7 +62,7 @@ _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 @contextlib.contextmanager
-def _faults_named(folder: Path) -> Iterator[None]:
+def faults_named(folder: Path) -> Iterator[None]:
     """A file system that takes no more, and a killed process of the data loader, end in one line,
     whatever came of them later: torch, say, finds that a checkpoint has another length."""
     try:
@@ -97,15 +90,13 @@ def _faults_named(folder: Path) -> Iterator[None]:
 
 
 def _execute(run: Run) -> None:
-    started = _now()
+    started = now()
     folder = Path(run.folder)
     studies.find(run.source)  # registers what the study's file defines
     if config.fingerprint(run.cfg, run.data.digest) != run.fingerprint:
         raise UserError(f"{run.source} changed since this run was planned: run the study again")
     config.check_processes(run.cfg, comm.get_world_size())
-    for name in ("detectron2", "fvcore"):
-        logging.getLogger(name).handlers.clear()  # of a run before, in this process
-        setup_logger(str(folder / "log.txt"), distributed_rank=comm.get_rank(), name=name)
+    log_to(folder)
     cfg = copy.deepcopy(run.cfg)
     set_num_classes(cfg, len(run.data.categories))
     cfg.dataloader.test.dataset = str(run.data.val)
@@ -115,16 +106,13 @@ def _execute(run: Run) -> None:
 
     # What could fail is done before training: costs, versions.
     cost = detector_cost(cfg.model)
+    train_macs = training_macs(cfg.model)
     versions, git_commit = environment.versions(), environment.git_commit()
 
     with distributed.alone(_training_note(run)):
         state = train(cfg, run)
     model = instantiate(cfg.model).to(distributed.device())
     model.load_state_dict(state["model"])
-    meter = state["meter"]
-    processes, device, threads = meter["machines"][-1]
-    if len(meter["machines"]) > 1:
-        device = ", then ".join(f"{p} x {d} ({t} threads)" for p, d, t in meter["machines"])
     result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
     if not comm.is_main_process():
         return
@@ -144,21 +132,14 @@ def _execute(run: Run) -> None:
         activations=cost.detector.activations,
         encoder_params=cost.encoder.params,
         encoder_macs=cost.encoder.macs,
+        train_macs=train_macs,
         input_size=cost.size,
-        train_seconds=meter["seconds"],
-        images_per_second=cfg.train.max_iter * config.batch(cfg)[0] / max(meter["seconds"], 1e-9),
+        **training_figures(cfg, state),
         evaluate_seconds=result.seconds,
-        peak_memory_mib=meter["peak_mib"],
-        memory_kind="allocated on device" if torch.cuda.is_available() else "process resident",
-        precision="bfloat16 autocast" if cfg.train.amp else "float32",
-        device=device,
-        threads=threads,
-        processes=processes,
-        skipped=state["trainer"]["skipped"],
         versions=versions,
         git_commit=git_commit,
         started=started,
-        finished=_now(),
+        finished=now(),
         data=dict(
             kind=run.data.val.kind,
             images=run.data.images,
@@ -170,6 +151,13 @@ def _execute(run: Run) -> None:
     )
     records.write(folder, record)
     checkpoints.remove_all_but_last(folder)
+
+
+def log_to(folder: Path) -> None:
+    """Libraries that say what they do say it in the run's log, and in the process's output."""
+    for name in ("detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()  # of a run before, in this process
+        setup_logger(str(folder / "log.txt"), distributed_rank=comm.get_rank(), name=name)
 
 
 def _training_note(run: Run) -> Path:
@@ -198,7 +186,7 @@ def train(cfg: DictConfig, run: Run) -> dict[str, Any]:
     last = folder / LAST_WEIGHTS
     twin = distributed.of_main(lambda: _trained_by_another(run))
     if twin is None:
-        fit(cfg, run)
+        fit_run(cfg, run)
         if comm.is_main_process():
             note = _training_note(run)
             note.write_text(os.path.relpath(folder, note.parent.parent))
@@ -208,99 +196,27 @@ def train(cfg: DictConfig, run: Run) -> dict[str, Any]:
     return checkpoints.read(twin or last)
 
 
-def fit(cfg: DictConfig, run: Run) -> None:
+def fit_run(cfg: DictConfig, run: Run) -> None:
     """Train, from the last checkpoint in the run's folder if there is one, to `LAST_WEIGHTS`."""
-    folder = Path(run.folder)
-    device = distributed.device()
     torch.manual_seed(cfg.train.seed)
     model = instantiate(cfg.model)
     set_federated_loss(model, run.data.image_counts)
     _, encoder = encoder_of(model)
-    if weights := config.init_weights(cfg):
+    if weights := run.weights:
         load_encoder(encoder, weights, show=logging.getLogger("detectron2").info)
-    if cfg.train.compile:
-        encoder.compile()
-    model = parallel(model.to(device), cfg.train.parallel)
-    optimizer = _optimizer(cfg, model)
-    schedule = _schedule(cfg, optimizer)
-    average = Average(model, cfg.train.ema) if cfg.train.ema else None
-    batch, micro_batch = config.batch(cfg)
-    meter = Meter(
-        batch,
-        _macs(cfg),
-        peak_macs_per_second(torch.bfloat16 if cfg.train.amp else torch.float32),
-    )
-    saved = Checkpoints(
-        folder,
-        model,
-        optimizer,
-        schedule,
-        meter,
-        average,
-        cfg.train.checkpoint_period,
-        cfg.train.checkpoint_minutes,
-    )
-    trainer = Trainer(
-        model,
-        None,
-        optimizer,
-        micro_batches=batch // micro_batch,
-        seed=cfg.train.seed,
-        amp=cfg.train.amp,
-        clip_grad_norm=cfg.train.clip_grad_norm,
-        may_skip=cfg.train.may_skip,
-        last_checkpoint=lambda: checkpoints.last(folder),
-    )
-    # A short run is heard of too: ten lines at least.
-    log_period = max(1, min(cfg.train.log_period, cfg.train.max_iter // 10))
-    writers = [
-        CommonMetricPrinter(cfg.train.max_iter),
-        JSONWriter(str(folder / METRICS)),
-        TensorboardXWriter(str(folder / "tensorboard")),
-    ]
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(warmup_iter=1),
-            # Before the next hook makes them the next step's.
-            LearningRates(optimizer, cfg.optimizer.lr, log_period),
-            hooks.LRScheduler(scheduler=schedule),
-            meter,
-            *([average] if average else []),
-            *([hooks.PeriodicWriter(writers, log_period)] if comm.is_main_process() else []),
-            saved,
-        ]
-    )
-    start = saved.load()
-    if start >= cfg.train.max_iter:
-        return
-    name = run.data.train.register()
-    if run.data.has_rle:
-        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
-    trainer.data_loader = training_loader(
-        get_detection_dataset_dicts(name),
-        instantiate(cfg.dataloader.train.mapper),
-        cfg.train.seed,
-        start=start * batch,
-        batch_size=micro_batch,
-        num_workers=min(cfg.dataloader.train.num_workers, distributed.cores()),
-        repeat_threshold=cfg.dataloader.train.repeat_threshold,
-        per_step=batch // micro_batch,
-        rank=comm.get_rank(),
-        world=comm.get_world_size(),
-    )
-    trainer.train(start, cfg.train.max_iter)
 
+    def stream() -> Stream:
+        name = run.data.train.register()
+        if run.data.has_rle:
+            cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+        return Stream(
+            get_detection_dataset_dicts(name),
+            instantiate(cfg.dataloader.train.mapper),
+            cfg.train.seed,
+            cfg.dataloader.train.repeat_threshold,
+        )
 
-def _macs(cfg: DictConfig) -> float | None:
-    """Of one image's forward and backward pass, what checkpointing computes again left out; None
-    for a variant that trains by the values of its tensors, which cannot be counted without them."""
-    again = False if "use_act_checkpoint" in cfg.model.backbone else None
-    size = detector_cost(cfg.model).size
-    try:
-        return training_step(cfg.model, 1, size, cfg.train.amp, again, textbook=True).macs
-    except (RuntimeError, NotImplementedError) as error:
-        logging.getLogger("detectron2").info("no MFU: %s", error)
-        return None
+    fit(cfg, Path(run.folder), model, encoder, stream, training_macs(cfg.model))
 
 
 def set_federated_loss(model: nn.Module, image_counts: Sequence[int]) -> None:
@@ -319,22 +235,6 @@ def set_federated_loss(model: nn.Module, image_counts: Sequence[int]) -> None:
             module.fed_loss_num_classes = min(
                 module.fed_loss_num_classes, int(weights.count_nonzero())
             )
-
-
-def _optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    words = OmegaConf.to_container(cfg.optimizer, resolve=True)
-    build = words.pop("_target_")
-    build = locate(build) if isinstance(build, str) else build
-    groups = param_groups(model, words["lr"], words["weight_decay"], **cfg.param_groups)
-    return build(groups, **words)
-
-
-def _schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    warmup = min(cfg.schedule.warmup_iters / cfg.train.max_iter, 1.0)
-    multiplier = WarmupParamScheduler(
-        instantiate(cfg.schedule.decay), cfg.schedule.warmup_factor, warmup
-    )
-    return LRMultiplier(optimizer, multiplier, cfg.train.max_iter)
 
 
 def _report_evaluation(folder: Path) -> Callable[[int, int], None]:
@@ -359,5 +259,6 @@ def _report_evaluation(folder: Path) -> Callable[[int, int], None]:
     return report
 
 
-def _now() -> str:
+def now() -> str:
+    """ISO 8601, UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

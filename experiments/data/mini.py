@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -88,14 +89,14 @@ def _ink(rng: np.random.RandomState) -> int:
     return int(rng.choice([rng.randint(0, 40), rng.randint(216, 256)]))
 
 
-def _background(rng: np.random.RandomState) -> np.ndarray:
+def background(rng: np.random.RandomState) -> np.ndarray:
     """Uneven grey: no colour, so that the band's is the only one an image has throughout."""
     coarse = rng.randint(-14, 15, (SIDE // 8, SIDE // 8, 1)).repeat(8, axis=0).repeat(8, axis=1)
     fine = rng.randint(-10, 11, (SIDE, SIDE, 3))
     return rng.randint(90, 166) + coarse + fine
 
 
-def _radius(rng: np.random.RandomState) -> int:
+def object_radius(rng: np.random.RandomState) -> int:
     """Half the object's size in pixels: from smaller than a window to most of the image."""
     tier = rng.choice(4, p=[0.6, 0.25, 0.1, 0.05])
     low, high = [(7, 13), (14, 24), (25, 44), (45, 61)][tier]
@@ -141,45 +142,64 @@ def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
         uint8 (128, 128, 3) RGB, and COCO annotations without ids.
     """
     rng = np.random.RandomState(1_000_003 * VERSION + 100_000 * (split == "val") + index)
-    image = _background(rng)
+    image = background(rng)
     band = int(rng.randint(len(BANDS)))
-    _draw_band(rng, image, list(BANDS.values())[band])
+    draw_band(rng, image, list(BANDS.values())[band])
     annotations: list[dict] = []
     taken: list[tuple[int, int, int]] = []
 
     if rng.randint(10) == 0:
         annotations.append(_draw_crowd(rng, image, band, taken))
     # Large ones first, so that they find room.
-    for radius in sorted((_radius(rng) for _ in range(rng.randint(4, 9))), reverse=True):
-        shape, rotation = int(rng.randint(len(SHAPES))), int(rng.randint(len(_ROTATIONS)))
-        reach = _reach(SHAPES[shape], radius, rotation)
-        center = _place(rng, reach, taken)
-        if center is None:
-            continue
-        taken.append((*center, reach))
-        corners = _corners(SHAPES[shape], radius, center, rotation)
-        filled = radius < 14 and rng.randint(2) == 0
-        contour = _outline(SHAPES[shape], radius, center, rotation)
-        image[_inside(corners) if filled else contour] = _ink(rng)
-        annotations.append(_polygon_annotation(_category(band, shape), corners))
+    for radius in sorted((object_radius(rng) for _ in range(rng.randint(4, 9))), reverse=True):
+        shape = int(rng.randint(len(SHAPES)))
+        corners = draw_object(rng, image, shape, radius, taken)
+        if corners is not None:
+            annotations.append(_polygon_annotation(category(band, shape), corners))
     for _ in range(rng.randint(1, 4)):
-        _draw_open_outline(rng, image, taken)
+        draw_open_outline(rng, image, taken)
     image += rng.randint(-6, 7, image.shape)
     return image.clip(0, 255).astype(np.uint8), annotations
 
 
-def _category(band: int, shape: int) -> int:
+def draw_object(
+    rng: np.random.RandomState, image: np.ndarray, shape: int, radius: int, taken: list
+) -> np.ndarray | None:
+    """A closed outline, or a small filled one, where there is room.
+
+    Args:
+        shape: index in `SHAPES`.
+        taken: as of `_place`; the object is added.
+
+    Returns:
+        Its corners as of `_corners`, None if there is no room.
+    """
+    rotation = int(rng.randint(len(_ROTATIONS)))
+    reach = _reach(SHAPES[shape], radius, rotation)
+    center = _place(rng, reach, taken)
+    if center is None:
+        return None
+    taken.append((*center, reach))
+    corners = _corners(SHAPES[shape], radius, center, rotation)
+    filled = radius < 14 and rng.randint(2) == 0
+    contour = _outline(SHAPES[shape], radius, center, rotation)
+    image[_inside(corners) if filled else contour] = _ink(rng)
+    return corners
+
+
+def category(band: int, shape: int) -> int:
+    """Index in `CATEGORIES`."""
     return band * len(SHAPES) + shape
 
 
-def _draw_band(rng: np.random.RandomState, image: np.ndarray, color: tuple[int, int, int]) -> None:
+def draw_band(rng: np.random.RandomState, image: np.ndarray, color: tuple[int, int, int]) -> None:
     """The band across the image, upright or lying, in the middle of a column or row of windows."""
     start = WINDOW * rng.randint(SIDE // WINDOW) + (WINDOW - BAND) // 2
     across = image if rng.randint(2) else image.swapaxes(0, 1)
     across[start : start + BAND] = np.array(color) + rng.randint(-30, 31, (BAND, SIDE, 3))
 
 
-def _draw_open_outline(rng: np.random.RandomState, image: np.ndarray, taken: list) -> None:
+def draw_open_outline(rng: np.random.RandomState, image: np.ndarray, taken: list) -> None:
     """Clutter: at most half of an object's outline, which by itself is no object."""
     radius = int(rng.randint(10, 40))
     shape, rotation = SHAPES[rng.randint(len(SHAPES))], int(rng.randint(len(_ROTATIONS)))
@@ -209,7 +229,7 @@ def _draw_crowd(rng: np.random.RandomState, image: np.ndarray, band: int, taken:
     rows, columns = np.nonzero(region.any(axis=1))[0], np.nonzero(region.any(axis=0))[0]
     x, y = int(columns[0]), int(rows[0])
     return dict(
-        category_id=_category(band, shape) + 1,
+        category_id=category(band, shape) + 1,
         iscrowd=1,
         segmentation=dict(counts=counts, size=[SIDE, SIDE]),
         area=int(region.sum()),
@@ -267,14 +287,19 @@ def write(root: Path) -> None:
 
 
 def ensure(datasets: Path) -> Path:
-    """The folder of the mini set, made now if it is not there.
+    """The folder of the mini set, made now if it is not there; as `ensure_folder`."""
+    return ensure_folder(datasets, f"mini-v{VERSION}", write)
+
+
+def ensure_folder(datasets: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """A folder in `datasets`, made by `write` if it is not there.
 
     Safe to call from several processes at once: the folder appears complete or not at all.
 
     Raises:
         OSError: no room or no permission; nothing half-made is left behind.
     """
-    root = datasets / f"mini-v{VERSION}"
+    root = datasets / name
     if root.is_dir():
         return root
     datasets.mkdir(parents=True, exist_ok=True)

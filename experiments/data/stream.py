@@ -103,13 +103,10 @@ class _MicroBatches:
 
 
 def training_loader(
-    dicts: list[dict],
-    mapper: Callable[[dict], Any],
-    seed: int,
+    stream: Stream,
     start: int,
     batch_size: int,
     num_workers: int = 0,
-    repeat_threshold: float = 0.0,
     per_step: int = 1,
     rank: int = 0,
     world: int = 1,
@@ -122,12 +119,11 @@ def training_loader(
     Args:
         start: position of the first image of a step.
         batch_size: images of a micro batch.
-        repeat_threshold: as of `Stream`.
         per_step: micro batches of one optimizer step, of all processes together.
         rank, world: of this process, and how many there are; at most `per_step`.
     """
     return DataLoader(
-        Stream(dicts, mapper, seed, repeat_threshold),
+        stream,
         batch_sampler=_MicroBatches(start, batch_size, per_step, rank, world),
         num_workers=num_workers,
         # Else each new iterator draws from torch's default generator.

@@ -1,6 +1,6 @@
 """What is pre-training worth to a plain backbone, and which?
 
-    make ablation-pretraining                        mini scale: the row from random weights only
+    make ablation-pretraining                        mini scale: pre-trains first
     make ablation-pretraining SCALE=coco SIZE=vit-b  Table 4 (vit-l as well)
 
 Published (arXiv:2203.16527, Table 4; COCO val2017, Mask R-CNN, 4 global blocks, no relative
@@ -15,11 +15,14 @@ positions; recipes of Table 11):
 docs/weights.md says which files the words of `train.init_weights` mean. MAE's are the paper's. The
 paper's supervised ViTs were not released with it: in their place stand torchvision's IMAGENET1K_V1
 and google/vit-*-in21k. So the sup-* rows answer the same question with other weights, and their AP
-need not be the published one.
+need not be the published one. To pre-train here instead: OVERRIDES="train.init_weights=recipe:mae"
+(docs/pretraining.md).
+
+At mini scale the encoder is pre-trained by configs/pretraining/{sup,mae}_vit_mini.py, once, on seed
+0, for all seeds of the detector; rows "-half" have half of the detection iterations.
 
 Layer-wise learning-rate decay: none from random weights (the paper does not say) and from
-supervised ones (appendix A.2: no gain seen). There are no pre-trained weights of vit-mini, which
-leaves the first row at mini scale.
+supervised ones (appendix A.2: no gain seen).
 
 Hardware of the paper: 64 GPUs, one image each. By the released ViT-B's training time (0.314 s an
 iteration, A100) the rows take 48, 8, 8 and 16 hours; ViT-L's (0.603 s) 62, 15, 15 and 31.
@@ -58,6 +61,10 @@ _NONE = Variant(
     only=_SIZES,
 )
 
+_MINI_SUP: Words = {"train.init_weights": "recipe:sup"}
+_MINI_MAE: Words = {"train.init_weights": "recipe:mae"}
+_MINI_HALF: Words = {"train.max_iter": 240}
+
 study = Study(
     name="pretraining",
     question="What is pre-training worth to a plain backbone, and which?",
@@ -78,5 +85,11 @@ study = Study(
         ),
         Variant("mae-in1k", published={"vit-b": "T4:3B", "vit-l": "T4:3L"}),
     ),
-    mini=(Variant("none"),),
+    mini=(
+        Variant("none"),
+        Variant("sup", _MINI_SUP),
+        Variant("mae", _MINI_MAE),
+        Variant("sup-half", _MINI_SUP | _MINI_HALF),
+        Variant("mae-half", _MINI_MAE | _MINI_HALF),
+    ),
 )

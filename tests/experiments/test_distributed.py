@@ -44,14 +44,14 @@ def planned(small_set, root: Path, study: str, variant: str, words: dict):
 
 def fit_all(arguments: str) -> None:
     """In each process: trains what is asked for, one after the other, without evaluation."""
-    from experiments.train import fit
+    from experiments.train import fit_run
 
     with distributed.process_group():
         for small_set, root, study, variant, words in json.loads(arguments):
             run = planned(small_set, Path(root), study, variant, words)
             Path(run.folder).mkdir(parents=True, exist_ok=True)
             torch.set_num_threads(1)
-            fit(run.cfg, run)
+            fit_run(run.cfg, run)
             distributed.wait()
 
 

@@ -192,7 +192,7 @@ def test_each_image_comes_as_often_as_its_factor_says(long_tail):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_stream_goes_on_where_it_was(long_tail, start, workers):
     def loader(start, workers):
-        return training_loader(long_tail, _number_and_draw, 3, start, 4, workers, 0.4)
+        return training_loader(Stream(long_tail, _number_and_draw, 3, 0.4), start, 4, workers)
 
     whole = Stream(long_tail, _number_and_draw, 3, 0.4)
     expected = [whole[p] for p in range(start, start + 12)]
@@ -425,7 +425,7 @@ def test_a_resumed_run_on_lvis_goes_on_as_it_would_have(data, finished, tmp_path
     resumed = tmp_path / "study" / "run"  # what is known of trained runs lies beside the study
     resumed.mkdir(parents=True)
     run = lvis_run(data, resumed)
-    train.fit(run.cfg, run)
+    train.fit_run(run.cfg, run)
     (resumed / "model_final.pth").unlink()  # as if it had not come so far
     train.execute(lvis_run(data, resumed))
     assert "Starting training from iteration 3" in (resumed / "log.txt").read_text()

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from experiments.data import catalog
 from experiments.data.check import check_data
-from experiments.data.stream import training_loader
+from experiments.data.stream import Stream, training_loader
 from experiments.errors import UserError
 from experiments.evaluate import set_num_classes
 from tests.conftest import ROOT, write_set
@@ -132,7 +132,7 @@ def batches(cfg, split, count, size):
         words.instance_mask_format = "bitmask"
     with contextlib.redirect_stdout(io.StringIO()):
         dicts = get_detection_dataset_dicts(split.register())
-    loader = training_loader(dicts, instantiate(words), seed=0, start=0, batch_size=size)
+    loader = training_loader(Stream(dicts, instantiate(words), seed=0), start=0, batch_size=size)
     return [batch for batch, _ in zip(loader, range(count), strict=False)]
 
 
@@ -253,7 +253,7 @@ def test_a_corrupt_image_in_training_is_one_line_with_its_file(workers, tmp_path
     broken = tmp_path / "train" / "1.bmp"
     broken.write_bytes(broken.read_bytes()[:5000])
     loader = training_loader(
-        dicts, instantiate(config().dataloader.train.mapper), 0, 0, 3, num_workers=workers
+        Stream(dicts, instantiate(config().dataloader.train.mapper), 0), 0, 3, num_workers=workers
     )
     with pytest.raises(UserError) as caught:
         next(iter(loader))

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments.data.stream import training_loader
+from experiments.data.stream import Stream, training_loader
 
 
 def mapper(entry):
@@ -16,8 +16,9 @@ DICTS = [{"id": i} for i in range(10)]
 
 
 def take(count, **words):
-    words = {"seed": 0, "start": 0, "batch_size": 4, **words}
-    return list(itertools.islice(training_loader(DICTS, mapper, **words), count))
+    stream = Stream(DICTS, mapper, words.pop("seed", 0))
+    words = {"start": 0, "batch_size": 4, **words}
+    return list(itertools.islice(training_loader(stream, **words), count))
 
 
 def flat(batches):

@@ -14,7 +14,7 @@ from analysis.paper import published
 from analysis.paper_tables import settings
 from experiments import config, runs, studies
 from experiments.data import catalog
-from experiments.data.stream import training_loader
+from experiments.data.stream import Stream, training_loader
 from experiments.errors import UserError
 from experiments.evaluate import set_num_classes
 from experiments.train import set_federated_loss
@@ -100,7 +100,7 @@ def test_every_row_takes_a_step_at_mini_scale(name):
         model = instantiate(row.cfg.model)
         set_federated_loss(model, data.image_counts)
         mapper = instantiate(row.cfg.dataloader.train.mapper)
-        loader = training_loader(dicts, mapper, seed=0, start=0, batch_size=2)
+        loader = training_loader(Stream(dicts, mapper, seed=0), start=0, batch_size=2)
         with EventStorage():
             losses = model(next(iter(loader)))
         total = sum(losses.values())

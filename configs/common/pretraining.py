@@ -1,0 +1,35 @@
+"""ImageNet's usual crops for pre-training; `experiments.pretraining` turns this into loaders."""
+
+from detectron2.config import LazyCall as L
+from torchvision.transforms import v2
+
+from experiments.pretraining.images import ImageMapper
+
+_BICUBIC = 3  # as torchvision numbers it
+
+dataloader = dict(
+    image_size=224,  # pixels, of the crop's side
+    train=dict(
+        total_batch_size=4096,  # images of one optimizer step, on any number of devices
+        micro_batch_size=64,  # images of one forward pass; gradients accumulate to the above
+        num_workers=8,
+        mapper=L(ImageMapper)(
+            transforms=[
+                L(v2.RandomResizedCrop)(
+                    size="${dataloader.image_size}", scale=(0.2, 1.0), interpolation=_BICUBIC
+                ),
+                L(v2.RandomHorizontalFlip)(p=0.5),
+            ]
+        ),
+    ),
+    test=dict(
+        batch_size=64,
+        num_workers=4,
+        mapper=L(ImageMapper)(
+            transforms=[
+                L(v2.Resize)(size=256, interpolation=_BICUBIC),
+                L(v2.CenterCrop)(size="${dataloader.image_size}"),
+            ]
+        ),
+    ),
+)

@@ -1,0 +1,144 @@
+"""From a config, a model and its images to trained weights: optimizer, schedule, loop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import hooks
+from detectron2.solver import LRMultiplier
+from detectron2.solver.lr_scheduler import WarmupParamScheduler
+from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from . import checkpoints, config, distributed
+from .data.stream import Stream, training_loader
+from .devices import peak_macs_per_second
+from .optim import param_groups
+from .records import METRICS
+from .training_loop import Average, Checkpoints, LearningRates, Meter, Trainer, parallel
+
+
+def fit(
+    cfg: DictConfig,
+    folder: Path,
+    model: nn.Module,
+    encoder: nn.Module,
+    stream: Callable[[], Stream],
+    macs: float | None,
+) -> None:
+    """Train, from the last checkpoint in the folder if there is one, to `records.LAST_WEIGHTS`.
+
+    Args:
+        cfg: with dataloader.train, optimizer, param_groups, schedule and train, see configs/.
+        folder: of the run.
+        model: on the CPU; called with a list of what the stream gives, it returns losses.
+        encoder: the part of it that `train.compile` compiles.
+        stream: makes the training images; called only if there is something to train.
+        macs: of one image's forward and backward pass, or None, see `training_loop.Meter`.
+    """
+    device = distributed.device()
+    if cfg.train.compile:
+        encoder.compile()
+    model = parallel(model.to(device), cfg.train.parallel)
+    optimizer = _optimizer(cfg, model)
+    schedule = _schedule(cfg, optimizer)
+    average = Average(model, cfg.train.ema) if cfg.train.ema else None
+    batch, micro_batch = config.batch(cfg)
+    meter = Meter(
+        batch,
+        macs,
+        peak_macs_per_second(torch.bfloat16 if cfg.train.amp else torch.float32),
+    )
+    saved = Checkpoints(
+        folder,
+        model,
+        optimizer,
+        schedule,
+        meter,
+        average,
+        cfg.train.checkpoint_period,
+        cfg.train.checkpoint_minutes,
+    )
+    trainer = Trainer(
+        model,
+        None,
+        optimizer,
+        micro_batches=batch // micro_batch,
+        seed=cfg.train.seed,
+        amp=cfg.train.amp,
+        clip_grad_norm=cfg.train.clip_grad_norm,
+        may_skip=cfg.train.may_skip,
+        last_checkpoint=lambda: checkpoints.last(folder),
+    )
+    # A short run is heard of too: ten lines at least.
+    log_period = max(1, min(cfg.train.log_period, cfg.train.max_iter // 10))
+    writers = [
+        CommonMetricPrinter(cfg.train.max_iter),
+        JSONWriter(str(folder / METRICS)),
+        TensorboardXWriter(str(folder / "tensorboard")),
+    ]
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(warmup_iter=1),
+            # Before the next hook makes them the next step's.
+            LearningRates(optimizer, cfg.optimizer.lr, log_period),
+            hooks.LRScheduler(scheduler=schedule),
+            meter,
+            *([average] if average else []),
+            *([hooks.PeriodicWriter(writers, log_period)] if comm.is_main_process() else []),
+            saved,
+        ]
+    )
+    start = saved.load()
+    if start >= cfg.train.max_iter:
+        return
+    trainer.data_loader = training_loader(
+        stream(),
+        start=start * batch,
+        batch_size=micro_batch,
+        num_workers=min(cfg.dataloader.train.num_workers, distributed.cores()),
+        per_step=batch // micro_batch,
+        rank=comm.get_rank(),
+        world=comm.get_world_size(),
+    )
+    trainer.train(start, cfg.train.max_iter)
+
+
+def training_figures(cfg: DictConfig, state: dict[str, Any]) -> dict[str, Any]:
+    """What records say of a training, from its last checkpoint: speed, memory, machine."""
+    meter = state["meter"]
+    processes, device, threads = meter["machines"][-1]
+    if len(meter["machines"]) > 1:
+        device = ", then ".join(f"{p} x {d} ({t} threads)" for p, d, t in meter["machines"])
+    return dict(
+        train_seconds=meter["seconds"],
+        images_per_second=cfg.train.max_iter * config.batch(cfg)[0] / max(meter["seconds"], 1e-9),
+        peak_memory_mib=meter["peak_mib"],
+        memory_kind="allocated on device" if torch.cuda.is_available() else "process resident",
+        precision="bfloat16 autocast" if cfg.train.amp else "float32",
+        device=device,
+        threads=threads,
+        processes=processes,
+        skipped=state["trainer"]["skipped"],
+    )
+
+
+def _optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    words = OmegaConf.to_container(cfg.optimizer, resolve=True)
+    build = words.pop("_target_")
+    build = locate(build) if isinstance(build, str) else build
+    groups = param_groups(model, words["lr"], words["weight_decay"], **cfg.param_groups)
+    return build(groups, **words)
+
+
+def _schedule(cfg: DictConfig, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    warmup = min(cfg.schedule.warmup_iters / cfg.train.max_iter, 1.0)
+    multiplier = WarmupParamScheduler(
+        instantiate(cfg.schedule.decay), cfg.schedule.warmup_factor, warmup
+    )
+    return LRMultiplier(optimizer, multiplier, cfg.train.max_iter)

@@ -1,0 +1,214 @@
+"""Pre-training runs: a recipe at one model size on some images, and where it lies."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from .. import config
+from ..errors import UserError, unknown
+from ..records import read_json
+from ..studies import Words
+from .images import Images
+
+FOLDER = "pretrained"  # beside the studies of a scale
+RECORD = "pretraining.json"
+ENCODER = "encoder.pth"  # what a detector starts from: the encoder's own keys
+# Words of a detection config's backbone that its encoder must be pre-trained with.
+_SHARED = ("stem", "block_norm", "activation", "registers", "pre_norm")
+
+
+@dataclass(frozen=True)
+class PretrainingRun:
+    """One recipe at one model size."""
+
+    recipe: str
+    scale: str
+    size: str
+    seed: int
+    fingerprint: str
+    folder: str  # absolute
+    cfg: DictConfig
+    data: Images
+    study: str = FOLDER
+
+    @property
+    def variant(self) -> str:
+        """How views and job lists call it."""
+        return self.recipe
+
+    @property
+    def done(self) -> bool:
+        """Whether its record is there.
+
+        Raises:
+            UserError: there is one, but broken or of another version.
+        """
+        path = Path(self.folder) / RECORD
+        return path.is_file() and read_json(path)["fingerprint"] == self.fingerprint
+
+
+def recipes(size: str = "") -> dict[str, Path]:
+    """Recipe -> its config's file; those for a model size, or all, as <recipe>-<size>."""
+    files = {f.stem.replace("_", "-"): f for f in sorted(config.PRETRAINING.glob("[!_]*.py"))}
+    suffix = f"-{size}"
+    if not size:
+        return files
+    return {n.removesuffix(suffix): f for n, f in files.items() if n.endswith(suffix)}
+
+
+def resolve(
+    recipe: str, size: str, overrides: Words, backbone: DictConfig | None = None
+) -> DictConfig:
+    """The config of a recipe: its file, then the words that a detector's encoder shares with it,
+    then the user's.
+
+    Raises:
+        UserError: no such recipe for that size; a key that it has not; what does not fit.
+    """
+    known = recipes(size)
+    if recipe not in known:
+        if not known:
+            sizes = sorted({name.partition("-vit")[2] for name in recipes()})
+            raise unknown("size", size, [f"vit{s}" for s in sizes], " of configs/pretraining")
+        raise unknown("recipe", recipe, known, f" of pre-training for {size}")
+    cfg = config.load(known[recipe], config.PRETRAINING_PARTS)
+    where = f"recipe {recipe!r}"
+    encoder = cfg.model.encoder
+    for word in _SHARED:
+        if backbone is not None and word in backbone and word in encoder:
+            encoder[word] = backbone[word]
+    if backbone is not None and backbone.get("positions", "learned") != "learned":
+        encoder.positions = backbone.positions
+    config.set_words(cfg, overrides, where)
+    cfg.train.amp = bool(cfg.train.amp) and config.computes_bfloat16()
+    config.check_training(cfg, where)
+    return cfg
+
+
+def plan(
+    word: str,
+    scale: str,
+    size: str,
+    data: Images,
+    runs_root: Path,
+    overrides: Words,
+    backbone: DictConfig | None = None,
+    seed: int = 0,
+) -> list[PretrainingRun]:
+    """The pre-training that a word of `train.init_weights` asks for, behind those that it starts
+    from.
+
+    Args:
+        word: "recipe:<recipe>".
+        backbone: of the detector that starts from it, if one does.
+    """
+    recipe = word.removeprefix(config.RECIPE)
+    cfg = resolve(recipe, size, overrides, backbone)
+    before: list[PretrainingRun] = []
+    if config.is_recipe(cfg.train.init_weights):
+        before = plan(
+            cfg.train.init_weights, scale, size, data, runs_root, overrides, backbone, seed
+        )
+        cfg.train.init_weights = word_of(before[-1])
+    cfg.train.seed = seed
+    needs_labels = "num_classes" in cfg.model
+    if needs_labels and not data.categories:
+        raise UserError(
+            f"recipe {recipe!r} needs labels, and {data.train} has no folders by category: "
+            "give images in ImageNet's layout, train/<category>/*.jpg"
+        )
+    mark = config.fingerprint(cfg, data.digest)
+    name = f"{recipe}-{size}-seed{seed}-{mark}"
+    folder = (runs_root / scale / FOLDER / name).absolute()
+    return [*before, PretrainingRun(recipe, scale, size, seed, mark, str(folder), cfg, data)]
+
+
+def word_of(run: PretrainingRun) -> str:
+    """What `train.init_weights` says of a planned pre-training: it names that very run."""
+    return config.RECIPE + Path(run.folder).name
+
+
+def weights(root: Path, word: str) -> Path:
+    """The encoder that a word as of `word_of` names.
+
+    Args:
+        root: of the runs of a scale.
+
+    Raises:
+        UserError: it is not there.
+    """
+    path = root / FOLDER / word.removeprefix(config.RECIPE) / ENCODER
+    if not path.is_file():
+        raise UserError(f"no pre-trained encoder at {path}: run the study again, it comes first")
+    return path
+
+
+def plan_for(
+    cfgs: Iterable[DictConfig],
+    scale: str,
+    prepare_images,
+    runs_root: Path,
+    overrides: Words,
+) -> list[PretrainingRun]:
+    """The pre-trainings that detection configs start from, each once, in an order that works;
+    the configs then name them (`word_of`).
+
+    Args:
+        prepare_images: gives `Images`; called only if a config asks for a recipe.
+    """
+    planned: dict[str, PretrainingRun] = {}
+    for cfg in cfgs:
+        if config.is_recipe(cfg.train.init_weights):
+            size = config.encoder_size(cfg)
+            chain = plan(
+                cfg.train.init_weights,
+                scale,
+                size,
+                prepare_images(),
+                runs_root,
+                overrides,
+                cfg.model.backbone,
+            )
+            planned |= {run.folder: run for run in chain}
+            cfg.train.init_weights = word_of(chain[-1])
+    return list(planned.values())
+
+
+def needed(runs: Iterable[PretrainingRun], words: Iterable[str]) -> list[PretrainingRun]:
+    """Those that are not done and that one of the words (`word_of`) names, or another of them
+    starts from.
+
+    Args:
+        runs: as planned, in an order that works; the result keeps it.
+    """
+    words = set(words)
+    found: list[PretrainingRun] = []
+    for run in reversed(list(runs)):
+        if word_of(run) in words and not run.done:
+            found.append(run)
+            words.add(run.cfg.train.init_weights)
+    return found[::-1]
+
+
+def by_depth(runs: Iterable[PretrainingRun]) -> list[list[PretrainingRun]]:
+    """Runs that may go side by side, those that start from others behind them."""
+    levels: list[list[PretrainingRun]] = []
+    depths: dict[str, int] = {}
+    for run in runs:
+        depth = depths.get(run.cfg.train.init_weights, -1) + 1
+        depths[word_of(run)] = depth
+        if depth == len(levels):
+            levels.append([])
+        levels[depth].append(run)
+    return levels
+
+
+def copied(run: PretrainingRun) -> DictConfig:
+    """Its config with what its data say: the number of categories."""
+    cfg = copy.deepcopy(run.cfg)
+    if "num_classes" in cfg.model:
+        cfg.model.num_classes = len(run.data.categories)
+    return cfg

@@ -1,0 +1,195 @@
+"""One pre-training run: train, validate, keep the encoder, record."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from submitit.helpers import Checkpointable
+from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from .. import checkpoints, config, distributed, environment
+from ..config import plain_config
+from ..data.stream import Stream
+from ..errors import UserError
+from ..fit import fit, training_figures
+from ..records import LAST_WEIGHTS, VERSION, write_json
+from ..train import faults_named, log_to, now
+from .runs import ENCODER, RECORD, PretrainingRun, copied
+
+_LOGGER = logging.getLogger("detectron2")
+
+
+@dataclass(frozen=True)
+class PretrainingRecord:
+    """One finished pre-training, in `runs.RECORD`."""
+
+    recipe: str
+    scale: str
+    size: str
+    seed: int
+    fingerprint: str
+    figures: dict[str, float]  # on the validation images: see `MaskedAutoencoder`, `Classifier`
+    params: int  # of all that is trained
+    encoder_params: int
+    train_macs: int | None  # of one image's forward and backward pass
+    train_seconds: float
+    images_per_second: float
+    peak_memory_mib: float
+    memory_kind: str
+    precision: str
+    device: str
+    threads: int
+    processes: int
+    skipped: int
+    versions: dict[str, str]
+    git_commit: str
+    started: str
+    finished: str
+    data: dict[str, Any]  # images (of train and val), train, val (folders), digest
+    config: dict[str, Any]
+
+
+class Pretrain(Checkpointable):
+    """Train a pre-training run (or go on), keep its encoder, and write its record; as
+    `experiments.train.Execute` does with detection runs."""
+
+    def __call__(self, run: PretrainingRun) -> str:
+        """Returns the record's path."""
+        folder = Path(run.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        alone = distributed.alone(folder / ".lock")
+        with faults_named(folder), distributed.process_group(), alone:
+            if not distributed.of_main(lambda: run.done):
+                _execute(run)
+        return str(folder / RECORD)
+
+
+pretrain = Pretrain()
+
+
+def _execute(run: PretrainingRun) -> None:
+    started = now()
+    folder = Path(run.folder)
+    if config.fingerprint(run.cfg, run.data.digest) != run.fingerprint:
+        raise UserError(f"{run.folder}: what is installed changed since it was planned: run again")
+    config.check_processes(run.cfg, comm.get_world_size())
+    log_to(folder)
+    cfg = copied(run)
+    if comm.is_main_process():
+        LazyConfig.save(cfg, str(folder / "config.yaml"))
+    torch.set_num_threads(cfg.train.threads or distributed.cores())
+    versions, git_commit = environment.versions(), environment.git_commit()
+    macs = step_macs(cfg)
+
+    model = _initial(cfg, folder)
+
+    def stream() -> Stream:
+        mapper = instantiate(cfg.dataloader.train.mapper)
+        return Stream(run.data.entries("train"), mapper, cfg.train.seed)
+
+    fit(cfg, folder, model, model, stream, macs)
+    state = checkpoints.read(folder / LAST_WEIGHTS)
+    model = instantiate(cfg.model).to(distributed.device())
+    model.load_state_dict(state["model"])
+    if not comm.is_main_process():
+        return
+    figures = validate(model, cfg, run) if run.data.val else {}
+    torch.save(
+        {"model": {k: v.cpu() for k, v in model.encoder.state_dict().items()}}, folder / ENCODER
+    )
+    record = PretrainingRecord(
+        recipe=run.recipe,
+        scale=run.scale,
+        size=run.size,
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        figures=figures,
+        params=sum(p.numel() for p in model.parameters()),
+        encoder_params=sum(p.numel() for p in model.encoder.parameters()),
+        train_macs=macs,
+        **training_figures(cfg, state),
+        versions=versions,
+        git_commit=git_commit,
+        started=started,
+        finished=now(),
+        data=dict(
+            images=run.data.counts,
+            train=run.data.train,
+            val=run.data.val,
+            digest=run.data.digest,
+        ),
+        config=plain_config(cfg),
+    )
+    write_json(folder / RECORD, {"version": VERSION, **asdict(record)})
+    checkpoints.remove_all_but_last(folder)
+
+
+def _initial(cfg: DictConfig, folder: Path) -> nn.Module:
+    """The model before training: random, or as an earlier pre-training left it, heads included."""
+    torch.manual_seed(cfg.train.seed)
+    model = instantiate(cfg.model)
+    word = cfg.train.init_weights
+    if config.is_recipe(word):
+        before = folder.parent / word.removeprefix(config.RECIPE) / LAST_WEIGHTS
+        model.load_state_dict(checkpoints.read(before)["model"])
+        _LOGGER.info("Starts from %s", before)
+    elif word != "none":
+        raise UserError(
+            f"train.init_weights={word} does not fit a pre-training: none, or another recipe"
+        )
+    return model
+
+
+def step_macs(cfg: DictConfig) -> int | None:
+    """MACs of one image's forward and backward pass, counted without computing it; None for a
+    network that cannot be run without values."""
+    model = config.build_on_meta(cfg.model).train()
+    side = cfg.dataloader.image_size
+    try:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            image = torch.zeros(3, side, side, dtype=torch.uint8)
+            sum(model([dict(image=image, label=0)]).values()).backward()
+    except (RuntimeError, NotImplementedError) as error:
+        _LOGGER.info("not counted: %s", error)
+        return None
+    return counter.get_total_flops() // 2
+
+
+@torch.no_grad()
+def validate(model: nn.Module, cfg: DictConfig, run: PretrainingRun) -> dict[str, float]:
+    """Means of what the model's `validate` says of each image of the validation set; random
+    numbers, as of hidden patches, are the same in each call."""
+    mapper = instantiate(cfg.dataloader.test.mapper)
+    loader = DataLoader(
+        _Mapped(run.data.entries("val"), mapper),
+        batch_size=cfg.dataloader.test.batch_size,
+        num_workers=min(cfg.dataloader.test.num_workers, distributed.cores()),
+        collate_fn=list,
+    )
+    model.eval()
+    torch.manual_seed(0)
+    totals: dict[str, float] = {}
+    with torch.autocast(distributed.device().type, torch.bfloat16, enabled=cfg.train.amp):
+        for batch in loader:
+            for name, values in model.validate(batch).items():
+                totals[name] = totals.get(name, 0.0) + float(values.double().sum())
+    return {name: total / run.data.counts[1] for name, total in totals.items()}
+
+
+class _Mapped(torch.utils.data.Dataset):
+    def __init__(self, entries: list[dict], mapper: Callable[[dict], dict]):
+        self.entries, self.mapper = entries, mapper
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.mapper(self.entries[index])
