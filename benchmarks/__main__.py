@@ -6,7 +6,6 @@ Rows of a case take turns, so that what else the machine does hits all alike; me
 import datetime
 import math
 import multiprocessing
-import signal
 import statistics
 import sys
 from typing import Annotated
@@ -18,13 +17,15 @@ from rich.console import Console
 from experiments import commands, environment
 from experiments.errors import UserError, unknown
 
-from . import evaluation, input_pipeline, report, training_loop, weights, worker
+from . import evaluation, input_pipeline, pretraining, report, training_loop, weights, worker
 from .cases import OURS, PEERS, SUITES, Case, suite
 from .implementations import MODULES
+from .rows import Row
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-OTHERS = (weights.SUITE, evaluation.SUITE, input_pipeline.SUITE, training_loop.SUITE)
+_OF_ROWS = (evaluation, input_pipeline, training_loop, pretraining)
+OTHERS = (weights.SUITE, *(module.SUITE for module in _OF_ROWS))
 
 
 @app.command()
@@ -52,12 +53,12 @@ def bench(
         provenance = _provenance("cpu")
         weights.bench("vit-h", kinds, report.folder(provenance), provenance, console)
         return
-    for of_rows in (evaluation, input_pipeline, training_loop):
+    for of_rows in _OF_ROWS:
         if name == of_rows.SUITE:
             if list_cases:
                 console.print("\n".join(of_rows.ROWS))
                 return
-            trains = of_rows is training_loop and torch.cuda.is_available()
+            trains = of_rows in (training_loop, pretraining) and torch.cuda.is_available()
             provenance = _provenance("cuda" if trains else "cpu")
             of_rows.bench(report.folder(provenance), provenance, console)
             return
@@ -116,48 +117,9 @@ def _rows(case: Case, wanted: list[str]) -> list[str]:
     return [row for row in case.implementations if not wanted or row in wanted]
 
 
-class _Row:
-    """A worker process and what it has answered."""
-
-    def __init__(self, processes, target, *args):
-        self.pipe, theirs = multiprocessing.Pipe()
-        self.process = processes.Process(target=target, args=(*args, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.error = ""
-        self.samples: list[tuple[float, float]] = []
-        self.weights: float | None = None
-
-    def wait(self) -> None:
-        """Until it is built."""
-        self.weights = self._answer()
-
-    def run(self) -> tuple[float, float] | None:
-        if self.error:
-            return None
-        self.pipe.send("run")
-        return self._answer()
-
-    def _answer(self):
-        try:
-            answer = self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            killed = self.process.exitcode == -signal.SIGKILL
-            answer = "killed by the system: out of memory" if killed else "crashed, see above"
-        if isinstance(answer, str):
-            self.error = answer
-            return None
-        return answer
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
-
-
 def _measure(case: Case, names: list[str], device: str, processes) -> list[dict]:
-    rate = _Row(processes, worker.matrix_rate, case.dtype, device)
-    rows = {name: _Row(processes, worker.measure, case, name, device) for name in names}
+    rate = Row(processes, worker.matrix_rate, case.dtype, device)
+    rows = {name: Row(processes, worker.measure, case, name, device) for name in names}
     try:
         for row in (rate, *rows.values()):
             row.wait()

@@ -20,7 +20,7 @@ MIB = 2**20
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class _Memory:
+class Memory:
     """Peak memory that this process has taken since here, in MiB: on a GPU what torch allocated,
     on a CPU resident memory, so that any allocator counts."""
 
@@ -48,7 +48,7 @@ def _status(name: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
     """What does not fit fails here, instead of taking the machine down."""
     with open("/proc/meminfo") as file:
         (line,) = (line for line in file if line.startswith("MemAvailable"))
@@ -56,7 +56,7 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
 
-def _seconds(run: Callable[[], None], device: str, times: int) -> float:
+def seconds_of(run: Callable[[], None], device: str, times: int) -> float:
     """Median over `times` runs."""
     seconds = []
     for _ in range(times):
@@ -118,7 +118,7 @@ def measure(case: Case, implementation: str, device: str, pipe: Connection) -> N
     """Serves one row: sends the MiB of its weights, then for each "run" (seconds, peak MiB); what
     goes wrong as one line of text."""
     try:
-        memory = _Memory(device)
+        memory = Memory(device)
         net, make_input = build(case, implementation)
         run = _runner(case, net, make_input, device)
         weights = sum(p.numel() * p.element_size() for p in net.parameters()) / MIB
@@ -127,9 +127,9 @@ def measure(case: Case, implementation: str, device: str, pipe: Connection) -> N
         while pipe.recv() == "run":
             memory.reset()
             if device == "cpu":
-                _limit_memory()
+                limit_memory()
             times = 1 if shortest is None else max(1, int(1.0 / shortest))
-            seconds = _seconds(run, device, times)
+            seconds = seconds_of(run, device, times)
             shortest = min(seconds, shortest or seconds)
             answer = (seconds, memory.peak())
             net.zero_grad()
@@ -155,5 +155,5 @@ def matrix_rate(dtype: str, device: str, pipe: Connection) -> None:
     pipe.send(0.0)
     while pipe.recv() == "run":
         with torch.no_grad():
-            best = min(_seconds(way, device, times=5) for way in ways)
+            best = min(seconds_of(way, device, times=5) for way in ways)
         pipe.send((2 * a_rows * inner * columns / best, 0.0))

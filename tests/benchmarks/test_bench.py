@@ -150,7 +150,7 @@ def test_table_3_stands_beside_the_papers(tmp_path):
 
 
 def _peaks(queue) -> None:
-    memory = worker._Memory("cpu")
+    memory = worker.Memory("cpu")
     peaks = []
     for size in (0, 64 * 2**20, 0):  # 256 MiB
         memory.reset()
