@@ -20,6 +20,7 @@ from backbones import ViT
 from backbones.attention import Attention
 from backbones.partition import pad_tokens
 from backbones.positions import relative_position_bias
+from backbones.sequence import TokenSequence
 from experiments.kept import kept
 
 from . import style
@@ -68,7 +69,7 @@ def compute(encoder: nn.Module, images_BCHW: Tensor) -> AttentionDistance:
     found: list[tuple[Tensor, Tensor]] = []
     hooks = [
         block.attn.register_forward_pre_hook(
-            lambda attention, args: found.append(of_block(attention, *args))
+            lambda attention, args: found.append(of_block(attention, _map(*args)))
         )
         for block in encoder.blocks
     ]
@@ -87,6 +88,11 @@ def compute(encoder: nn.Module, images_BCHW: Tensor) -> AttentionDistance:
         for parts in zip(*found, strict=True)
     )
     return AttentionDistance(heads, uniform[:, 0], np.array(encoder.plan))
+
+
+def _map(x_BHWC: Tensor, sequence: TokenSequence | None = None) -> Tensor:
+    """What attention reads, as a map: without registers, which have no place."""
+    return x_BHWC if sequence is None else sequence.to_map(x_BHWC)
 
 
 def of_block(attention: Attention, x_1HWC: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from .paper import published
 
 FIGURES = tuple(figure.lower() for figure in LVIS_FIGURES)  # the first six are COCO's too
 PAPER_SIZES = ("vit-b", "vit-l")
-_COSTS = ("params", "macs", "activations", "encoder_params", "encoder_macs")
+_COSTS = ("params", "macs", "activations", "encoder_params", "encoder_macs", "train_macs")
 _MEASURED = ("train_seconds", "images_per_second", "peak_memory_mib")
 # File and number of images of what the paper's AP are of.
 PAPERS_DATA = {

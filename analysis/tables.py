@@ -81,6 +81,11 @@ def _interval(value: float, low: float, high: float) -> str:
     return f"{value:+z.1f}" + ("" if pd.isna(low) else f" ({low:+z.1f} .. {high:+z.1f})")
 
 
+def _known(table: pd.DataFrame, column: str) -> bool:
+    """Whether any row has it: tables of earlier commits lack columns."""
+    return column in table and table[column].notna().any()
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """AP, differences, costs and the paper's AP as text cells, units in the headers."""
     digits = 1 if table["macs"].max() > 1e10 else 3
@@ -99,6 +104,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             cells[f"{kind} verdict"] = "" if pd.isna(r[f"{ap}_verdict"]) else r[f"{ap}_verdict"]
         cells["params M"] = _amount(r["params"], 1e6, 2)
         cells["GMACs"] = _amount(r["macs"], 1e9, digits)
+        if _known(table, "train_macs"):
+            cells["train GMACs"] = _amount(r["train_macs"], 1e9, digits)
         cells["train s"] = _amount(r["train_seconds"], 1, 0)
         cells["peak MiB"] = _amount(r["peak_memory_mib"], 1, 0)
         for size in ("", *PAPER_SIZES):
@@ -181,6 +188,11 @@ def caption(results: Results) -> str:
         " leaves out 0, else undecided; not corrected for the number of rows. MACs are"
         " multiply-accumulates of the whole detector, attention counted."
     )
+    if _known(results.table, "train_macs"):
+        text += (
+            " GMACs are of one image's detection, train GMACs of its forward and backward pass in"
+            " training."
+        )
     shown = (results.table.get(paper_column("box", size)) for size in ("", *PAPER_SIZES))
     if any(column is not None and column.notna().any() for column in shown):
         name, same = paper_data(results)

@@ -246,12 +246,19 @@ def plan(
     from . import runs as planning
     from .data import catalog
 
-    words = config.parse_overrides(overrides)
+    words, _ = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     rows = planning.rows(found, scale, size, words, chosen)
     own = dataset or val  # else the sets' known numbers of images: no data is needed
     images = catalog.prepare(scale, dataset, val, found.dataset).images if own else None
     plans.show(found, rows, scale, seeds, words, device, gpus, console, images)
+    recipes = {
+        row.cfg.train.init_weights for row in rows if config.is_recipe(row.cfg.train.init_weights)
+    }
+    if recipes:
+        console.print(
+            f"Not counted: the pre-training that comes first ({', '.join(sorted(recipes))})"
+        )
 
 
 @app.command()

@@ -24,14 +24,16 @@ _NORMS = (
 def lr_factors(encoder: ViT, layer_decay: float) -> dict[nn.Parameter, float]:
     """Learning-rate factor of each encoder parameter (BEiT, arXiv:2106.08254).
 
-    Patch embedding, positions and CLIP's norm behind them are layer 0, block i is layer i + 1; a
-    factor of `layer_decay` per layer below the head. Residual conv blocks are new, not pre-trained,
-    and keep factor 1, as in detectron2; so does SAM's neck.
+    Patch embedding, positions, registers and CLIP's norm behind them are layer 0, block i is layer
+    i + 1; a factor of `layer_decay` per layer below the head. Residual conv blocks are new, not
+    pre-trained, and keep factor 1, as in detectron2; so does SAM's neck.
     """
     depth = len(encoder.blocks)
     factors = dict.fromkeys(encoder.patch_embed.parameters(), layer_decay ** (depth + 1))
     if encoder.pos_embed is not None:
         factors[encoder.pos_embed] = layer_decay ** (depth + 1)
+    if encoder.registers is not None:
+        factors[encoder.registers] = layer_decay ** (depth + 1)
     if hasattr(encoder, "norm_pre"):
         factors |= dict.fromkeys(encoder.norm_pre.parameters(), layer_decay ** (depth + 1))
     for i, block in enumerate(encoder.blocks):

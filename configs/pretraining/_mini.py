@@ -17,6 +17,11 @@ encoder = L(build_encoder)(
     img_size=_side,
     pretrain_img_size=_side,
     stem="conv",
+    positions="learned",
+    block_norm="layer",
+    activation="gelu",
+    pre_norm=False,
+    registers=0,
     propagation="global",
     count=6,
 )

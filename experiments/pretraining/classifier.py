@@ -80,7 +80,10 @@ class Classifier(nn.Module):
         self.mask_ratio = mask_ratio
         self.label_smoothing = label_smoothing
         mixes = ((v2.MixUp, number("mixup", mixup, 0)), (v2.CutMix, number("cutmix", cutmix, 0)))
-        self.mixes = [mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha]
+        with torch.device("cpu"):  # they draw numbers, also of a model on the meta device
+            self.mixes = [
+                mix(alpha=alpha, num_classes=num_classes) for mix, alpha in mixes if alpha
+            ]
         self.pixels = Pixels(pixel_mean, pixel_std)
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor] | Tensor:
@@ -91,8 +94,9 @@ class Classifier(nn.Module):
             return self.logits(image_BCHW)
         label = _labels(batch, image_BCHW.device)
         if self.mixes:
-            mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
-            image_BCHW, label = mix(image_BCHW, label)
+            with torch.device("cpu"):
+                mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
+                image_BCHW, label = mix(image_BCHW, label)
         kept_BV = None
         if self.mask_ratio:
             patch = self.encoder.patch_embed.patch_size

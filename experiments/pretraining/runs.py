@@ -7,6 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from backbones import SIZES
+
 from .. import config
 from ..errors import UserError, unknown
 from ..records import read_json
@@ -17,7 +19,8 @@ FOLDER = "pretrained"  # beside the studies of a scale
 RECORD = "pretraining.json"
 ENCODER = "encoder.pth"  # what a detector starts from: the encoder's own keys
 # Words of a detection config's backbone that its encoder must be pre-trained with.
-_SHARED = ("stem", "block_norm", "activation", "registers", "pre_norm")
+# Their values where neither says one.
+_SHARED = dict(stem="patchify", block_norm="layer", activation="gelu", registers=0, pre_norm=False)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,22 @@ def resolve(
     cfg = config.load(known[recipe], config.PRETRAINING_PARTS)
     where = f"recipe {recipe!r}"
     encoder = cfg.model.encoder
-    for word in _SHARED:
-        if backbone is not None and word in backbone and word in encoder:
-            encoder[word] = backbone[word]
+    for word, usual in _SHARED.items():
+        if backbone is None or word not in backbone:
+            continue
+        usual = SIZES.get(size, {}).get(word, usual)
+        if encoder.get(word, usual) not in (usual, backbone[word]):
+            raise UserError(
+                f"{where} is for model.backbone.{word}={encoder[word]}, the detector has "
+                f"{backbone[word]}: set it, or take another recipe"
+            )
+        encoder[word] = backbone[word]
     if backbone is not None and backbone.get("positions", "learned") != "learned":
         encoder.positions = backbone.positions
     config.set_words(cfg, overrides, where)
+    if cfg.train.parallel == "fsdp":
+        # Blocks are run part by part (blocks.py), which FSDP's gathering of weights does not see.
+        raise UserError(f"{where}: train.parallel=fsdp does not fit pre-training: ddp does")
     cfg.train.amp = bool(cfg.train.amp) and config.computes_bfloat16()
     config.check_training(cfg, where)
     return cfg

@@ -240,6 +240,16 @@ def test_dropped_tokens_are_those_that_nobody_sees(propagation, attention, monke
     assert_same(found, expected, 2e-5)
 
 
+@pytest.mark.parametrize("attention", ["fused", "reference"])
+def test_groups_that_keep_nothing(attention):
+    """Of shifted windows, when windows keep 2 of 25 places each."""
+    encoder = small(propagation="shifted", mask_ratio=0.9, attention=attention).train()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found = with_gradients(encoder, encoder(IMAGE)["last_feat"])
+        assert all(value.isfinite().all() for value in found.values())
+
+
 def test_dropped_tokens_of_a_partition_of_ones_own():
     """One whose padding is no window's."""
     encoder = small(mask_ratio=0.3, count=4)
@@ -375,6 +385,20 @@ def test_registers_carry_nothing_between_windows():
     sequence.to_map(joint)[0, 0, 0].sum().backward()
     assert (x.grad.abs().sum(-1) > 0).all()
     assert (registers.grad.abs().sum(-1) > 0).all()
+
+
+def test_registers_pass_a_conv_block_by():
+    words = dict(window_block_indexes=[0, 1], residual_block_indexes=[1], depth=3)
+    with_registers, without = small(**words, registers=2), small(**words)
+    without.load_state_dict(with_registers.state_dict(), strict=False)
+    blocks = with_registers.blocks
+    sequence = TokenSequence((11, 19), [b.attn.partition for b in blocks], 2, None, IMAGE.device)
+    x = sequence.from_map(with_registers.tokens(IMAGE), with_registers.registers)
+    found = blocks[1](x, sequence)
+    del blocks[1].residual
+    assert torch.equal(found[:, :2], blocks[1](x, sequence)[:, :2])
+    expected = without.blocks[1](without.tokens(IMAGE))
+    torch.testing.assert_close(sequence.to_map(found), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["fused", "reference", "gpu"])

@@ -29,6 +29,7 @@ def test_every_table_has_its_study():
     assert set(NAMES) == {
         "conv-block",
         "count",
+        "encoder-recipe",
         "feature-pyramid",
         "global-vs-conv",
         "lvis",
@@ -59,7 +60,8 @@ def test_the_docstring_prints_the_published_figures(name):
                 aps = aps[:1]
             assert " / ".join(f"{ap:.1f}" for ap in aps) in text, where
             found += 1
-    assert found
+    study = studies.find(name)
+    assert found or not any(v.published for v in study.variants)
     assert f"make ablation-{name} " in text
     assert "Hardware of the paper" in text
 

@@ -1,0 +1,218 @@
+"""Pre-training as runs: images, recipes, their order, exact resume, and detectors behind them."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import config, records, training_loop
+from experiments.errors import UserError
+from experiments.pretraining import images, runs
+from experiments.pretraining.train import pretrain
+from tests.experiments.test_cli import assert_told, experiments, own
+
+SMALL = {
+    "dataloader.train.total_batch_size": 4,
+    "dataloader.train.micro_batch_size": 2,
+    "train.max_iter": 4,
+    "train.checkpoint_period": 2,
+    "train.amp": False,
+}
+
+
+def write_images(root: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.RandomState(i).randint(0, 256, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    names = [f"{split}/{c}/{i}.bmp" for split in ("train", "val") for c in "ab" for i in range(3)]
+    return write_images(tmp_path_factory.mktemp("images"), *names)
+
+
+class TestImages:
+    def test_categories_are_folders(self, folder):
+        found = images.prepare("mini", str(folder))
+        assert found.counts == (6, 6)
+        assert found.categories == ("a", "b")
+        assert [e["label"] for e in found.entries("train")] == [0, 0, 0, 1, 1, 1]
+        assert found.entries("val")[0]["image_id"] == "a/0.bmp"
+
+    def test_any_folder_without_labels(self, tmp_path):
+        write_images(tmp_path, "1.png", "deep/er/2.JPG", "deep/3.bmp")
+        (tmp_path / "notes.txt").write_text("no image")
+        found = images.prepare("mini", str(tmp_path))
+        assert found.counts == (3, 0)
+        assert found.categories == ()
+        assert {e["label"] for e in found.entries("train")} == {-1}
+
+    def test_a_changed_file_is_other_data(self, folder, tmp_path):
+        other = shutil.copytree(folder, tmp_path / "other")
+        assert (
+            images.prepare("mini", str(other)).digest == images.prepare("mini", str(folder)).digest
+        )
+        write_images(other, "train/b/new.bmp")
+        assert (
+            images.prepare("mini", str(other)).digest != images.prepare("mini", str(folder)).digest
+        )
+
+    @pytest.mark.parametrize(
+        ("names", "told"),
+        [
+            ([], "no images in"),
+            (["train/a/1.bmp", "train/b/1.bmp", "val/c/1.bmp"], "category 'c' that"),
+        ],
+    )
+    def test_what_is_wrong_is_told(self, tmp_path, names, told):
+        write_images(tmp_path, *names)
+        with pytest.raises(UserError, match=told):
+            images.prepare("mini", str(tmp_path))
+
+    def test_no_imagenet(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+        with pytest.raises(UserError, match=f"no ImageNet at {tmp_path}/imagenet"):
+            images.prepare("coco")
+
+
+class TestRecipes:
+    def plan(self, word, folder, overrides=SMALL, **words) -> list[runs.PretrainingRun]:
+        data = images.prepare("mini", str(folder))
+        return runs.plan(word, "mini", "vit-mini", data, Path("runs"), overrides, **words)
+
+    def test_one_that_starts_from_another_comes_behind_it(self, folder):
+        first, second = self.plan("recipe:flip-tuned", folder)
+        assert (first.recipe, second.recipe) == ("flip", "flip-tuned")
+        assert second.cfg.train.init_weights == runs.word_of(first)
+        assert runs.by_depth([first, second]) == [[first], [second]]
+        assert runs.needed([first, second], [runs.word_of(second)]) == [first, second]
+        assert runs.needed([first, second], [runs.word_of(first)]) == [first]
+        assert runs.needed([first, second], []) == []
+
+    def test_a_change_in_the_first_is_another_second(self, folder):
+        _, second = self.plan("recipe:flip-tuned", folder)
+        _, other = self.plan("recipe:flip-tuned", folder, SMALL | {"optimizer.lr": 1e-4})
+        assert other.fingerprint != second.fingerprint
+
+    def test_the_detectors_words_are_shared(self, folder):
+        backbone = config.load(config.base_path("mini", "vit-mini")).model.backbone
+        (plain,) = self.plan("recipe:mae", folder, backbone=backbone)
+        backbone.update(activation="relu6", stem="patchify", window_size=8)
+        (run,) = self.plan("recipe:mae", folder, backbone=backbone)
+        assert (run.cfg.model.encoder.activation, run.cfg.model.encoder.stem) == (
+            "relu6",
+            "patchify",
+        )
+        assert run.fingerprint != plain.fingerprint
+        backbone.window_size = 2  # of no weight, and of no block that is all global
+        (same,) = self.plan("recipe:mae", folder, backbone=backbone)
+        assert same.fingerprint == run.fingerprint
+
+    def test_a_recipe_for_another_encoder_is_refused(self):
+        backbone = config.load(config.base_path("coco", "vit-b")).model.backbone
+        with pytest.raises(UserError, match=r"'conv-stem' is for model\.backbone\.stem=conv"):
+            runs.resolve("conv-stem", "vit-s", {}, backbone)
+        backbone.stem = "conv"
+        assert runs.resolve("conv-stem", "vit-s", {}, backbone).model.encoder.stem == "conv"
+
+    def test_detectors_are_told_apart_by_their_pre_training(self, folder):
+        def detector(overrides):
+            cfg = config.load(config.base_path("mini", "vit-mini"))
+            cfg.train.init_weights = "recipe:mae"
+            data = images.prepare("mini", str(folder))
+            runs.plan_for([cfg], "mini", lambda: data, Path("runs"), overrides)
+            return config.fingerprint(cfg, "data")
+
+        assert detector(SMALL) == detector(SMALL)
+        assert detector(SMALL) != detector(SMALL | {"train.max_iter": 5})
+
+    def test_labels_that_are_not_there(self, tmp_path):
+        write_images(tmp_path, "1.bmp", "2.bmp")
+        with pytest.raises(UserError, match="'sup' needs labels"):
+            self.plan("recipe:sup", tmp_path)
+
+    @pytest.mark.parametrize(
+        ("recipe", "size", "overrides", "told"),
+        [
+            ("mea", "vit-mini", {}, "did you mean 'mae'"),
+            ("mae", "vit-mimi", {}, "did you mean 'vit-mini'"),
+            ("mae", "vit-mini", {"train.max_itre": 1}, "did you mean 'train.max_iter'"),
+            ("mae", "vit-mini", {"train.parallel": "fsdp"}, "ddp does"),
+            ("mae", "vit-mini", {"model.mask_ratio": 0.999}, "mask_ratio"),
+        ],
+    )
+    def test_what_is_wrong_is_told(self, recipe, size, overrides, told):
+        with pytest.raises(UserError, match=told):
+            runs.resolve(recipe, size, overrides)
+
+
+def state_of(run: runs.PretrainingRun) -> dict[str, torch.Tensor]:
+    return torch.load(Path(run.folder) / runs.ENCODER)["model"]
+
+
+@pytest.mark.parametrize("recipe", ["mae", "sup"])
+def test_a_resumed_one_ends_as_if_undisturbed(folder, tmp_path, recipe, monkeypatch):
+    threads = torch.get_num_threads()
+    data = images.prepare("mini", str(folder))
+    one, two = (
+        runs.plan(f"recipe:{recipe}", "mini", "vit-mini", data, tmp_path / name, SMALL)[-1]
+        for name in ("whole", "cut")
+    )
+    pretrain(one)
+
+    step = training_loop.Trainer.run_step
+
+    def cut(trainer):
+        if trainer.iter == 3:
+            raise KeyboardInterrupt
+        step(trainer)
+
+    monkeypatch.setattr(training_loop.Trainer, "run_step", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(two)
+    monkeypatch.setattr(training_loop.Trainer, "run_step", step)
+    assert not two.done
+    pretrain(two)
+    torch.set_num_threads(threads)
+    first, second = state_of(one), state_of(two)
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    kept = [records.read_json(Path(run.folder) / runs.RECORD) for run in (one, two)]
+    assert kept[0]["figures"] == kept[1]["figures"]
+    assert kept[0]["data"]["images"] == [6, 6]
+    assert one.done
+    assert two.done
+
+
+def test_a_study_pre_trains_once_and_starts_from_it(folder, small_set, tmp_path):
+    own_words = " ".join(f"pretraining.{key}={value}" for key, value in SMALL.items())
+    overrides = f"train.max_iter=1 train.amp=false {own_words}"
+    words = ["run", "pretraining", "--variants", "mae,mae-half", "--seeds", "1"]
+    words += ["--runs", tmp_path, "--images", folder, *own(small_set), "--overrides", overrides]
+    done = experiments(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "before them 1 pre-trainings" in done.stdout
+    (path,) = tmp_path.rglob(runs.RECORD)
+    word = config.RECIPE + path.parent.name
+    (log,) = (tmp_path / "mini" / "pretraining").glob("mae-vit-mini-seed0-*/log.txt")
+    assert f"{path.parent / runs.ENCODER} (detectron2)" in log.read_text()
+    table = records.load(tmp_path / "mini" / "pretraining")
+    assert {c["train"]["init_weights"] for c in table["config"]} == {word}
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json")}
+    again = experiments(*words)
+    assert "2 runs, 2 of them done" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in stamps if p.name != "study.json"} == {
+        p: t for p, t in stamps.items() if p.name != "study.json"
+    }
+
+
+def test_the_command_tells_what_is_wrong(tmp_path):
+    done = experiments("pretrain", "mea", "--runs", tmp_path)
+    assert_told(done, "unknown recipe 'mea'", "did you mean 'mae'")
+    done = experiments("pretrain", "mae", "--runs", tmp_path, "--images", tmp_path / "none")
+    assert_told(done, f"no folder at {tmp_path}/none")
