@@ -179,6 +179,33 @@ def evaluation(
         console.print(note, highlight=False)
 
 
+@app.command()
+def pretraining(
+    folder: Annotated[Path, typer.Argument(help="Folder of a scale, e.g. runs/mini.")],
+) -> None:
+    """Show what pre-training did: a table, learning curves, and what each MAE fills in."""
+    from experiments.errors import UserError
+
+    from . import pretraining
+
+    runs = pretraining.load(folder)
+    _show(pretraining.table(runs), "pre-training")
+    place = folder / pretraining.FOLDER
+    written = pretraining.learning_curves(runs, place / "learning-curves")
+    for of_run, run in runs.items():
+        if not pretraining.fills_in(run):
+            continue
+        path = of_run / "reconstructions.png"
+        try:  # others may have theirs
+            pretraining.reconstructions(of_run, run, path)
+        except (UserError, OSError) as error:
+            console.print(f"no {path}: {error}", highlight=False)
+        else:
+            written.append(path)
+    console.print("\nruns: " + "  ".join(map(str, runs)), highlight=False)
+    console.print("written: " + "  ".join(map(str, written)), highlight=False)
+
+
 @app.command("paper-tables")
 def paper_tables(
     runs: Runs = Path("runs"),
