@@ -125,6 +125,7 @@ def test_same_curve_however_a_step_is_spread(spreads, name):
     assert distance(weights, same_weights) < 0.05 * distance(weights, other_weights)
 
 
+@pytest.mark.slow
 def test_fsdp_goes_on_where_it_was(small_set, tmp_path):
     """With clipping and a moving average, whose states are spread over the processes too."""
     words = {

@@ -220,6 +220,7 @@ def test_rows_that_differ_at_test_time_share_one_training(small_set, tmp_path):
     assert [r["score"] for r in hard] != [r["score"] for r in soft]
 
 
+@pytest.mark.slow
 def test_a_table_of_several_models_and_detectors(small_set, tmp_path):
     """RetinaNet has no masks; the rows have sizes of their own."""
     words = [
