@@ -194,7 +194,9 @@ def main() -> None:
     """Run a cluster until stdin ends, Ctrl-C or SIGTERM; says how to use it."""
     if why := missing():
         sys.exit(why)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A background job of a shell starts with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), _cluster() as conf:
         print(f"export SLURM_CONF={conf}", flush=True)
         while True:
