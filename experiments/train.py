@@ -37,25 +37,30 @@ from .training_cost import training_macs
 
 
 class Execute(Checkpointable):
-    """Train a run (or go on), evaluate it, and write its record.
+    """Do a run, or go on with it, unless its record is there.
 
     Called in each process of the run; everything lies in `run.folder`: log.txt, metrics.json,
-    TensorBoard's files, checkpoints, config.yaml, predictions. submitit calls it again, with the
+    TensorBoard's files, checkpoints, config.yaml, the record. submitit calls it again, with the
     same run, where it was stopped.
+
+    Args:
+        work: does the run, and writes its record.
+        record: name of that file.
     """
 
-    def __call__(self, run: Run) -> str:
+    def __init__(self, work: Callable[[Any], None], record: str):
+        self.work, self.record = work, record
+
+    def __call__(self, run: Any) -> str:
         """Returns the record's path."""
         folder = Path(run.folder)
         folder.mkdir(parents=True, exist_ok=True)
         alone = distributed.alone(folder / ".lock")
         with faults_named(folder), distributed.process_group(), alone:
             if not distributed.of_main(lambda: run.done):
-                _execute(run)
-        return str(folder / records.RECORD)
+                self.work(run)
+        return str(folder / self.record)
 
-
-execute = Execute()
 
 _REPORT_EVERY = 2.0  # seconds, of evaluation
 _REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
@@ -151,6 +156,10 @@ def _execute(run: Run) -> None:
     )
     records.write(folder, record)
     checkpoints.remove_all_but_last(folder)
+
+
+# Trains a detector, evaluates it, and writes its record.
+execute = Execute(_execute, records.RECORD)
 
 
 def log_to(folder: Path) -> None:

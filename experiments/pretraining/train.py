@@ -10,7 +10,6 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from submitit.helpers import Checkpointable
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,7 +20,7 @@ from ..data.stream import Stream
 from ..errors import UserError
 from ..fit import fit, training_figures
 from ..records import LAST_WEIGHTS, VERSION, write_json
-from ..train import faults_named, log_to, now
+from ..train import Execute, log_to, now
 from .runs import ENCODER, RECORD, PretrainingRun, copied
 
 _LOGGER = logging.getLogger("detectron2")
@@ -55,24 +54,6 @@ class PretrainingRecord:
     finished: str
     data: dict[str, Any]  # images (of train and val), train, val (folders), digest
     config: dict[str, Any]
-
-
-class Pretrain(Checkpointable):
-    """Train a pre-training run (or go on), keep its encoder, and write its record; as
-    `experiments.train.Execute` does with detection runs."""
-
-    def __call__(self, run: PretrainingRun) -> str:
-        """Returns the record's path."""
-        folder = Path(run.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        alone = distributed.alone(folder / ".lock")
-        with faults_named(folder), distributed.process_group(), alone:
-            if not distributed.of_main(lambda: run.done):
-                _execute(run)
-        return str(folder / RECORD)
-
-
-pretrain = Pretrain()
 
 
 def _execute(run: PretrainingRun) -> None:
@@ -130,6 +111,10 @@ def _execute(run: PretrainingRun) -> None:
     )
     write_json(folder / RECORD, {"version": VERSION, **asdict(record)})
     checkpoints.remove_all_but_last(folder)
+
+
+# Pre-trains, keeps the encoder, and writes the record.
+pretrain = Execute(_execute, RECORD)
 
 
 def _initial(cfg: DictConfig, folder: Path) -> nn.Module:
