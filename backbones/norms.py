@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
+from .recompute import is_again
 from .registries import NORMS
 
 
@@ -48,7 +49,15 @@ class TokenBatchNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x_BCHW = x_BHWC.permute(0, 3, 1, 2)
+        if self.training and is_again():
+            # Copies take what was counted already. Without any, fewer tensors would be saved for
+            # the backward pass than the first time, which torch refuses.
+            counted = self.running_mean.clone(), self.running_var.clone()
+            x_BCHW = F.batch_norm(x_BCHW, *counted, self.weight, self.bias, True, eps=self.eps)
+        else:
+            x_BCHW = super().forward(x_BCHW)
+        return x_BCHW.permute(0, 2, 3, 1)
 
 
 def norm_layer(norm: str, channels: int) -> nn.Module | None:

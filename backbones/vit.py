@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from .arguments import builder, number, whole_number
@@ -19,6 +18,7 @@ from .norms import LayerNorm2d
 from .partition import Partition, Windows
 from .positions import POSITIONS, absolute_positions, fixed_positions
 from .propagation import EncoderSpec, propagation_blocks
+from .recompute import recomputed
 from .registries import CONV_BLOCKS, PROPAGATIONS, STEMS, choose, lookup
 from .sequence import TokenSequence, draw_kept
 
@@ -310,7 +310,7 @@ class ViT(Backbone):
         features = {}
         for i, block in enumerate(self.blocks):
             if self.use_act_checkpoint and self.training:
-                x_BHWC = checkpoint(block, x_BHWC, *sequence, use_reentrant=False)
+                x_BHWC = recomputed(block, x_BHWC, *sequence, of=block)
             else:
                 x_BHWC = block(x_BHWC, *sequence)
             if i in self._feature_of_block:

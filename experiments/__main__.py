@@ -6,14 +6,20 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from . import commands
 from .errors import UserError, unknown
+
+if TYPE_CHECKING:  # they take seconds
+    from .pretraining.runs import PretrainingRun
+    from .runs import Run
+    from .slurm import Settings
 
 # Of what the libraries under detectron2 call in each other: nothing that a user can change.
 warnings.simplefilter("ignore", FutureWarning)
@@ -92,6 +98,7 @@ def run(
         lambda: pretraining_images.prepare(scale, images or None),
         runs,
         pretraining_words,
+        bfloat16,
     )
     planned = planning.plan(
         found, study, scale, rows, seeds or found.seeds.get(scale, 1), data, runs
@@ -130,7 +137,7 @@ def run(
     _launch(planning.trainings_first(todo), execute, jobs, gpus, settings)
 
 
-def _settings(launcher: str, gpus: int):
+def _settings(launcher: str, gpus: int) -> "Settings | None":
     """What slurm.toml says; None for the local launcher."""
     if launcher not in ("local", "slurm"):
         raise unknown("launcher", launcher, ("local", "slurm"))
@@ -141,7 +148,9 @@ def _settings(launcher: str, gpus: int):
     return slurm.settings_for(gpus)
 
 
-def _launch_pretrainings(needed: list, jobs: int, gpus: int, settings) -> None:
+def _launch_pretrainings(
+    needed: "list[PretrainingRun]", jobs: int, gpus: int, settings: "Settings | None"
+) -> None:
     """One after the other where one starts from another, else side by side."""
     from .pretraining.runs import by_depth
     from .pretraining.train import pretrain
@@ -150,7 +159,13 @@ def _launch_pretrainings(needed: list, jobs: int, gpus: int, settings) -> None:
         _launch(together, pretrain, jobs, gpus, settings)
 
 
-def _launch(todo: list, execute, jobs: int, gpus: int, settings) -> None:
+def _launch(
+    todo: "list[Run] | list[PretrainingRun]",
+    execute: Callable[..., str],
+    jobs: int,
+    gpus: int,
+    settings: "Settings | None",
+) -> None:
     """Run them, show how far they are, and exit with 1 if one failed."""
     from . import launch, view
 
@@ -201,8 +216,10 @@ def pretrain(
     pretraining.resolve(recipe, size, overrides)  # before images are looked for
     config.check_writable(runs / scale / pretraining.FOLDER)
     data = pretraining_images.prepare(scale, images or None)
+    bfloat16 = settings.bfloat16 if settings else None
+    word = config.RECIPE + recipe
     chains = [
-        pretraining.plan(config.RECIPE + recipe, scale, size, data, runs, overrides, seed=seed)
+        pretraining.plan(word, scale, size, data, runs, overrides, seed=seed, bfloat16=bfloat16)
         for seed in range(seeds or 1)
     ]
     words = [pretraining.word_of(chain[-1]) for chain in chains]

@@ -237,7 +237,7 @@ def resolve(
     for key in overrides.keys() & _NOT_BY_OVERRIDE.keys():
         raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
     set_words(cfg, overrides, "OVERRIDES")
-    cfg.train.amp = bool(cfg.train.amp) and (computes_bfloat16() if bfloat16 is None else bfloat16)
+    cfg.train.amp = bool(cfg.train.amp) and in_bfloat16(bfloat16)
     if not is_recipe(cfg.train.init_weights):
         try:
             catalog.source(cfg.train.init_weights, encoder_size(cfg))
@@ -364,6 +364,11 @@ def build_on_meta(cfg_model: DictConfig) -> nn.Module:
     """The model that a config describes, on the meta device: shapes without memory."""
     with torch.device("meta"), _ScheduleOnCpu():
         return instantiate(cfg_model)
+
+
+def in_bfloat16(there: bool | None) -> bool:
+    """Whether the machine that will train computes in bfloat16; None: as this one does."""
+    return computes_bfloat16() if there is None else there
 
 
 def computes_bfloat16() -> bool:

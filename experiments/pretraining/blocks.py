@@ -4,19 +4,18 @@ Its blocks are all global and know no relative positions, so any tokens in any o
 compute what `Block` computes, faster and, in training, with less memory: docs/speed.md.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from backbones import ViT
 from backbones.attention import Attention
 from backbones.partition import Partition
 from backbones.positions import absolute_positions
+from backbones.recompute import recomputed
 from backbones.stems import NormedPatchEmbed, PatchEmbed
 from backbones.vit import Block
 
@@ -115,7 +114,7 @@ def run_blocks(
     for i, block in enumerate(blocks):
         of_last = wanted if i == len(blocks) - 1 else None
         run = partial(_run, block, wanted=of_last or x_BNC.shape[1])
-        x_B1NC = _again(run, x_B1NC) if whole else run(x_B1NC)
+        x_B1NC = recomputed(run, x_B1NC, of=block) if whole else run(x_B1NC)
     return x_B1NC[:, 0]
 
 
@@ -137,13 +136,7 @@ def _attend(attn: Attention, norm: nn.Module, x_B1NC: Tensor, wanted: int) -> Te
 def _behind(cheap: nn.Module, linear: nn.Module, x: Tensor) -> Tensor:
     """`linear(cheap(x))`. What a norm or an activation puts out, two fifths of all that the
     backward pass reads, is not kept but made again; there torch stops before the linear layer."""
-    if any(isinstance(module, _BatchNorm) for module in cheap.modules()):
-        return linear(cheap(x))  # a second time would count twice in its running statistics
-    return _again(lambda x: linear(cheap(x)), x)
-
-
-def _again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return checkpoint(function, x, use_reentrant=False)
+    return recomputed(lambda x: linear(cheap(x)), x, of=cheap)
 
 
 def patches_of(image_BCHW: Tensor, patch: int) -> Tensor:

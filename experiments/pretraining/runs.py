@@ -1,7 +1,7 @@
 """Pre-training runs: a recipe at one model size on some images, and where it lies."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +63,18 @@ def recipes(size: str = "") -> dict[str, Path]:
 
 
 def resolve(
-    recipe: str, size: str, overrides: Words, backbone: DictConfig | None = None
+    recipe: str,
+    size: str,
+    overrides: Words,
+    backbone: DictConfig | None = None,
+    bfloat16: bool | None = None,
 ) -> DictConfig:
     """The config of a recipe: its file, then the words that a detector's encoder shares with it,
     then the user's.
+
+    Args:
+        backbone: of the detector that starts from it, if one does.
+        bfloat16: as of `config.resolve`.
 
     Raises:
         UserError: no such recipe for that size; a key that it has not; what does not fit.
@@ -96,7 +104,7 @@ def resolve(
     if cfg.train.parallel == "fsdp":
         # Blocks are run part by part (blocks.py), which FSDP's gathering of weights does not see.
         raise UserError(f"{where}: train.parallel=fsdp does not fit pre-training: ddp does")
-    cfg.train.amp = bool(cfg.train.amp) and config.computes_bfloat16()
+    cfg.train.amp = bool(cfg.train.amp) and config.in_bfloat16(bfloat16)
     config.check_training(cfg, where)
     return cfg
 
@@ -110,21 +118,21 @@ def plan(
     overrides: Words,
     backbone: DictConfig | None = None,
     seed: int = 0,
+    bfloat16: bool | None = None,
 ) -> list[PretrainingRun]:
     """The pre-training that a word of `train.init_weights` asks for, behind those that it starts
     from.
 
     Args:
         word: "recipe:<recipe>".
-        backbone: of the detector that starts from it, if one does.
+        backbone, bfloat16: as of `resolve`.
     """
     recipe = word.removeprefix(config.RECIPE)
-    cfg = resolve(recipe, size, overrides, backbone)
+    cfg = resolve(recipe, size, overrides, backbone, bfloat16)
     before: list[PretrainingRun] = []
     if config.is_recipe(cfg.train.init_weights):
-        before = plan(
-            cfg.train.init_weights, scale, size, data, runs_root, overrides, backbone, seed
-        )
+        word = cfg.train.init_weights
+        before = plan(word, scale, size, data, runs_root, overrides, backbone, seed, bfloat16)
         cfg.train.init_weights = word_of(before[-1])
     cfg.train.seed = seed
     needs_labels = "num_classes" in cfg.model
@@ -162,31 +170,34 @@ def weights(root: Path, word: str) -> Path:
 def plan_for(
     cfgs: Iterable[DictConfig],
     scale: str,
-    prepare_images,
+    prepare_images: Callable[[], Images],
     runs_root: Path,
     overrides: Words,
+    bfloat16: bool | None = None,
 ) -> list[PretrainingRun]:
     """The pre-trainings that detection configs start from, each once, in an order that works;
     the configs then name them (`word_of`).
 
     Args:
-        prepare_images: gives `Images`; called only if a config asks for a recipe.
+        prepare_images: called only if a config asks for a recipe: it takes minutes for ImageNet.
+        bfloat16: as of `resolve`.
     """
+    cfgs = [cfg for cfg in cfgs if config.is_recipe(cfg.train.init_weights)]
+    images = prepare_images() if cfgs else None
     planned: dict[str, PretrainingRun] = {}
     for cfg in cfgs:
-        if config.is_recipe(cfg.train.init_weights):
-            size = config.encoder_size(cfg)
-            chain = plan(
-                cfg.train.init_weights,
-                scale,
-                size,
-                prepare_images(),
-                runs_root,
-                overrides,
-                cfg.model.backbone,
-            )
-            planned |= {run.folder: run for run in chain}
-            cfg.train.init_weights = word_of(chain[-1])
+        chain = plan(
+            cfg.train.init_weights,
+            scale,
+            config.encoder_size(cfg),
+            images,
+            runs_root,
+            overrides,
+            cfg.model.backbone,
+            bfloat16=bfloat16,
+        )
+        planned |= {run.folder: run for run in chain}
+        cfg.train.init_weights = word_of(chain[-1])
     return list(planned.values())
 
 

@@ -323,6 +323,16 @@ def test_checkpointing_compiling_and_autocast(words):
     torch.testing.assert_close(again, exact, rtol=1e-4, atol=1e-4)
 
 
+def test_batch_norm_counts_a_batch_once_with_checkpointing():
+    plain = small(block_norm="batch").train()
+    saving = copy.deepcopy(plain)
+    saving.use_act_checkpoint = True
+    results = [with_gradients(net, net(IMAGE)["last_feat"]) for net in (plain, saving)]
+    assert_same(results[1], results[0], 1e-6)
+    assert plain.blocks[1].norm2.running_mean.any()
+    assert_same(dict(saving.named_buffers()), dict(plain.named_buffers()), 1e-6)
+
+
 # ---- Registers ----------------------------------------------------------------------------------
 
 

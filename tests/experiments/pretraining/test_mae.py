@@ -192,10 +192,21 @@ def test_blocks_on_sequences_compute_what_blocks_compute():
 
 
 def test_batch_norm_counts_a_forward_pass_once():
-    model = tiny(norm_layer=TokenBatchNorm).train()
-    sum(model(batch()).values()).backward()
-    counted = {int(b) for n, b in model.encoder.named_buffers() if n.endswith("batches_tracked")}
-    assert counted == {1}
+    """Also where it is computed again, or again and again, in the backward pass."""
+    found = []
+    for name in ("block", "sequence", "whole"):
+        encoder = tiny(norm_layer=TokenBatchNorm).encoder.train()
+        x = torch.randn(2, 1, 7, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        if name == "block":
+            y = encoder.blocks[1](encoder.blocks[0](x))[:, 0]
+        else:
+            y = blocks.run_blocks(encoder.blocks, x[:, 0], whole=name == "whole")
+        y.square().sum().backward()
+        statistics = dict(encoder.blocks.named_buffers())
+        assert statistics["1.norm2.running_mean"].any()
+        found.append(statistics | {n: p.grad for n, p in encoder.blocks.named_parameters()})
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-4)
 
 
 def test_the_last_block_gives_wanted_tokens_only():

@@ -132,6 +132,29 @@ class TestRecipes:
         assert detector(SMALL) == detector(SMALL)
         assert detector(SMALL) != detector(SMALL | {"train.max_iter": 5})
 
+    def test_images_are_looked_through_once_for_all_detectors(self, folder):
+        cfgs = [config.load(config.base_path("mini", "vit-mini")) for _ in range(3)]
+        for cfg, word in zip(cfgs, ("recipe:mae", "none", "recipe:sup"), strict=True):
+            cfg.train.init_weights = word
+        found = []
+
+        def prepare():
+            found.append(images.prepare("mini", str(folder)))
+            return found[0]
+
+        planned = runs.plan_for(cfgs, "mini", prepare, Path("runs"), SMALL)
+        assert [run.recipe for run in planned] == ["mae", "sup"]
+        assert len(found) == 1
+        runs.plan_for(cfgs[1:2], "mini", prepare, Path("runs"), SMALL)
+        assert len(found) == 1
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_precision_is_that_of_the_machine_that_trains(self, folder, monkeypatch, there):
+        monkeypatch.setattr(config, "computes_bfloat16", lambda: not there)
+        words = SMALL | {"train.amp": True}
+        for run in self.plan("recipe:flip-tuned", folder, words, bfloat16=there):
+            assert run.cfg.train.amp is there
+
     def test_labels_that_are_not_there(self, tmp_path):
         write_images(tmp_path, "1.bmp", "2.bmp")
         with pytest.raises(UserError, match="'sup' needs labels"):
