@@ -195,6 +195,26 @@ def test_rows_that_share_a_training_wait_for_it(cluster, small_set, tmp_path):
     assert sorted(records.load(study.folder).variant) == rows
 
 
+def test_what_a_row_starts_from_is_pre_trained_first(cluster, small_set, tmp_path):
+    study = Study(cluster, small_set, tmp_path, "pretraining")
+    images = small_set["val"].partition(",")[2]
+    short = ["train.max_iter=2", "train.amp=false"]
+    short += [f"dataloader.train.{key}_batch_size=4" for key in ("total", "micro")]
+    overrides = " ".join(["train.max_iter=2", *(f"pretraining.{word}" for word in short)])
+    words = ["--variants", "mae", "--images", images]
+    code, output = study.call(*words, overrides=overrides)
+    assert code == 0, output
+    (encoder,) = (tmp_path / "mini" / "pretrained").glob("mae-*/encoder.pth")
+    assert str(encoder) in (study.run("mae") / "log.txt").read_text()
+    for folder in (encoder.parents[1], study.folder):
+        logs = "".join(p.read_text() for p in folder.glob("jobs/*/*_log.out"))
+        assert "Job completed successfully" in logs
+    code, output = study.call(*words, overrides=overrides)
+    assert code == 0
+    assert "1 runs, 1 of them done" in output
+    assert study.arrays() == 1
+
+
 def preempt(study: Study) -> None:
     words = ["--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 3"]
     study.slurm("sbatch", *words)
