@@ -37,7 +37,8 @@ def study(
     keep: Annotated[bool, typer.Option("--keep", help="Copy them to results/ as well.")] = False,
 ) -> None:
     """Write table.csv, table.md and the plot of a study that was run, and print the table."""
-    from . import plots, results, tables
+    with commands.importing():
+        from . import plots, results, tables
 
     found = results.load(folder, delta)
     found.table.to_csv(folder / "table.csv", index=False)

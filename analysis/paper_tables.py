@@ -243,7 +243,7 @@ def _is_the_papers(scale: str, data: dict) -> bool:
 
 def _setting(plain: dict) -> str:
     """A run's config without what does not belong to a row's setting."""
-    plain = config.without_keys(plain, (*config.NOT_IDENTITY, *_NOT_SETTING))
+    plain = config.without_keys(plain, (*records.NOT_IDENTITY, *_NOT_SETTING))
     return json.dumps(plain, sort_keys=True)
 
 

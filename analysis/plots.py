@@ -19,10 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from backbones import SIZES
 from experiments.records import METRICS
 
-from . import formulas, style
+from . import style
 from .results import KINDS, PAPER_SIZES, Results, paper_column, paper_data
 from .style import plt
 
@@ -422,6 +421,11 @@ def _encoder_macs(run: dict[str, Any], sides: Iterable[int]) -> tuple[tuple[int,
     """(side, MACs) of a run's encoder; none if nothing is recorded of it."""
     if pd.isna(run["encoder_macs"]):
         return ()
+    # They take seconds to import, which the table and plot of a study do not need.
+    from backbones import SIZES
+
+    from . import formulas
+
     backbone = run["config"].get("model", {}).get("backbone", {})
     height, width = run["input_size"]
     words = inspect.signature(formulas.encoder).parameters.keys() & backbone.keys() - {"size"}

@@ -11,10 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from experiments.config import NOT_IDENTITY
 from experiments.errors import UserError
 from experiments.matches import KINDS
-from experiments.records import FOREIGN, LVIS_FIGURES, MANIFEST, load_foreign, load_study
+from experiments.records import (
+    FOREIGN,
+    LVIS_FIGURES,
+    MANIFEST,
+    NOT_IDENTITY,
+    load_foreign,
+    load_study,
+)
 
 from . import bootstrap
 from .bootstrap import DELTA, Draws, Estimate

@@ -73,11 +73,12 @@ def run(
 
     found = studies.find(study)  # before the imports that take seconds
 
-    from . import config, distributed
-    from . import runs as planning
-    from .data import catalog
-    from .pretraining import images as pretraining_images
-    from .pretraining import runs as pretraining
+    with commands.importing():
+        from . import config, distributed
+        from . import runs as planning
+        from .data import catalog
+        from .pretraining import images as pretraining_images
+        from .pretraining import runs as pretraining
 
     words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]

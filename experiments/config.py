@@ -27,24 +27,13 @@ from backbones.weights import WeightsError, catalog
 from . import test_time
 from .errors import UserError, unknown
 from .optim import param_groups
+from .records import NOT_IDENTITY
 from .studies import Study, Variant, Words
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "configs" / "pretraining"
 SCALES = ("mini", "coco")
 RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining
-# What does not change the result of a run, and so is no part of its identity.
-NOT_IDENTITY = (
-    "train.checkpoint_period",
-    "train.checkpoint_minutes",
-    "train.log_period",
-    "train.may_skip",
-    "train.parallel",
-    "train.compile",
-    "dataloader.train.num_workers",
-    "dataloader.test.num_workers",
-    "dataloader.test.batch_size",
-)
 _NOT_BY_OVERRIDE = {
     "train.seed": "choose with SEEDS=",
     "dataloader.train.dataset": "choose with DATASET= and VAL=",

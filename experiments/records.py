@@ -18,6 +18,18 @@ LAST_WEIGHTS = "model_final.pth"  # of a run, beside its record
 RESULT = "result.json"  # of a checkpoint's evaluation outside of studies
 METRICS = "metrics.json"  # of a run: a JSON line per log period
 FOREIGN = "foreign"  # fingerprint of results that this suite did not make, and their folder
+# Keys of a config that do not change the result of a run, and so is no part of its identity.
+NOT_IDENTITY = (
+    "train.checkpoint_period",
+    "train.checkpoint_minutes",
+    "train.log_period",
+    "train.may_skip",
+    "train.parallel",
+    "train.compile",
+    "dataloader.train.num_workers",
+    "dataloader.test.num_workers",
+    "dataloader.test.batch_size",
+)
 # COCO's twelve figures in pycocotools' order, here in 0..100.
 COCO_FIGURES = (
     "AP",

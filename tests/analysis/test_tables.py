@@ -1,6 +1,8 @@
 """Tables as text, in every format, and what may be kept of them."""
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -8,6 +10,7 @@ import pytest
 
 from analysis import plots, results, tables
 from experiments.errors import UserError
+from tests.conftest import ROOT
 
 
 def test_markdown(study):
@@ -110,3 +113,10 @@ def test_results_keep_whole_studies_with_their_own_settings(study):
     found.manifest["command"] += " --overrides train.max_iter=4"
     with pytest.raises(UserError, match="run it without --overrides"):
         tables.check_publishable(found)
+
+
+def test_the_table_of_a_finished_study_does_not_wait_for_torch():
+    code = (
+        "import sys; from analysis import plots, results, tables; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
