@@ -192,7 +192,9 @@ def pretraining(
     runs = pretraining.load(folder)
     _show(pretraining.table(runs), "pre-training")
     place = folder / pretraining.FOLDER
-    written = pretraining.learning_curves(runs, place / "learning-curves")
+    (place / "table.md").write_text(pretraining.markdown(runs))
+    written = [place / "table.md"]
+    written += pretraining.learning_curves(runs, place / "learning-curves")
     for of_run, run in runs.items():
         if not pretraining.fills_in(run):
             continue

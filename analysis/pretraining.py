@@ -77,12 +77,25 @@ def table(runs: dict[Path, PretrainingRecord]) -> pd.DataFrame:
     )
 
 
+def markdown(runs: dict[Path, PretrainingRecord]) -> str:
+    """The table, and what its numbers come from."""
+    shown = table(runs).round(2).to_markdown(index=False, disable_numparse=True)
+    lines = [
+        f"- {run.recipe} {run.size} seed {run.seed}: commit {run.git_commit}, finished "
+        f"{run.finished}, " + ", ".join(f"{k} {v}" for k, v in run.versions.items())
+        for run in runs.values()
+    ]
+    return "\n".join(["# Pre-trainings", "", shown, "", *lines, ""])
+
+
 def _figures(run: PretrainingRecord) -> str:
     """Those of the validation images, with their units."""
     parts = []
     for name, value in run.figures.items():
         if name == "accuracy":
             parts.append(f"accuracy {100 * value:.1f} %")
+        elif name == "effective_rank":
+            parts.append(f"effective rank {value:.1f}")
         else:
             parts.append(f"{_axis(name)} {value:.3f}")
     return "; ".join(parts)

@@ -100,6 +100,12 @@ def encode(encoder: ViT, cls: Tensor | None, x_BVC: Tensor) -> Tensor:
     return run_blocks(encoder.blocks, x_BNC, whole)[:, :count]
 
 
+def features(encoder: ViT, cls: Tensor | None, image_BCHW: Tensor) -> Tensor:
+    """What the encoder makes of whole images, (B, N, C) without a cls token: a detector's map."""
+    x_BNC = patch_tokens(encoder, image_BCHW)
+    return encode(encoder, cls, x_BNC)[:, -x_BNC.shape[1] :]
+
+
 def run_blocks(
     blocks: Sequence[Block], x_BNC: Tensor, whole: bool = False, wanted: int | None = None
 ) -> Tensor:

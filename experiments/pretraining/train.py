@@ -10,7 +10,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..fit import fit, training_figures
 from ..records import LAST_WEIGHTS, VERSION, write_json
 from ..train import Execute, log_to, now
+from .blocks import features
 from .runs import ENCODER, RECORD, PretrainingRun, copied
 
 _LOGGER = logging.getLogger("detectron2")
@@ -35,7 +36,7 @@ class PretrainingRecord:
     size: str
     seed: int
     fingerprint: str
-    figures: dict[str, float]  # on the validation images: see `MaskedAutoencoder`, `Classifier`
+    figures: dict[str, float]  # on the validation images: see `validate`
     params: int  # of all that is trained
     encoder_params: int
     train_macs: int | None  # of one image's forward and backward pass
@@ -150,8 +151,9 @@ def step_macs(cfg: DictConfig) -> int | None:
 
 @torch.no_grad()
 def validate(model: nn.Module, cfg: DictConfig, run: PretrainingRun) -> dict[str, float]:
-    """Means of what the model's `validate` says of each image of the validation set; random
-    numbers, as of hidden patches, are the same in each call."""
+    """Figures of the validation images: means of what the model's `validate` says of each, and the
+    `effective_rank` of the encoder's tokens. Random numbers, as of hidden patches, are the same in
+    each call."""
     mapper = instantiate(cfg.dataloader.test.mapper)
     loader = DataLoader(
         _Mapped(run.data.entries("val"), mapper),
@@ -162,11 +164,29 @@ def validate(model: nn.Module, cfg: DictConfig, run: PretrainingRun) -> dict[str
     model.eval()
     torch.manual_seed(0)
     totals: dict[str, float] = {}
+    products_CC = torch.zeros((), dtype=torch.float64, device=distributed.device())
     with torch.autocast(distributed.device().type, torch.bfloat16, enabled=cfg.train.amp):
         for batch in loader:
             for name, values in model.validate(batch).items():
                 totals[name] = totals.get(name, 0.0) + float(values.double().sum())
-    return {name: total / run.data.counts[1] for name, total in totals.items()}
+            x_BNC = features(model.encoder, model.cls_token, model.pixels.of(batch))
+            x_MC = x_BNC.flatten(0, 1).double()
+            products_CC = products_CC + x_MC.T @ x_MC
+    means = {name: total / run.data.counts[1] for name, total in totals.items()}
+    return means | {"effective_rank": effective_rank(products_CC)}
+
+
+def effective_rank(products_CC: Tensor) -> float:
+    """In how many directions vectors of C channels point: the exponential of the entropy of their
+    singular values' shares, 1 to C. Of pre-trained features it goes with what they are worth
+    afterwards (RankMe, arXiv:2210.02885, there of one vector an image).
+
+    Args:
+        products_CC: sum of the vectors' outer products.
+    """
+    singular_C = torch.linalg.eigvalsh(products_CC).clamp(min=0).sqrt()
+    shares_C = singular_C / singular_C.sum()
+    return float(torch.special.entr(shares_C).sum().exp())
 
 
 class _Mapped(torch.utils.data.Dataset):

@@ -63,12 +63,17 @@ def test_table_curves_and_pictures(analysis, scale, pretrained):
     assert f"cross entropy, nats {record['figures']['loss_cls']:.3f}" in row
     assert f"{record['train_macs'] / 1e9:.2f}" in row
     assert record["device"] in row
+    assert f"effective rank {record['figures']['effective_rank']:.1f}" in row
+    page = (scale / "pretrained" / "table.md").read_text()
+    assert f"accuracy {100 * record['figures']['accuracy']:.1f} %" in page
+    assert f"sup vit-mini seed 0: commit {record['git_commit']}, finished" in page
     written = said.split("written: ")[1].split()
     pictures = scale / "pretrained" / pretrained["mae"].name / "reconstructions.png"
-    assert {Path(p).name for p in written[:3]} == {
-        f"learning-curves.{kind}" for kind in ("png", "svg", "csv")
+    assert {Path(p).name for p in written[:4]} == {
+        "table.md",
+        *(f"learning-curves.{kind}" for kind in ("png", "svg", "csv")),
     }
-    assert written[3:] == [str(pictures)]  # a classifier fills nothing in
+    assert written[4:] == [str(pictures)]  # a classifier fills nothing in
     assert all(Path(path).is_file() for path in written)
 
     curves = pd.read_csv(scale / "pretrained" / "learning-curves.csv")

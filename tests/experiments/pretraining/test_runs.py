@@ -11,7 +11,7 @@ from PIL import Image
 from experiments import config, records, training_loop
 from experiments.errors import UserError
 from experiments.pretraining import images, runs
-from experiments.pretraining.train import pretrain
+from experiments.pretraining.train import effective_rank, pretrain
 from tests.experiments.test_cli import assert_told, experiments, own
 
 SMALL = {
@@ -208,8 +208,22 @@ def test_a_resumed_one_ends_as_if_undisturbed(folder, tmp_path, recipe, monkeypa
     kept = [records.read_json(Path(run.folder) / runs.RECORD) for run in (one, two)]
     assert kept[0]["figures"] == kept[1]["figures"]
     assert kept[0]["data"]["images"] == [6, 6]
+    assert 1 < kept[0]["figures"]["effective_rank"] < 64
     assert one.done
     assert two.done
+
+
+@pytest.mark.parametrize("rank", [1, 3, 16])
+def test_effective_rank(rank):
+    directions = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q[:rank]
+    x_MC = torch.eye(rank, dtype=torch.float64).repeat(5, 1) @ directions
+    assert effective_rank(x_MC.T @ x_MC) == pytest.approx(rank)
+    # By its definition, from the vectors themselves.
+    x_MC = torch.randn(40, 16, dtype=torch.float64) @ torch.diag(torch.arange(16.0).double())
+    shares = torch.linalg.svdvals(x_MC)
+    shares = shares[shares > 1e-9] / shares.sum()
+    expected = float((-shares * shares.log()).sum().exp())
+    assert effective_rank(x_MC.T @ x_MC) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_study_pre_trains_once_and_starts_from_it(folder, small_set, tmp_path):
