@@ -95,7 +95,7 @@ ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make 
 pretrain: $(INSTALLED) ## Pre-train an encoder, show how it learned: RECIPE= SCALE= SIZE= IMAGES=
 	@$(RUN) experiments pretrain "$$RECIPE" --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
 		--jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" --images "$$IMAGES" \
-		&& $(RUN) analysis pretraining "runs/$$SCALE"
+		$(if $(filter 1,$(YES)),--yes) && $(RUN) analysis pretraining "runs/$$SCALE"
 
 .PHONY: paper-tables
 paper-tables: $(INSTALLED) ## Every table of the paper beside our costs and AP: results/paper/

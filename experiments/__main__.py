@@ -87,6 +87,7 @@ def run(
     rows = planning.rows(found, scale, size, words, chosen, bfloat16)
     folder = runs / scale / found.name
     config.check_writable(folder)
+    config.check_pretraining_words([row.cfg for row in rows], pretraining_words, images)
     missing = planning.missing_weights(row.cfg for row in rows)
     try:
         data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
@@ -120,7 +121,7 @@ def run(
     if scale == "coco" and todo and not settings:  # it speaks of this machine
         from . import budget
 
-        budget.announce(todo, processes, yes, console)
+        budget.announce(todo, processes, yes, console, needed)
     if not console.quiet:  # of several processes, one
         planning.write_manifest(found, rows, planned, folder, _command())
     if not todo and not distributed.started_by_torchrun():
@@ -129,8 +130,10 @@ def run(
         from . import launch, train  # they take a second: a finished study is not to wait for them
         from .pretraining.train import pretrain
 
-        launch.here(needed, pretrain)
-        launch.here(planning.trainings_first(planned), train.execute)
+        # One group for both: leaving it and joining again in the same processes fails.
+        with distributed.process_group():
+            launch.here(needed, pretrain)
+            launch.here(planning.trainings_first(planned), train.execute)
         return
     _launch_pretrainings(needed, jobs, gpus, settings)
     from .train import execute
@@ -203,6 +206,7 @@ def pretrain(
     launcher: Annotated[str, typer.Option(help="local, or slurm (docs/cluster.md).")] = "local",
     overrides: Overrides = "",
     images: Images = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Train for days on a CPU if need be.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Pre-train an encoder, without a detector behind it."""
@@ -228,6 +232,10 @@ def pretrain(
     processes = distributed.started_by_torchrun() or gpus
     for run in needed:
         config.check_processes(run.cfg, processes)
+    if scale == "coco" and needed and not settings:
+        from . import budget
+
+        budget.announce([], processes, yes, console, needed)
     if distributed.started_by_torchrun():
         from . import launch
         from .pretraining.train import pretrain as execute
@@ -264,9 +272,10 @@ def plan(
     from . import runs as planning
     from .data import catalog
 
-    words, _ = config.split_overrides(config.parse_overrides(overrides))
+    words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     rows = planning.rows(found, scale, size, words, chosen)
+    config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
     own = dataset or val  # else the sets' known numbers of images: no data is needed
     images = catalog.prepare(scale, dataset, val, found.dataset).images if own else None
     plans.show(found, rows, scale, seeds, words, device, gpus, console, images)

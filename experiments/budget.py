@@ -18,6 +18,8 @@ from . import config
 from .cost import detector_cost
 from .devices import GPUS, Gpu, macs_per_second
 from .errors import UserError
+from .pretraining.runs import PretrainingRun, copied
+from .pretraining.train import step_macs
 from .runs import Run
 from .training_cost import Step, training_step
 from .training_loop import Trainer
@@ -178,11 +180,17 @@ def disk_bytes(cfg: DictConfig, params: int, val_images: int, trains: bool = Tru
 # ---- Before a run --------------------------------------------------------------------------------
 
 
-def announce(runs: Sequence[Run], processes: int, yes: bool, console: Console) -> None:
+def announce(
+    runs: Sequence[Run],
+    processes: int,
+    yes: bool,
+    console: Console,
+    pretrainings: Sequence[PretrainingRun] = (),
+) -> None:
     """Say how batches are made and, on a CPU, how long training will take.
 
     Args:
-        runs: not done yet.
+        runs, pretrainings: not done yet.
         processes: of each run.
         yes: whether the user wants it however long it takes.
 
@@ -190,7 +198,7 @@ def announce(runs: Sequence[Run], processes: int, yes: bool, console: Console) -
         UserError: without a GPU it takes more than three hours, and `yes` is not said.
     """
     gpu = torch.cuda.is_available()
-    for total, micro in sorted({config.batch(run.cfg) for run in runs}):
+    for total, micro in sorted({config.batch(run.cfg) for run in [*pretrainings, *runs]}):
         where = "the CPU" if not gpu else "GPUs" if processes > 1 else "one GPU"
         by = f"{processes} processes on {where}" if processes > 1 else where
         console.print(
@@ -198,7 +206,7 @@ def announce(runs: Sequence[Run], processes: int, yes: bool, console: Console) -
         )
     if gpu:
         return
-    hours = cpu_hours(runs)
+    hours = cpu_hours(runs) + pretraining_hours(pretrainings)
     text = f"all runs will take about {duration(hours)} on this CPU, there is no GPU"
     if hours > _FREE_HOURS and not yes:
         raise UserError(f"{text}: say YES=1 (--yes) to start all the same, or use SCALE=mini")
@@ -214,6 +222,16 @@ def cpu_hours(runs: Sequence[Run]) -> float:
     )
     macs = sum(detector_cost(r.cfg.model).detector.macs * r.data.images[1] for r in runs)
     return (training + macs / (_CPU_SHARE * macs_per_second(torch.float32))) / 3600
+
+
+def pretraining_hours(runs: Sequence[PretrainingRun]) -> float:
+    """Hours of training on this CPU; of what cannot be counted, none."""
+    seconds = 0.0
+    for run in runs:
+        rate = macs_per_second(torch.bfloat16 if run.cfg.train.amp else torch.float32)
+        macs = (step_macs(copied(run)) or 0) * config.batch(run.cfg)[0] * run.cfg.train.max_iter
+        seconds += macs / (_CPU_SHARE * rate)
+    return seconds / 3600
 
 
 def duration(hours: float) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,35 @@ def split_overrides(words: Words) -> tuple[Words, Words]:
     return {k: v for k, v in words.items() if not k.startswith(prefix)}, own
 
 
+def check_overrides(words: Words) -> None:
+    """
+    Raises:
+        UserError: a key that is set elsewhere.
+    """
+    for key in words.keys() & _NOT_BY_OVERRIDE.keys():
+        raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
+
+
+def check_pretraining_words(cfgs: Iterable[DictConfig], words: Words, images: str = "") -> None:
+    """
+    Args:
+        cfgs: of the detectors.
+        words: of their pre-training.
+        images: of their pre-training, if the user gave some.
+
+    Raises:
+        UserError: something is said of pre-training, and no detector starts from a recipe.
+    """
+    if any(is_recipe(cfg.train.init_weights) for cfg in cfgs):
+        return
+    said = [*(f"pretraining.{key}" for key in words), *(["IMAGES"] if images else [])]
+    if said:
+        raise UserError(
+            f"{said[0]} has no effect: no row starts from a recipe, "
+            "as with OVERRIDES=train.init_weights=recipe:mae"
+        )
+
+
 def resolve(
     study: Study,
     variant: Variant,
@@ -223,8 +252,7 @@ def resolve(
     set_words(cfg, study.words, f"study {study.name!r}")
     row = {**variant.words, **variant.words_of_size.get(size, {})}
     set_words(cfg, row, f"variant {variant.name!r}")
-    for key in overrides.keys() & _NOT_BY_OVERRIDE.keys():
-        raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
+    check_overrides(overrides)
     set_words(cfg, overrides, "OVERRIDES")
     cfg.train.amp = bool(cfg.train.amp) and in_bfloat16(bfloat16)
     if not is_recipe(cfg.train.init_weights):

@@ -28,14 +28,14 @@ encoder = L(build_encoder)(
 dataloader.image_size = _side
 dataloader.train.update(total_batch_size=32, micro_batch_size=32, num_workers=0)
 dataloader.train.mapper.transforms = [
-    L(v2.RandomResizedCrop)(size=_side, scale=(0.5, 1.0), interpolation=3),
+    L(v2.RandomResizedCrop)(size="${dataloader.image_size}", scale=(0.5, 1.0), interpolation=3),
     L(v2.RandomHorizontalFlip)(p=0.5),
     L(v2.RandomVerticalFlip)(p=0.5),
 ]
 dataloader.test.update(batch_size=50, num_workers=0)
 dataloader.test.mapper.transforms = [
-    L(v2.Resize)(size=_side, interpolation=3),
-    L(v2.CenterCrop)(size=_side),
+    L(v2.Resize)(size="${dataloader.image_size}", interpolation=3),
+    L(v2.CenterCrop)(size="${dataloader.image_size}"),
 ]
 optimizer = L(torch.optim.AdamW)(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 param_groups = dict(layer_decay=1.0, no_weight_decay=["norm", "pos_embed"])

@@ -32,7 +32,7 @@ dataloader.train.total_batch_size = _batch
 dataloader.train.mapper.transforms = [
     L(v2.RandomResizedCrop)(size="${dataloader.image_size}", scale=(0.08, 1.0), interpolation=3),
     L(v2.RandomHorizontalFlip)(p=0.5),
-    L(v2.RandAugment)(num_ops=2, magnitude=9),
+    L(v2.RandAugment)(num_ops=2, magnitude=9, num_magnitude_bins=11),  # 9 of 10, as timm counts
 ]
 optimizer = adamw(1e-4, _batch, weight_decay=0.3)
 param_groups = dict(layer_decay=1.0, no_weight_decay=["norm", "pos_embed"])

@@ -108,12 +108,14 @@ def _images(root: Path) -> Images:
         raise UserError(f"no images in {train}: {', '.join(IMG_EXTENSIONS)} are looked for")
     of_train, of_val = (sorted({_category(name) for name, _ in found}) for found in files)
     labelled = "" not in of_train and len(of_train) > 1
+    if labelled and "" in of_val:
+        raise UserError(f"images lie directly in {val}: put them into {_LAYOUT}")
     if labelled and not set(of_val) <= set(of_train):
         extra = sorted(set(of_val) - set(of_train))[0]
         raise UserError(f"{val} has a category {extra!r} that {train} has not: make them the same")
     return Images(
         str(train),
-        str(val or ""),
+        str(val) if files[1] else "",
         (len(files[0]), len(files[1])),
         tuple(of_train) if labelled else (),
         hashlib.sha256(repr(files).encode()).hexdigest()[:16],

@@ -11,7 +11,7 @@ from backbones import SIZES
 
 from .. import config
 from ..errors import UserError, unknown
-from ..records import read_json
+from ..records import LAST_WEIGHTS, read_json
 from ..studies import Words
 from .images import Images
 
@@ -44,13 +44,15 @@ class PretrainingRun:
 
     @property
     def done(self) -> bool:
-        """Whether its record is there.
+        """Whether its record is there, and what others start from.
 
         Raises:
-            UserError: there is one, but broken or of another version.
+            UserError: there is a record, but broken or of another version.
         """
-        path = Path(self.folder) / RECORD
-        return path.is_file() and read_json(path)["fingerprint"] == self.fingerprint
+        folder = Path(self.folder)
+        if not all((folder / name).is_file() for name in (RECORD, ENCODER, LAST_WEIGHTS)):
+            return False
+        return read_json(folder / RECORD)["fingerprint"] == self.fingerprint
 
 
 def recipes(size: str = "") -> dict[str, Path]:
@@ -89,24 +91,46 @@ def resolve(
     where = f"recipe {recipe!r}"
     encoder = cfg.model.encoder
     for word, usual in _SHARED.items():
-        if backbone is None or word not in backbone:
-            continue
         usual = SIZES.get(size, {}).get(word, usual)
-        if encoder.get(word, usual) not in (usual, backbone[word]):
+        own = encoder.get(word, usual)
+        wanted = own if backbone is None else backbone.get(word, own)
+        if own not in (usual, wanted):
             raise UserError(
-                f"{where} is for model.backbone.{word}={encoder[word]}, the detector has "
-                f"{backbone[word]}: set it, or take another recipe"
+                f"{where} is for model.backbone.{word}={own}, the detector has "
+                f"{wanted}: set it, or take another recipe"
             )
-        encoder[word] = backbone[word]
+        encoder[word] = wanted  # also where it is the usual one: the same network is the same run
     if backbone is not None and backbone.get("positions", "learned") != "learned":
         encoder.positions = backbone.positions
+    config.check_overrides(overrides)
+    if overrides.get("train.init_weights", "none") != "none":
+        raise UserError(
+            f"{where}: train.init_weights={overrides['train.init_weights']} does not fit: what a "
+            "recipe starts from is said in its file; none is the only other word"
+        )
     config.set_words(cfg, overrides, where)
+    _check_sizes(cfg, where)
     if cfg.train.parallel == "fsdp":
         # Blocks are run part by part (blocks.py), which FSDP's gathering of weights does not see.
         raise UserError(f"{where}: train.parallel=fsdp does not fit pre-training: ddp does")
     cfg.train.amp = bool(cfg.train.amp) and config.in_bfloat16(bfloat16)
     config.check_training(cfg, where)
     return cfg
+
+
+def _check_sizes(cfg: DictConfig, where: str) -> None:
+    side = cfg.dataloader.image_size
+    if side != cfg.model.encoder.img_size:
+        raise UserError(
+            f"{where}: dataloader.image_size={side} does not fit model.encoder.img_size="
+            f"{cfg.model.encoder.img_size}: set both, and pretrain_img_size if it is there"
+        )
+    for i, transform in enumerate(cfg.dataloader.test.mapper.transforms):
+        if isinstance(transform.get("size"), int) and transform.size < side:
+            raise UserError(
+                f"{where}: dataloader.test.mapper.transforms.{i}.size={transform.size} is less "
+                f"than dataloader.image_size={side}: crops would have black borders"
+            )
 
 
 def plan(
@@ -138,8 +162,8 @@ def plan(
     needs_labels = "num_classes" in cfg.model
     if needs_labels and not data.categories:
         raise UserError(
-            f"recipe {recipe!r} needs labels, and {data.train} has no folders by category: "
-            "give images in ImageNet's layout, train/<category>/*.jpg"
+            f"recipe {recipe!r} needs labels: each image of {data.train} in a folder by category, "
+            "train/<category>/*.jpg, and two categories at least"
         )
     mark = config.fingerprint(cfg, data.digest)
     name = f"{recipe}-{size}-seed{seed}-{mark}"

@@ -83,7 +83,11 @@ study = Study(
             published={"vit-b": "T4:2B", "vit-l": "T4:2L"},
             only=_SIZES,
         ),
-        Variant("mae-in1k", published={"vit-b": "T4:3B", "vit-l": "T4:3L"}),
+        Variant(
+            "mae-in1k",
+            {"train.init_weights": "mae_in1k"},
+            published={"vit-b": "T4:3B", "vit-l": "T4:3L"},
+        ),
     ),
     mini=(
         Variant("none"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 from PIL import Image
 
 from experiments.pretraining import images, runs, train
@@ -70,6 +71,17 @@ def test_costs_in_the_documentation(recipe):
     assert row.endswith(f"| {each} G | {total} |")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "size", "degrees"), [("sup", "vit-b", 27), ("simple", "vit-s", 30)]
+)
+def test_randaugment_is_as_strong_as_published(recipe, size, degrees):
+    """Magnitudes count to 10, as in timm and big_vision; of rotations 10 is 30 degrees."""
+    cfg = runs.resolve(recipe, size, {})
+    augment = instantiate(cfg.dataloader.train.mapper.transforms)[-1]
+    magnitudes, _ = augment._AUGMENTATION_SPACE["Rotate"]
+    assert magnitudes(augment.num_magnitude_bins, 224, 224)[augment.magnitude] == degrees
+
+
 def test_half_of_the_tokens_costs_half():
     half, whole = (
         train.step_macs(runs.resolve(recipe, "vit-b", {})) for recipe in ("flip", "flip-tuned")
@@ -114,9 +126,8 @@ def start(name, folder, runs_root):
 @pytest.mark.parametrize("recipe", MINI)
 def test_mini_recipes_start(recipe, folder, tmp_path):
     record = start(f"{recipe}-vit-mini", folder, tmp_path)
-    assert set(record["figures"]) == (
-        {"loss_pixels"} if recipe == "mae" else {"loss_cls", "accuracy"}
-    )
+    own = {"loss_pixels"} if recipe == "mae" else {"loss_cls", "accuracy"}
+    assert set(record["figures"]) == {*own, "effective_rank"}
 
 
 @pytest.mark.slow

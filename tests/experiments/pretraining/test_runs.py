@@ -1,6 +1,9 @@
 """Pre-training as runs: images, recipes, their order, exact resume, and detectors behind them."""
 
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ from experiments import config, records, training_loop
 from experiments.errors import UserError
 from experiments.pretraining import images, runs
 from experiments.pretraining.train import effective_rank, pretrain
+from tests.conftest import ROOT
 from tests.experiments.test_cli import assert_told, experiments, own
 
 SMALL = {
@@ -68,6 +72,7 @@ class TestImages:
         [
             ([], "no images in"),
             (["train/a/1.bmp", "train/b/1.bmp", "val/c/1.bmp"], "category 'c' that"),
+            (["train/a/1.bmp", "train/b/1.bmp", "val/1.bmp"], "images lie directly in"),
         ],
     )
     def test_what_is_wrong_is_told(self, tmp_path, names, told):
@@ -114,6 +119,22 @@ class TestRecipes:
         (same,) = self.plan("recipe:mae", folder, backbone=backbone)
         assert same.fingerprint == run.fingerprint
 
+    @pytest.mark.parametrize(
+        ("recipe", "size"),
+        [
+            ("mae", "vit-mini"),
+            ("mae", "vit-b"),
+            ("sup", "vit-l"),
+            ("mae", "vit-h"),
+            ("simple", "vit-s"),
+        ],
+    )
+    def test_alone_it_is_the_same_run_as_for_a_detector(self, recipe, size):
+        scale = "mini" if size == "vit-mini" else "coco"
+        backbone = config.load(config.base_path(scale, size)).model.backbone
+        alone, behind = (runs.resolve(recipe, size, {}, b) for b in (None, backbone))
+        assert config.fingerprint(alone, "data") == config.fingerprint(behind, "data")
+
     def test_a_recipe_for_another_encoder_is_refused(self):
         backbone = config.load(config.base_path("coco", "vit-b")).model.backbone
         with pytest.raises(UserError, match=r"'conv-stem' is for model\.backbone\.stem=conv"):
@@ -148,17 +169,18 @@ class TestRecipes:
         runs.plan_for(cfgs[1:2], "mini", prepare, Path("runs"), SMALL)
         assert len(found) == 1
 
+    @pytest.mark.parametrize("names", [["1.bmp"], ["a/1.bmp", "2.bmp"], ["a/1.bmp", "a/2.bmp"]])
+    def test_labels_are_of_two_categories_and_of_all_images(self, tmp_path, names):
+        write_images(tmp_path, *names)
+        with pytest.raises(UserError, match="'sup' needs labels: each image of"):
+            self.plan("recipe:sup", tmp_path)
+
     @pytest.mark.parametrize("there", [False, True])
     def test_precision_is_that_of_the_machine_that_trains(self, folder, monkeypatch, there):
         monkeypatch.setattr(config, "computes_bfloat16", lambda: not there)
         words = SMALL | {"train.amp": True}
         for run in self.plan("recipe:flip-tuned", folder, words, bfloat16=there):
             assert run.cfg.train.amp is there
-
-    def test_labels_that_are_not_there(self, tmp_path):
-        write_images(tmp_path, "1.bmp", "2.bmp")
-        with pytest.raises(UserError, match="'sup' needs labels"):
-            self.plan("recipe:sup", tmp_path)
 
     @pytest.mark.parametrize(
         ("recipe", "size", "overrides", "told"),
@@ -168,6 +190,16 @@ class TestRecipes:
             ("mae", "vit-mini", {"train.max_itre": 1}, "did you mean 'train.max_iter'"),
             ("mae", "vit-mini", {"train.parallel": "fsdp"}, "ddp does"),
             ("mae", "vit-mini", {"model.mask_ratio": 0.999}, "mask_ratio"),
+            ("sup", "vit-mini", {"train.seed": 5}, "SEEDS="),
+            ("sup", "vit-mini", {"model.num_classes": 7}, "number of categories"),
+            ("sup", "vit-mini", {"train.init_weights": "recipe:mae"}, "is said in its file"),
+            ("mae", "vit-mini", {"dataloader.image_size": 64}, "set both"),
+            (
+                "sup",
+                "vit-b",
+                {"dataloader.image_size": 384, "model.encoder.img_size": 384},
+                "black",
+            ),
         ],
     )
     def test_what_is_wrong_is_told(self, recipe, size, overrides, told):
@@ -213,6 +245,24 @@ def test_a_resumed_one_ends_as_if_undisturbed(folder, tmp_path, recipe, monkeypa
     assert two.done
 
 
+def test_without_validation_images_there_are_no_figures(tmp_path):
+    threads = torch.get_num_threads()
+    root = write_images(tmp_path / "images", "train/a/1.bmp", "train/b/1.bmp")
+    (root / "val").mkdir()
+    data = images.prepare("mini", str(root))
+    words = SMALL | {"train.max_iter": 1}
+    (run,) = runs.plan("recipe:sup", "mini", "vit-mini", data, tmp_path / "runs", words)
+    pretrain(run)
+    torch.set_num_threads(threads)
+    assert records.read_json(Path(run.folder) / runs.RECORD)["figures"] == {}
+    # What others start from is made again if it is gone, from the weights that were trained.
+    (Path(run.folder) / runs.ENCODER).unlink()
+    assert not run.done
+    pretrain(run)
+    torch.set_num_threads(threads)
+    assert run.done
+
+
 @pytest.mark.parametrize("rank", [1, 3, 16])
 def test_effective_rank(rank):
     directions = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q[:rank]
@@ -247,6 +297,47 @@ def test_a_study_pre_trains_once_and_starts_from_it(folder, small_set, tmp_path)
     assert {p: p.stat().st_mtime_ns for p in stamps if p.name != "study.json"} == {
         p: t for p, t in stamps.items() if p.name != "study.json"
     }
+
+
+def test_torchrun_pre_trains_and_trains_in_its_processes(folder, small_set, tmp_path):
+    own_words = " ".join(f"pretraining.{key}={value}" for key, value in SMALL.items())
+    halves = "dataloader.train.micro_batch_size=4"
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run"]
+    command = [*torchrun, "--standalone", "--nproc-per-node=2", "-m", "experiments"]
+    command += ["run", "pretraining", "--variants", "mae", "--seeds", "1", "--runs", str(tmp_path)]
+    command += ["--images", str(folder), *own(small_set)]
+    command += ["--overrides", f"train.max_iter=1 train.amp=false {halves} {own_words}"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.rglob(runs.RECORD)
+    (detector,) = tmp_path.rglob(records.RECORD)
+    assert [records.read_json(file)["processes"] for file in (path, detector)] == [2, 2]
+
+
+def test_pre_training_on_a_cpu_for_days_must_be_wanted(folder, tmp_path):
+    done = experiments("pretrain", "mae", "--scale", "coco", "--runs", tmp_path, "--images", folder)
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    assert done.returncode == 2
+    told = done.stdout.splitlines()[-1]
+    assert re.match(r"error: all runs will take about [\d,]+ days on this CPU.*: say YES=1", told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--overrides", "pretraining.train.max_iter=3"],
+            "pretraining.train.max_iter has no effect",
+        ),
+        (["--images", "somewhere"], "IMAGES has no effect"),
+    ],
+)
+def test_words_of_a_pre_training_that_is_not_there(small_set, tmp_path, words, told):
+    done = experiments("run", "count", *words, "--runs", tmp_path, *own(small_set))
+    assert_told(done, told, "no row starts from a recipe")
 
 
 def test_the_command_tells_what_is_wrong(tmp_path):
