@@ -28,8 +28,18 @@ def rows():
     return Rows(runs=ROOT / "nowhere")
 
 
-def test_the_committed_costs_are_what_is_counted_now(committed, rows):
-    for where, setting in settings().items():
+SIZES = sorted({setting.size for setting in settings().values()})
+
+
+# The larger ones take the time; their networks are those of the smaller, wider and deeper.
+@pytest.mark.parametrize(
+    "size",
+    [s if s.endswith("-b") else pytest.param(s, marks=pytest.mark.slow) for s in SIZES],
+)
+def test_the_committed_costs_are_what_is_counted_now(committed, rows, size):
+    of_size = {w: setting for w, setting in settings().items() if setting.size == size}
+    assert of_size
+    for where, setting in of_size.items():
         costs = rows.costs(setting)
         assert {k: committed.at[where, k] for k in COSTS} == {k: costs[k] for k in COSTS}, where
 

@@ -325,19 +325,14 @@ def test_pre_training_on_a_cpu_for_days_must_be_wanted(folder, tmp_path):
     assert re.match(r"error: all runs will take about [\d,]+ days on this CPU.*: say YES=1", told)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (
-            ["--overrides", "pretraining.train.max_iter=3"],
-            "pretraining.train.max_iter has no effect",
-        ),
-        (["--images", "somewhere"], "IMAGES has no effect"),
-    ],
-)
-def test_words_of_a_pre_training_that_is_not_there(small_set, tmp_path, words, told):
-    done = experiments("run", "count", *words, "--runs", tmp_path, *own(small_set))
-    assert_told(done, told, "no row starts from a recipe")
+def test_words_of_a_pre_training_that_is_not_there(small_set, tmp_path):
+    words = ["run", "count", "--images", "somewhere", "--runs", tmp_path, *own(small_set)]
+    assert_told(experiments(*words), "IMAGES has no effect", "no row starts from a recipe")
+    cfg = config.load(config.base_path("mini", "vit-mini"))
+    with pytest.raises(UserError, match=r"pretraining\.train\.seed has no effect"):
+        config.check_pretraining_words([cfg], {"train.seed": 3})
+    cfg.train.init_weights = "recipe:mae"
+    config.check_pretraining_words([cfg], {"train.max_iter": 3}, "somewhere")
 
 
 def test_the_command_tells_what_is_wrong(tmp_path):
