@@ -178,6 +178,7 @@ def test_measured_ratios_name_their_device(tmp_path):
     assert table.loc[[0, 2], "measured_on"].isna().all()
 
 
+@pytest.mark.slow  # it counts all sizes
 def test_points_of_the_figures(rows):
     points = paper_tables.points(rows)
     of = points.groupby(["dataset", "detector"])["model"].nunique()
