@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import checkpoints, config, distributed, environment
+from .. import checkpoints, config, distributed, environment, initial_values
 from ..config import plain_config
 from ..data.stream import Stream
 from ..errors import UserError
@@ -120,8 +120,7 @@ pretrain = Execute(_execute, RECORD)
 
 def _initial(cfg: DictConfig, folder: Path) -> nn.Module:
     """The model before training: random, or as an earlier pre-training left it, heads included."""
-    torch.manual_seed(cfg.train.seed)
-    model = instantiate(cfg.model)
+    model = initial_values.construct(lambda: instantiate(cfg.model), cfg.train.seed)
     word = cfg.train.init_weights
     if config.is_recipe(word):
         before = folder.parent / word.removeprefix(config.RECIPE) / LAST_WEIGHTS
