@@ -282,6 +282,7 @@ class Meter(HookBase):
         self.machines = [
             [comm.get_world_size(), environment.device_name(), torch.get_num_threads()]
         ]
+        self.processors = [environment.processor()]  # likewise
         self.seconds = 0.0
         self.peak_mib = 0.0
 
@@ -303,11 +304,18 @@ class Meter(HookBase):
         get_event_storage().put_scalars(**scalars)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(seconds=self.seconds, peak_mib=self.peak_mib, machines=self.machines)
+        return dict(
+            seconds=self.seconds,
+            peak_mib=self.peak_mib,
+            machines=self.machines,
+            processors=self.processors,
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds, self.peak_mib = state["seconds"], state["peak_mib"]
         self.machines = [m for m in state["machines"] if m not in self.machines] + self.machines
+        before = state.get("processors", [])  # a checkpoint of before they were noted has none
+        self.processors = [p for p in before if p not in self.processors] + self.processors
 
 
 class LearningRates(HookBase):

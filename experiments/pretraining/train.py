@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class PretrainingRecord:
     finished: str
     data: dict[str, Any]  # images (of train and val), train, val (folders), digest
     config: dict[str, Any]
+    machine: dict[str, str] = field(default_factory=dict)  # as of `records.Record`
 
 
 def _execute(run: PretrainingRun) -> None:

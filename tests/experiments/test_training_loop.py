@@ -10,7 +10,8 @@ from detectron2.utils.events import EventStorage
 
 from experiments import config, studies
 from experiments.data import catalog
-from experiments.training_loop import Average, LearningRates, Trainer
+from experiments.fit import training_figures
+from experiments.training_loop import Average, LearningRates, Meter, Trainer
 
 
 class Toy(torch.nn.Module):
@@ -83,6 +84,23 @@ def test_each_rate_is_written_under_its_factor():
         rates.trainer.iter = 1
         rates.after_step()
         assert {k: v for k, (v, _) in storage.latest().items()} == {"lr/x1": 0.1, "lr/x0.7": 0.02}
+
+
+def test_the_processors_of_a_resumed_run_are_noted():
+    first, second = (Meter(8, None, None) for _ in range(2))
+    if not torch.cuda.is_available():
+        assert {"capability", "BLAS", "oneDNN"} <= first.processors[0].keys()
+    first.processors = [{"model name": "a", "capability": "AVX2"}]
+    second.processors = [{"model name": "b", "capability": "AVX2"}]
+    second.load_state_dict(first.state_dict())
+    cfg = config.load(config.base_path("mini", "vit-mini"))
+    state = dict(meter=second.state_dict(), trainer=dict(skipped=0))
+    machine = training_figures(cfg, state)["machine"]
+    assert machine == {"model name": "a, then b", "capability": "AVX2"}
+    old = {k: v for k, v in first.state_dict().items() if k != "processors"}
+    assert training_figures(cfg, dict(meter=old, trainer=dict(skipped=0)))["machine"] == {}
+    second.load_state_dict(old)
+    assert second.processors == [{"model name": "b", "capability": "AVX2"}]
 
 
 @pytest.mark.parametrize("rows", [("vit", "vit-cascade", "swin"), ("vit-retinanet",)])
