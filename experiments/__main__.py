@@ -274,11 +274,12 @@ def plan(
 
     words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
-    rows = planning.rows(found, scale, size, words, chosen)
+    bfloat16 = plans.in_bfloat16(device, gpus)
+    rows = planning.rows(found, scale, size, words, chosen, bfloat16)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
     own = dataset or val  # else the sets' known numbers of images: no data is needed
     images = catalog.prepare(scale, dataset, val, found.dataset).images if own else None
-    plans.show(found, rows, scale, seeds, words, device, gpus, console, images)
+    plans.show(found, rows, scale, seeds, device, gpus, console, images)
     recipes = {
         row.cfg.train.init_weights for row in rows if config.is_recipe(row.cfg.train.init_weights)
     }

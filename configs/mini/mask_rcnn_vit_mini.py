@@ -74,4 +74,12 @@ dataloader.test.mapper.augmentations = []
 optimizer.update(lr=2e-3, weight_decay=0.05)
 param_groups.layer_decay = 1.0
 schedule.warmup_iters = 60
-train.update(max_iter=480, clip_grad_norm=1.0, threads=1, checkpoint_period=100, log_period=20)
+# In float32: which CPUs compute in bfloat16 must not decide what a study finds.
+train.update(
+    max_iter=480,
+    amp=False,
+    clip_grad_norm=1.0,
+    threads=1,
+    checkpoint_period=100,
+    log_period=20,
+)
