@@ -274,10 +274,10 @@ class TestTau:
         found = validity.tau([estimate(5), estimate(1, std=9), estimate(-1, std=9), estimate(-5)])
         assert found == (0, -0.5, 0.5)
 
-    @pytest.mark.parametrize("spread", [0.5, 5, 20])
+    @pytest.mark.parametrize("spread", [0.5, 10])
     def test_its_interval_holds_that_of_the_true_order(self, spread):
         """Ten rows of three seeds that spread by 5; all pairs are compared."""
-        random, held, simulations = np.random.default_rng(0), 0, 60
+        random, held, simulations = np.random.default_rng(0), 0, 40
         for _ in range(simulations):
             true = random.normal(0, spread, 10)
             seeds = true[:, None] + random.normal(0, 5, (10, 3))
