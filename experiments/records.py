@@ -91,6 +91,9 @@ class Record:
     processes: int = 1  # of training: devices, or processes on a CPU
     train_macs: int | None = None  # of one image's forward and backward pass; None: not counted
     skipped: int = 0  # steps left out, see train.may_skip
+    # By distance, objects annotated, found, and found with the right cue (experiments.reach); None:
+    # the data have no cue.
+    reach: dict[str, list[int]] | None = None
 
 
 _AGAIN = "Move it away and run again"
@@ -162,6 +165,9 @@ def read(path: Path) -> Record:
     _check(what, content, _RECORD)
     for kind in ("box", "mask"):
         _check(f"{what}: {kind}", content[kind], dict.fromkeys(content[kind], _NUMBER))
+    if (reach := record.reach) is not None:
+        distances = reach if isinstance(reach, dict) else ()
+        _check(f"{what}: reach", reach, dict.fromkeys(distances, list))
     if "val" in record.data:
         _check(f"{what}: data", record.data, {"val": str})
     return record
