@@ -36,15 +36,20 @@ def study(
     delta: Delta = 0.5,
     keep: Annotated[bool, typer.Option("--keep", help="Copy them to results/ as well.")] = False,
 ) -> None:
-    """Write table.csv, table.md and the plot of a study that was run, and print the table."""
+    """Write the tables and plots of a study that was run, and print its table: table.csv and
+    table.md, runs.csv, AP against MACs, and, where the data have a cue, reach.csv and its curve."""
     with commands.importing():
-        from . import plots, results, tables
+        from . import plots, reach, results, tables
 
     found = results.load(folder, delta)
     found.table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(tables.markdown(found))
-    written = [folder / "table.csv", folder / "table.md"]
+    tables.runs(found).to_csv(folder / "runs.csv", index=False)
+    written = [folder / name for name in ("table.csv", "table.md", "runs.csv")]
     written += plots.ap_vs_macs(found, folder / "ap_vs_macs")
+    if len(counts := reach.counts(tables.in_order(found))):
+        counts.to_csv(folder / "reach.csv", index=False)
+        written += [folder / "reach.csv", *plots.reach_curve(found, folder / "reach_curve")]
 
     for text in (tables.summary(found.table), *tables.all_details(found.table)):
         console.print(tables.render(text, "text") + "\n", highlight=False)
@@ -181,6 +186,29 @@ def _show(table: pd.DataFrame, title: str) -> None:
     known = table.astype(object).where(table.notna(), None)
     text = tabulate(known, headers="keys", showindex=False, floatfmt=".2f", missingval="")
     console.print(f"\n{title}\n{text}", highlight=False)
+
+
+@app.command("reach")
+def print_reach(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|TRUTH", help="A run's folder, or an annotation file.")
+    ],
+    predictions: Annotated[
+        Path | None, typer.Argument(help="With TRUTH: a file in COCO's result format.")
+    ] = None,
+) -> None:
+    """Count reach anew: of objects at each distance, in windows, from the nearest that shows the
+    cue, those that are annotated, found, and found with the right cue."""
+    from experiments.reach import learned, share
+
+    from . import reach
+
+    found = reach.of(source, predictions)
+    rows = [(name, *counts, share(found, name)) for name, counts in found.items()]
+    columns = ["distance", "annotated", "found", "right", "share right"]
+    _show(pd.DataFrame(rows, columns=columns), f"reach of {predictions or source}")
+    if not learned(found):
+        console.print(reach.MARK, highlight=False)
 
 
 @app.command()

@@ -1,11 +1,12 @@
 """Results of any detector, in COCO's result format, as a row of a study's table."""
 
+import dataclasses
 import datetime
 import math
 import shutil
 from pathlib import Path
 
-from experiments import records
+from experiments import reach, records
 from experiments.average_precision import coco_figures, lvis_figures
 from experiments.errors import UserError
 from experiments.matches import of_file, read_results
@@ -84,7 +85,9 @@ def add(
             raise UserError(message) from error
         by_rules = lvis_figures if rules == "lvis" else coco_figures
         figures = {kind: by_rules(found) for kind, found in matches.items()}
-        records.write(scratch, _record(manifest, name, figures, data, macs, params))
+        of_cue = reach.of_files(truth, scratch / _PREDICTIONS) if "box" in kinds else None
+        record = _record(manifest, name, figures, data, macs, params)
+        records.write(scratch, dataclasses.replace(record, reach=of_cue))
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
     finally:

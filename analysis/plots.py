@@ -21,17 +21,23 @@ from matplotlib.transforms import ScaledTranslation
 
 from experiments.records import METRICS
 
-from . import style
+from . import reach, style
 from .results import KINDS, PAPER_SIZES, Results, paper_column, paper_data
 from .style import plt
 
 _OBJECTS = {"aps": "small\n(below 32² px)", "apm": "medium", "apl": "large\n(above 96² px)"}
 _BINS = 100  # of a learning curve
 _SIDES = {"mini": range(64, 513, 8), "coco": range(256, 1537, 16)}  # pixels
+_PLACES = {"self": "shown\non itself", "0": "same\nwindow", "1": "next\nwindow"}  # others: a number
 _PROPAGATIONS = ("none", "global", "conv", "shifted")  # that the closed formulas know
 
 
 # ---- AP against cost ---------------------------------------------------------------------------
+
+
+# Of runs that did not learn the cue.
+_MARK = textwrap.fill(reach.MARK, 24)
+_CROSS = dict(marker="x", markersize=6, mew=1.4)
 
 
 class _Cost(NamedTuple):
@@ -97,8 +103,10 @@ def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
     else, and where the cost is measured, they have panels of their own, row by row.
     """
     table = results.table.dropna(subset=[cost.column])
-    table = table.dropna(subset=[f"ap_{kind}" for kind in KINDS], how="all")
-    if table.empty:
+    kinds = [kind for kind in KINDS if f"ap_{kind}" in results.records]
+    kinds = [kind for kind in kinds if results.records[f"ap_{kind}"].notna().any()]
+    table = table[table["variant"].isin(results.records.get("variant", ()))]
+    if table.empty or not kinds:
         return []
     style.use()
     looks = _looks(results)
@@ -108,7 +116,6 @@ def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
     beside = (
         paper is not None and not on_axes and table[paper_column("box", paper.size)].count() > 1
     )
-    kinds = _kinds(table)
     heights = [4, 1.9] if beside else [4]
     figure, panels = plt.subplots(
         len(heights),
@@ -118,12 +125,14 @@ def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
         squeeze=False,
         layout="constrained",
     )
-    parts = []
+    parts, marked = [], reach.not_learned(results.records)
     for above, below, kind in zip(panels[0], panels[-1], kinds, strict=True):
         part = _points(table, kind, cost, paper)
         parts.append(part)
-        runs = results.records.groupby("variant")[f"ap_{kind}"].apply(list)
-        drawn = part.assign(x=part[cost.column] / unit, runs=part["variant"].map(runs))
+        drawn = part.assign(x=part[cost.column] / unit)
+        for column, mine in (("runs", ~marked), ("marked", marked)):
+            runs = results.records[mine].groupby("variant")[f"ap_{kind}"].apply(list).to_dict()
+            drawn[column] = [runs.get(variant, []) for variant in part["variant"]]
         costs = {i: cost.label.format(f"{x:.4g} {unit_name}") for i, x in drawn["x"].items()}
         drawn["tip"] = [_tip(results, i, kind) + text for i, text in costs.items()]
         _draw_points(above, drawn, looks, on_axes)
@@ -138,6 +147,8 @@ def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
         signs["95 % interval,\ncut at the frame" + one_seed] = dict(marker="|", markersize=14)
     if (table["seeds"] > 1).any():
         signs["single run"] = dict(marker=".", markersize=7)
+    if marked.any():
+        signs[_MARK] = _CROSS
     signs["Pareto front"] = dict(marker="o", markersize=14, mfc="none", linestyle="--")
     if on_axes:
         signs[paper.words.replace(", ", ",\n", 1)] = dict(marker="o", markersize=8, mfc="white")
@@ -146,9 +157,10 @@ def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
 
 
 def _points(table: pd.DataFrame, kind: str, cost: _Cost, paper: _Paper | None) -> pd.DataFrame:
-    """The rows that have AP of a kind: the numbers of a panel."""
+    """The numbers of a panel; rows of which no run learned the cue have no AP."""
     ap = f"ap_{kind}"
-    table = table.dropna(subset=[ap])
+    marked = table.get("cue_not_learned", pd.Series(0, table.index)) > 0
+    table = table[table[ap].notna() | marked]
     points = pd.DataFrame({"kind": kind, "variant": table["variant"], "seeds": table["seeds"]})
     points[cost.column] = table[cost.column].astype(float)
     for name, column in {"ap": ap, "low": f"{ap}_low", "high": f"{ap}_high"}.items():
@@ -161,8 +173,9 @@ def _points(table: pd.DataFrame, kind: str, cost: _Cost, paper: _Paper | None) -
 
 
 def pareto_front(cost: pd.Series, ap: pd.Series) -> list[bool]:
-    """Which rows no row exceeds in AP that costs no more."""
-    return [not (ap[cost <= c] > a).any() for c, a in zip(cost, ap, strict=True)]
+    """Which rows no row exceeds in AP that costs no more; none without an AP."""
+    pairs = zip(cost, ap, strict=True)
+    return [bool(pd.notna(a) and not (ap[cost <= c] > a).any()) for c, a in pairs]
 
 
 def _tip(results: Results, index: int, kind: str) -> str:
@@ -171,6 +184,8 @@ def _tip(results: Results, index: int, kind: str) -> str:
     value, low, high, difference, verdict = (
         row[f"ap_{kind}{end}"] for end in ("", "_low", "_high", "_diff", "_verdict")
     )
+    if pd.isna(value):
+        return f"{row['variant']}\n{reach.MARK}\n"
     alone = " over images alone" * bool(row["seeds"] == 1)
     interval = "" if pd.isna(low) else f" (95 % interval{alone} {low:.1f} to {high:.1f})"
     seeds = f"{row['seeds']} seed" + ("s" if row["seeds"] > 1 else "")
@@ -193,6 +208,10 @@ def _draw_points(axis: Axes, points: pd.DataFrame, looks: dict, with_paper: bool
         axis.plot([x, x], [row["low"], row["high"]], zorder=2, **bar, **place)
         if row["seeds"] > 1:
             axis.plot([x] * len(row["runs"]), row["runs"], ".", color=color, zorder=2, **place)
+        if row["marked"]:
+            at = [x] * len(row["marked"]), row["marked"]
+            (crosses,) = axis.plot(*at, **_CROSS, color=color, linestyle="none", **place)
+            style.tip(crosses, f"{row['variant']}\n{reach.MARK}")
         if row["pareto_front"]:
             ring = dict(markersize=15, mfc="none", mec=style.GREY, mew=1)
             axis.plot(x, row["ap"], "o", zorder=2, **ring, **place)
@@ -200,13 +219,14 @@ def _draw_points(axis: Axes, points: pd.DataFrame, looks: dict, with_paper: bool
             axis.plot(x, row["paper"], zorder=3, **_hollow(look), **place)
         (point,) = axis.plot(x, row["ap"], zorder=4, **_marker(look), **place)
         style.tip(point, row["tip"])
-    seen = pd.concat([points["ap"], points["runs"].explode()]).astype(float)
+    seen = [points["ap"], points["runs"].explode(), points["marked"].explode()]
+    seen = pd.concat(seen).astype(float)
     if with_paper:
         seen = pd.concat([seen, points["paper"]])
     # Intervals of few seeds can be many times as long as everything else is far apart.
-    reach = max(0.6 * (seen.max() - seen.min()), 5)
-    bottom = min(seen.min(), max(points["low"].min(), seen.min() - reach, 0))
-    top = max(seen.max(), min(points["high"].max(), seen.max() + reach, 100))
+    most = max(0.6 * (seen.max() - seen.min()), 5)
+    bottom = min(seen.min(), max(points["low"].min(), seen.min() - most, 0))
+    top = max(seen.max(), min(points["high"].max(), seen.max() + most, 100))
     axis.set_ylim(bottom - 0.06 * (top - bottom), top + 0.06 * (top - bottom))
     left, right = points["x"].min(), points["x"].max()
     margin = 0.12 * (right - left) or 0.05 * right
@@ -247,6 +267,62 @@ def _paper(results: Results) -> _Paper | None:
             name = size.replace("vit", "ViT").replace("-b", "-B").replace("-l", "-L")
             return _Paper(size, f"paper, {data}" + f", {name}" * bool(size), same)
     return None
+
+
+# ---- Reach -------------------------------------------------------------------------------------
+
+
+def reach_curve(results: Results, path: Path) -> list[Path]:
+    """Share of found objects whose colour is right against the windows to the nearest object that
+    shows it: mean over seeds, from the lowest to the highest seed. Runs that did not learn the cue
+    have a curve of their own."""
+    if results.records.empty:
+        return []
+    curves = reach.curves(results.records)
+    if curves.empty:
+        return []
+    style.use()
+    looks = _looks(results)
+    names = [variant for variant in looks if variant in set(curves["variant"])]
+    places = reach.distances(results.records)
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axis.axhline(reach.CHANCE, color=style.GREY, linestyle=":", linewidth=1)
+    axis.annotate(
+        "chance",
+        (1, reach.CHANCE),
+        (4, 0),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        va="center",
+        color=style.GREY,
+    )
+    for (variant, learned), curve in curves.groupby(["variant", "cue_learned"], sort=False):
+        aside = 0.5 * ((names.index(variant) + 0.5) / len(names) - 0.5)
+        x = curve["distance"].map(places.index) + aside
+        look = _marker(looks[variant]) | dict(linestyle=looks[variant]["linestyle"], markersize=7)
+        if not learned:
+            look |= _CROSS | dict(linestyle=":", mec=look["color"])
+        (line,) = axis.plot(x, curve["right"], linewidth=1.4, **look)
+        shares = ", ".join(f"{share:.2f}" for share in curve["right"])
+        style.tip(line, f"{variant}\n{shares}" + f"\n{reach.MARK}" * (not learned))
+        if curve["seeds"].max() > 1:
+            ends = [curve["right"] - curve["low"], curve["high"] - curve["right"]]
+            bar = dict(ecolor=look["color"], elinewidth=1.2, capsize=2)
+            axis.errorbar(x, curve["right"], ends, fmt="none", **bar)
+    axis.set_xticks(range(len(places)), [_PLACES.get(place, place) for place in places])
+    axis.set_xlim(-0.5, len(places) - 0.5)
+    axis.set_ylim(min(0.4, curves["low"].min()) - 0.02, 1.02)
+    axis.grid(False, axis="x")
+    axis.set_xlabel("windows to the nearest object that shows the colour")
+    axis.set_ylabel("share of found objects with the right colour")
+    _title(figure, results, "reach")
+    signs = {}
+    if curves["seeds"].max() > 1:
+        signs["lowest to highest seed"] = dict(marker="|", markersize=14)
+    if not curves["cue_learned"].all():
+        signs[_MARK] = _CROSS | dict(linestyle=":")
+    _legend(figure, {name: looks[name] for name in names}, signs, lines=True)
+    return style.save(figure, path, curves)
 
 
 # ---- AP by object size -------------------------------------------------------------------------
@@ -576,6 +652,7 @@ ALL: dict[str, Callable[[Results, Path], list[Path]]] = {
         ap_vs_params,
         ap_vs_time,
         ap_vs_memory,
+        reach_curve,
         ap_by_size,
         learning_curves,
         cost_vs_input_size,

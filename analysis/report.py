@@ -33,6 +33,7 @@ from . import (
     error_types,
     plots,
     prediction_sheet,
+    reach,
     receptive_field,
     results,
     tables,
@@ -77,6 +78,15 @@ PICTURES = {
             "AP against peak memory",
             "The highest up to the end of training, on the machine below.",
             plots.ap_vs_memory,
+        ),
+    ),
+    "How far information travels": (
+        Picture(
+            "reach_curve",
+            "Reach",
+            "Of found objects the share whose colour is right, by windows to where it is shown; "
+            "whiskers are the lowest and highest seed.",
+            plots.reach_curve,
         ),
     ),
     "AP by object size, and learning": (
@@ -295,6 +305,10 @@ def _finding(row: pd.Series, found: Results) -> dict[str, Any]:
     """What a row's numbers say: words, and the box AP's difference for the bar beside them."""
     base = found.table.set_index("variant").loc[found.manifest["base"]]
     finding = dict(variant=row["variant"], verdict="", value=None, low=None, high=None)
+    left_out = int(row.get("cue_not_learned", 0))
+    mark = f"{reach.MARK} ({left_out} of {row['seeds'] + left_out} seeds)"
+    if not row["seeds"] and left_out:
+        return finding | dict(text=f"{mark}.")
     if not row["seeds"]:
         return finding | dict(text="no run of it is finished.")
     if row["variant"] == found.manifest["base"]:
@@ -302,7 +316,9 @@ def _finding(row: pd.Series, found: Results) -> dict[str, Any]:
             _interval(f"{row[f'ap_{k}']:z.1f} {k} AP", row, f"ap_{k}", "") for k in _kinds(row)
         ]
         alone = ", over images alone" * bool(row["seeds"] == 1)
-        return finding | dict(text=f"the base: {'; '.join(parts)}{alone}.", verdict="base")
+        parts[-1] += alone
+        parts += [f"left out: {mark}"] * bool(left_out)
+        return finding | dict(text=f"the base: {'; '.join(parts)}.", verdict="base")
     parts = []
     for kind in _kinds(row):
         ap = f"ap_{kind}"
@@ -321,6 +337,7 @@ def _finding(row: pd.Series, found: Results) -> dict[str, Any]:
             ratios.append(f"{row[column] / base[column]:.2f} x the {name}")
     if ratios:
         parts.append(f"{', '.join(ratios)} of {base.name}")
+    parts += [f"left out: {mark}"] * bool(left_out)
     bounds = [row[f"ap_box_diff{end}"] for end in ("", "_low", "_high")]
     value, low, high = (None if pd.isna(v) else float(v) for v in bounds)
     word = re.match(r"\w*", row["ap_box_verdict"] or "")[0]
@@ -341,10 +358,11 @@ def _overview(found: Results) -> str:
     """Which rows are better, worse, ... in box AP than the base."""
     rows = found.table[found.table["variant"] != found.manifest["base"]]
     verdicts: dict[str, list[str]] = {}
-    for name, seeds, verdict in zip(
-        rows["variant"], rows["seeds"], rows["ap_box_verdict"], strict=True
+    for name, seeds, runs, verdict in zip(
+        rows["variant"], rows["seeds"], tables.finished(rows), rows["ap_box_verdict"], strict=True
     ):
-        verdicts.setdefault((verdict or "no verdict") if seeds else "not finished", []).append(name)
+        none = reach.MARK if runs else "not finished"
+        verdicts.setdefault((verdict or "no verdict") if seeds else none, []).append(name)
     return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in verdicts.items())
 
 

@@ -22,7 +22,7 @@ from experiments.records import (
     load_study,
 )
 
-from . import bootstrap
+from . import bootstrap, reach
 from .bootstrap import DELTA, Draws, Estimate
 from .paper import published
 
@@ -54,6 +54,10 @@ class Results:
             interval in `_diff_low` and `_diff_high` and what it says in `_verdict`
             (`analysis.bootstrap.Estimate`); so for every figure. `macs` are of the whole detector
             and one image. `paper_*` are the paper's, for its sizes, at COCO scale.
+            Runs that did not learn the cue (`analysis.reach`) are in none of these but the costs:
+            `seeds` are the others, `cue_not_learned` is their number, and `reach_<distance>` the
+            mean share of the others' found objects whose cue is right. Studies without a reach lack
+            these columns.
         delta: AP; smaller differences are of no interest.
         notes: what in the table is not comparable, or lacks intervals, a line each.
     """
@@ -80,9 +84,12 @@ def load(folder: str | Path, delta: float = DELTA) -> Results:
         rows = [dict(name=name, size="", words={}, published={}) for name in foreign["variant"]]
         manifest = {**manifest, "variants": [*manifest["variants"], *rows]}
     draws, notes = draws | of_foreign, notes + more
-    estimates = _Estimates(manifest, records, draws, delta)
-    rows = [_row(manifest, variant, records, estimates) for variant in manifest["variants"]]
-    notes += _differences(manifest, records)
+    counted = records[~reach.not_learned(records)]
+    estimates = _Estimates(manifest, counted, draws, delta)
+    rows = [
+        _row(manifest, variant, records, counted, estimates) for variant in manifest["variants"]
+    ]
+    notes += reach.notes(records) + _differences(manifest, records)
     return Results(Path(folder), manifest, records, pd.DataFrame(rows), delta, notes)
 
 
@@ -186,11 +193,19 @@ class _Estimates:
 
 
 def _row(
-    manifest: dict, variant: dict, records: pd.DataFrame, estimates: _Estimates
+    manifest: dict,
+    variant: dict,
+    records: pd.DataFrame,
+    counted: pd.DataFrame,
+    estimates: _Estimates,
 ) -> dict[str, Any]:
     name = variant["name"]
-    mine = _of(records, name)
+    finished, mine = _of(records, name), _of(counted, name)
     row = dict(variant=name, scale=manifest["scale"], size=variant["size"], seeds=len(mine))
+    if names := reach.distances(records):
+        row["cue_not_learned"] = len(finished) - len(mine)
+        means = reach.shares(mine).mean().reindex(names)
+        row |= {f"reach_{distance}": share for distance, share in means.items()}
     for kind in KINDS:
         for figure in FIGURES:
             values = mine.get(f"{figure}_{kind}", pd.Series(dtype=float)).astype(float)
@@ -198,9 +213,9 @@ def _row(
             row[f"{figure}_{kind}_std"] = values.std()
         row |= estimates.of(name, kind)
     for column in _COSTS:
-        row[column] = mine[column].iloc[0] if len(mine) else None
+        row[column] = finished[column].iloc[0] if len(finished) else None
     for column in _MEASURED:
-        row[column] = mine[column].mean() if len(mine) else None
+        row[column] = finished[column].mean() if len(finished) else None
     for size in _paper_sizes(manifest):
         for kind in KINDS:
             where = variant["published"].get(size or variant["size"], "").split()

@@ -9,7 +9,9 @@ import pandas as pd
 from tabulate import tabulate
 
 from experiments.errors import UserError, unknown
+from experiments.reach import FOUND, LEARNED
 
+from . import reach
 from .results import FIGURES, KINDS, PAPER_SIZES, Results, paper_column, paper_data
 
 # How a table may be written, and what tabulate calls that.
@@ -36,7 +38,7 @@ def check_publishable(results: Results) -> None:
     for option in ("--overrides", "--dataset", "--val", "--variants"):
         if option in words:
             raise UserError(f"results/ keeps studies as they are: run it without {option}")
-    if (results.table["seeds"] == 0).any():
+    if (finished(results.table) == 0).any():
         raise UserError("results/ keeps finished studies: some rows of this one are not done")
 
 
@@ -85,6 +87,11 @@ def interval(value: float, low: float, high: float) -> str:
     return f"{value:+z.1f}" + ("" if pd.isna(low) else f" ({low:+z.1f} .. {high:+z.1f})")
 
 
+def finished(table: pd.DataFrame) -> pd.Series:
+    """How many runs of each row are finished, those that did not learn the cue among them."""
+    return table["seeds"] + table.get("cue_not_learned", 0)
+
+
 def _known(table: pd.DataFrame, column: str) -> bool:
     """Whether any row has it: tables of earlier commits lack columns."""
     return column in table and table[column].notna().any()
@@ -95,9 +102,12 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     digits = 1 if table["macs"].max() > 1e10 else 3
     kinds = [k for k in KINDS if k == "box" or table[f"ap_{k}"].notna().any()]
     several = len(set(table["size"]) - {""}) > 1
+    reaches = [column for column in table if column.startswith("reach_")]
+    right = [reach.words(column.removeprefix("reach_")) for column in reaches]
     rows = []
-    for _, r in table.iterrows():
-        cells = {"variant": r["variant"], "seeds": str(r["seeds"])}
+    for (_, r), runs in zip(table.iterrows(), finished(table), strict=True):
+        left_out = f" of {runs}" * bool(runs > r["seeds"])
+        cells = {"variant": r["variant"], "seeds": f"{r['seeds']}{left_out}"}
         if several:
             cells["size"] = r["size"]
         for kind in kinds:
@@ -106,6 +116,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             bounds = (r[f"{ap}_diff_low"], r[f"{ap}_diff_high"])
             cells[f"diff {kind} (95 %)"] = interval(r[f"{ap}_diff"], *bounds)
             cells[f"{kind} verdict"] = "" if pd.isna(r[f"{ap}_verdict"]) else r[f"{ap}_verdict"]
+        if reaches:
+            known = r[reaches].notna().any()
+            shares = " / ".join("-" if pd.isna(v) else f"{v:.2f}" for v in r[reaches]) * known
+            marked = left_out and not r["seeds"]
+            cells[f"colour right: {' / '.join(right)}"] = reach.MARK if marked else shares
         cells["params M"] = _amount(r["params"], 1e6, 2)
         cells["GMACs"] = _amount(r["macs"], 1e9, digits)
         if _known(table, "train_macs"):
@@ -197,6 +212,14 @@ def caption(results: Results) -> str:
             " GMACs are of one image's detection, train GMACs of its forward and backward pass in"
             " training."
         )
+    if "reach_self" in results.table:
+        text += (
+            f" colour right: of found objects (box IoU {FOUND:g} or more) the share whose colour is"
+            " right, by windows to the nearest object that shows it (self: the object does; same"
+            f" window, 1: the next, ...); chance is {reach.CHANCE:g}. A run with less than"
+            f' {LEARNED:g} at self is marked "{reach.MARK}" and left out of mean, interval and'
+            ' verdict: seeds are then "2 of 3".'
+        )
     shown = (results.table.get(paper_column("box", size)) for size in ("", *PAPER_SIZES))
     if any(column is not None and column.notna().any() for column in shown):
         name, same = paper_data(results)
@@ -235,3 +258,32 @@ def markdown(results: Results) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def runs(results: Results) -> pd.DataFrame:
+    """A row per finished run, by variant and seed: AP, reach, seconds, where and when it ran."""
+    records = in_order(results)
+    table = records[["variant", "seed"]].copy()
+    for column in ("ap_box", "ap_mask"):
+        table[column] = records.get(column)
+    if names := reach.distances(records):
+        table = table.join(reach.shares(records).rename(columns={n: f"reach_{n}" for n in names}))
+        table["cue_learned"] = ~reach.not_learned(records)
+    for column in (
+        *("train_seconds", "evaluate_seconds", "precision", "device", "machine"),
+        *("git_commit", "finished"),
+    ):
+        if column in records:
+            table[column] = records[column]
+    return table
+
+
+def in_order(results: Results) -> pd.DataFrame:
+    """The study's records by its rows, then by seed."""
+    records = results.records
+    if records.empty:
+        return records.reindex(columns=["variant", "seed"])
+    place = {variant["name"]: i for i, variant in enumerate(results.manifest["variants"])}
+    return records.sort_values(
+        ["variant", "seed"], key=lambda c: c.map(place) if c.name == "variant" else c
+    )

@@ -25,10 +25,11 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from . import average_precision, distributed, matches, test_time
+from . import average_precision, distributed, matches, reach, test_time
 from .config import plain_config, without_keys
 from .data.catalog import Split
 from .errors import UserError
+from .reach import Reach
 from .records import COCO_FIGURES, LVIS_FIGURES
 
 PREDICTIONS = "coco_instances_results.json"  # detectron2's name
@@ -49,6 +50,7 @@ class Result:
     mask: dict[str, float | None]
     images: int
     seconds: float  # of detecting, over all resumes, and of scoring; by the clock
+    reach: Reach | None = None  # None: the split has no cue
 
 
 def figures(truth: Path, predictions: Path, kind: str, rules: str) -> dict[str, float | None]:
@@ -158,7 +160,7 @@ def evaluate(
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
     content = json.loads(Path(split.json_file).read_bytes())
     categories = sorted(category["id"] for category in content["categories"])
-    has_truth = "annotations" in content
+    has_truth, has_cue = "annotations" in content, reach.has_cue(content)
     del content
     size = cfg.dataloader.test.batch_size
     batches = [range(len(dicts))[i : i + size] for i in range(0, len(dicts), size)]
@@ -175,9 +177,10 @@ def evaluate(
         kinds = ["box", "mask"][: 1 + masks] if has_truth else []
         truth, found = Path(split.json_file), folder / PREDICTIONS
         scored = {kind: figures(truth, found, kind, split.kind) for kind in kinds}
+        of_cue = reach.of_files(truth, found) if has_cue else None
         seconds += time.perf_counter() - start
         parts.remove()
-        return Result(scored.get("box", {}), scored.get("mask", {}), len(dicts), seconds)
+        return Result(scored.get("box", {}), scored.get("mask", {}), len(dicts), seconds, of_cue)
 
     return distributed.of_main(score)
 

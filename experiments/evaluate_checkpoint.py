@@ -226,6 +226,7 @@ def _write(
             fingerprint=records.FOREIGN,
             box=result.box,
             mask=result.mask,
+            reach=result.reach,
             predictions=PREDICTIONS,
             params=sum(p.numel() for p in model.parameters()),
             evaluate_seconds=result.seconds,

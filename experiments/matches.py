@@ -101,7 +101,7 @@ def compute(
             score outside 0..1, occurs twice, or is a mask of another size than its image.
     """
     if isinstance(truth, str | Path):
-        truth = _read(Path(truth), dict)
+        truth = read_file(Path(truth), dict)
     try:
         objects = _Objects(truth, kind, rules == "lvis")
     except KeyError as error:
@@ -437,7 +437,7 @@ def read_results(path: Path) -> list[dict]:
     Raises:
         UserError: it is not there, or not of that format.
     """
-    results = _read(path, list)
+    results = read_file(path, list)
     wrong = next((i for i, result in enumerate(results) if not isinstance(result, dict)), None)
     if wrong is not None:
         raise UserError(
@@ -446,7 +446,8 @@ def read_results(path: Path) -> list[dict]:
     return results
 
 
-def _read(path: Path, kind: type):
+def read_file(path: Path, kind: type) -> list | dict:
+    """What a JSON file holds: detections (list) or annotations (dict); UserError if it does not."""
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

@@ -93,6 +93,9 @@ class Record:
     skipped: int = 0  # steps left out, see train.may_skip
     # That trained, see `environment.processor`; several ", then "; empty: a GPU, or not noted.
     machine: dict[str, str] = field(default_factory=dict)
+    # By distance, objects annotated, found, and found with the right cue (experiments.reach); None:
+    # the data have no cue.
+    reach: dict[str, list[int]] | None = None
 
 
 _AGAIN = "Move it away and run again"
@@ -164,6 +167,9 @@ def read(path: Path) -> Record:
     _check(what, content, _RECORD)
     for kind in ("box", "mask"):
         _check(f"{what}: {kind}", content[kind], dict.fromkeys(content[kind], _NUMBER))
+    if (reach := record.reach) is not None:
+        distances = reach if isinstance(reach, dict) else ()
+        _check(f"{what}: reach", reach, dict.fromkeys(distances, list))
     if "val" in record.data:
         _check(f"{what}: data", record.data, {"val": str})
     return record

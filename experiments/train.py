@@ -131,6 +131,7 @@ def _execute(run: Run) -> None:
         fingerprint=run.fingerprint,
         box=result.box,
         mask=result.mask,
+        reach=result.reach,
         predictions=PREDICTIONS,
         params=cost.detector.params,
         macs=cost.detector.macs,

@@ -19,6 +19,15 @@ VARIANTS = ("none", "one", "three", "all-of-them", "own")
 COUNTS = {"none": 0, "one": 1, "three": 3, "all-of-them": 6}
 BOX = {"none": (40, 44), "one": (50, 50), "three": (60, 66), "all-of-them": (58, 62), "own": (30,)}
 MACS = {"none": 10, "one": 11, "three": 12, "all-of-them": 13, "own": 10}  # of 10^8
+# Right of 100 found, at each distance; the second seed 6 less at the last ones.
+RIGHT = {
+    "none": (100, 99, 55, 50, 50),
+    "one": (100, 99, 98, 80, 60),
+    "three": (100, 100, 99, 99, 98),
+    "all-of-them": (99, 100, 98, 98, 97),
+    "own": (99, 98, 97, 95, 70),
+}
+DISTANCES = ("self", "0", "1", "2", "3")
 PAPER = {"none": 48.9, "one": None, "three": 51.2, "all-of-them": 50.4, "own": None}
 
 
@@ -29,6 +38,13 @@ def backbone(variant):
         return words | dict(propagation="grid")
     propagation = "global" if COUNTS[variant] else "none"
     return words | dict(propagation=propagation, count=COUNTS[variant])
+
+
+def of_cue(variant, seed, shown=None):
+    """Reach of a run; `shown` are right where they show the colour themselves."""
+    right = [n - 6 * seed * (i > 1) for i, n in enumerate(RIGHT[variant])]
+    right[0] = right[0] if shown is None else shown
+    return {distance: [120, 100, n] for distance, n in zip(DISTANCES, right, strict=True)}
 
 
 def encoder_macs(variant, side=128):
@@ -57,6 +73,7 @@ def study(tmp_path, macs_of_encoders):
                 seed=seed,
                 encoder_macs=macs_of_encoders[variant],
                 images_per_second=20.0 + seed,
+                reach=of_cue(variant, seed),
                 data=dict(kind="coco", images=[1200, 300], val="instances_val.json"),
                 config=dict(model=dict(backbone=backbone(variant), _target_="d2.RetinaNet")),
             )
@@ -74,6 +91,20 @@ def study(tmp_path, macs_of_encoders):
         rows.append(row)
     manifest = dict(study="some-study", scale="mini", base="none")
     return Results(tmp_path, manifest, pd.DataFrame(runs), pd.DataFrame(rows), 0.5, [])
+
+
+@pytest.fixture
+def marked(study):
+    """The same, but "one" and the second seed of "three" did not learn the cue."""
+    shown = {("one", 0): 97, ("one", 1): 60, ("three", 1): 50}
+    runs = study.records
+    keys = zip(runs["variant"], runs["seed"], strict=True)
+    runs = runs.assign(reach=[of_cue(*key, shown.get(key)) for key in keys])
+    table = study.table.assign(cue_not_learned=[0, 2, 1, 0, 0], seeds=[2, 0, 1, 2, 1])
+    gone = [c for c in table if c.startswith("ap_")]
+    table[gone] = table[gone].astype(object)
+    table.loc[1, gone] = None
+    return replace(study, records=runs, table=table)
 
 
 @pytest.fixture
@@ -246,6 +277,80 @@ def test_rows_without_a_cost_or_masks_are_left_out(draw, study):
     }
 
 
+def test_runs_that_did_not_learn_the_cue_are_crosses(draw, marked):
+    panels, points = draw("ap_vs_macs", marked)
+    box = points[points["kind"] == "box"].set_index("variant")
+    assert pd.isna(box.at["one", "ap"])
+    assert box["pareto_front"].to_dict() == dict.fromkeys(VARIANTS, False) | {
+        "none": True,
+        "three": True,
+    }
+    crosses = {tuple(line.get_ydata()) for line in panels[0].lines if line.get_marker() == "x"}
+    assert crosses == {BOX["one"], (BOX["three"][1],)}
+    dots = [list(line.get_ydata()) for line in panels[0].lines if line.get_marker() == "."]
+    assert dots == [list(BOX["none"]), list(BOX["all-of-them"])]
+    labels = [text.get_text() for text in plt.gcf().legends[0].get_texts()]
+    assert "cue not learned: says\nnothing about propagation" in labels
+    assert "one" in labels
+
+
+def curve(curves, variant, learned=True):
+    mine = curves[(curves["variant"] == variant) & (curves["cue_learned"] == learned)]
+    return mine.set_index("distance")
+
+
+def test_reach_curve(draw, study):
+    (axis,), curves = draw("reach_curve", study)
+    none = curve(curves, "none")
+    assert none.index.tolist() == list(DISTANCES)
+    assert none["right"].tolist() == pytest.approx([1, 0.99, 0.52, 0.47, 0.47])
+    assert none.loc["1", ["low", "high", "seeds"]].tolist() == pytest.approx([0.49, 0.55, 2])
+    assert none.at["1", "std"] == pytest.approx(0.06 / 2**0.5)
+    assert curve(curves, "own")["seeds"].tolist() == [1] * 5
+    drawn = tips(axis)
+    assert len(drawn) == 5
+    (line,) = [xy for tip, xy in drawn.items() if tip == "none\n1.00, 0.99, 0.52, 0.47, 0.47"]
+    assert [y for _, y in line] == pytest.approx(none["right"].tolist())
+    assert [round(x) for x, _ in line] == [0, 1, 2, 3, 4]
+    starts = {xy[0][0] for xy in drawn.values()}
+    assert len(starts) == 5  # beside each other
+    chance = [line for line in axis.lines if set(line.get_ydata()) == {0.5}]
+    assert len(chance) == 1
+    assert [text.get_text() for text in axis.texts] == ["chance"]
+    ticks = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert ticks == ["shown\non itself", "same\nwindow", "next\nwindow", "2", "3"]
+    labels = [text.get_text() for text in plt.gcf().legends[0].get_texts()]
+    assert labels == [*VARIANTS, "lowest to highest seed"]
+
+
+def test_a_run_that_did_not_learn_the_cue_has_a_marked_curve(draw, marked):
+    (axis,), curves = draw("reach_curve", marked)
+    assert curve(curves, "three")["right"].tolist() == [1, 1, 0.99, 0.99, 0.98]
+    assert curve(curves, "three", False)["right"].tolist() == [0.5, 1, 0.93, 0.93, 0.92]
+    assert curve(curves, "one").empty
+    assert curve(curves, "one", False)["seeds"].tolist() == [2] * 5
+    crossed = [line.get_gid() for line in axis.lines if line.get_marker() == "x"]
+    assert len(crossed) == 2
+    assert all(tip.endswith("\ncue not learned: says nothing about propagation") for tip in crossed)
+    labels = [text.get_text() for text in plt.gcf().legends[0].get_texts()]
+    assert labels[-1] == "cue not learned: says\nnothing about propagation"
+
+
+def test_without_a_cue_there_is_no_reach_curve(study):
+    none = replace(study, records=study.records.assign(reach=None))
+    assert plots.reach_curve(none, study.folder / "reach_curve") == []
+    before_it = replace(study, records=study.records.drop(columns="reach"))
+    assert plots.reach_curve(before_it, study.folder / "reach_curve") == []
+
+
+def test_rows_without_a_cue_are_not_in_the_reach_curve(draw, study):
+    """Foreign results, say."""
+    records = study.records.copy()
+    records["reach"] = records["reach"].where(records["variant"] != "own", None)
+    _, curves = draw("reach_curve", replace(study, records=records))
+    assert curves["variant"].unique().tolist() == list(VARIANTS[:4])
+
+
 def test_ap_by_size(draw, study):
     panels, points = draw("ap_by_size", study)
     assert len(points) == 2 * 5 * 3
@@ -370,5 +475,5 @@ def test_many_rows_with_long_names_find_room(draw, study):
         rows.append(study.table.replace({"variant": names}))
         runs.append(study.records.replace({"variant": names}))
     table, records = (pd.concat(parts, ignore_index=True) for parts in (rows, runs))
-    for name in ("ap_vs_time", "learning_curves", "cost_vs_input_size"):
+    for name in ("ap_vs_time", "learning_curves", "cost_vs_input_size", "reach_curve"):
         draw(name, replace(study, table=table, records=records))

@@ -17,7 +17,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 from rich.console import Console
 
-from experiments import config, distributed, evaluate_checkpoint, records
+from experiments import config, distributed, evaluate_checkpoint, reach, records
 from experiments.data.catalog import Split
 from experiments.errors import UserError
 from experiments.evaluate import PREDICTIONS, Result, evaluate
@@ -407,3 +407,18 @@ print(in_processes(1, ["-c", {child!r}]), in_processes(2, ["-c", {child!r}]))
     )
     assert done.stdout == "0 3\n"
     assert (tmp_path / "1").read_text() == "2"
+
+
+def test_reach_is_counted_where_the_data_have_a_cue(splits, alone, tmp_path):
+    content = json.loads(Path(splits["coco"].json_file).read_text())
+    content["info"] = {"cue": {"window": 32}}
+    for number, category in enumerate(content["categories"]):
+        category["cue"] = ("warm", "cold")[number % 2]
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["shows_cue"] = number % 3 == 0
+    truth = tmp_path / "cue.json"
+    truth.write_text(json.dumps(content))
+    result = evaluate(*untrained(), Split(str(truth), splits["coco"].image_root), tmp_path)
+    assert result.reach == reach.of_files(truth, tmp_path / PREDICTIONS)
+    assert sum(annotated for annotated, _, _ in result.reach.values()) > 0
+    assert all(alone[kind][0].reach is None for kind in KINDS)

@@ -172,3 +172,16 @@ def test_a_manifest_that_cannot_be_used(tmp_path, changes, message):
         records.load_study(tmp_path)
     assert str(caught.value).startswith(f"{path} is no whole manifest: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_record_of_before_reach_was_counted_has_none(tmp_path):
+    path = records.write(tmp_path, make(reach={"self": [9, 8, 7]}))
+    assert records.read(path).reach == {"self": [9, 8, 7]}
+    content = json.loads(path.read_text())
+    del content["reach"]
+    path.write_text(json.dumps(content))
+    assert records.read(path).reach is None
+    for wrong in ([1], 1, {"self": 1}):
+        path.write_text(json.dumps({**content, "reach": wrong}))
+        with pytest.raises(UserError, match="reach"):
+            records.read(path)

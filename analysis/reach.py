@@ -1,0 +1,103 @@
+"""Reach of a study's runs (`experiments.reach`): counts, shares, and which of them did not learn
+the cue, so that neither their reach nor their AP says anything about propagation."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from experiments import reach, records
+from experiments.errors import UserError
+from experiments.reach import SHOWN, Reach
+
+MARK = "cue not learned: says nothing about propagation"
+CHANCE = 0.5  # of two colours
+
+
+def distances(runs: pd.DataFrame) -> list[str]:
+    """Those that any run has objects at, rising; none if no run has a reach."""
+    found = {name: None for of_run in runs.get("reach", ()) if _known(of_run) for name in of_run}
+    return sorted(found, key=lambda name: -1 if name == SHOWN else int(name))
+
+
+def words(distance: str) -> str:
+    """How a table's header calls it."""
+    return {"0": "same"}.get(distance, distance)
+
+
+def not_learned(runs: pd.DataFrame) -> pd.Series:
+    """Whether each run has a reach and did not learn the cue, bool."""
+    of_runs = runs.get("reach", [None] * len(runs))
+    return pd.Series([_known(r) and not reach.learned(r) for r in of_runs], runs.index, dtype=bool)
+
+
+def shares(runs: pd.DataFrame) -> pd.DataFrame:
+    """Share of the right cue of each run, a column per distance; NaN where nothing is found."""
+    names = distances(runs)
+    known = [r if _known(r) else {} for r in runs["reach"]] if names else []
+    rows = [[reach.share(r, name) for name in names] for r in known]
+    return pd.DataFrame(rows, runs.index, names, dtype=float)
+
+
+def counts(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per run and distance: variant, seed, distance, annotated, objects (of these, those that
+    were found) and right (of the found, those of the right cue); empty if no run has a reach."""
+    lines = [
+        (run["variant"], run["seed"], distance, *run["reach"][distance])
+        for _, run in runs.iterrows()
+        if _known(run.get("reach"))
+        for distance in run["reach"]
+    ]
+    columns = ["variant", "seed", "distance", "annotated", "objects", "right"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def curves(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per variant and distance, of its runs that learned the cue and of those that did not:
+    variant, cue_learned, distance, seeds, right (mean share over seeds), low and high (lowest and
+    highest seed), std (over seeds); empty if no run has a reach."""
+    if not (names := distances(runs)):
+        return pd.DataFrame()
+    runs = runs[["variant"]].assign(**shares(runs), cue_learned=~not_learned(runs))
+    long = runs.melt(["variant", "cue_learned"], names, "distance", "share").dropna(subset="share")
+    groups = long.groupby(["variant", "cue_learned", "distance"], sort=False)["share"]
+    return groups.agg(seeds="size", right="mean", low="min", high="max", std="std").reset_index()
+
+
+def notes(runs: pd.DataFrame) -> list[str]:
+    """Of each variant with runs that did not learn the cue, which they are."""
+    lines = []
+    marked = runs[not_learned(runs)]
+    for variant, mine in marked.groupby("variant", sort=False) if len(marked) else ():
+        shown = (
+            f"seed {seed} ({reach.share(of_run, SHOWN):.3f} right where it is shown)"
+            for seed, of_run in zip(mine["seed"], mine["reach"], strict=True)
+        )
+        left_out = "left out of mean, interval and verdict"
+        lines.append(f"{variant}: {MARK}: {', '.join(shown)}; {left_out}")
+    return lines
+
+
+def of(source: Path, predictions: Path | None) -> Reach:
+    """Reach counted anew.
+
+    Args:
+        source: folder of a finished run; or, with predictions in COCO's result format, the
+            annotation file of the images that they are of.
+
+    Raises:
+        UserError: a file cannot be read, or the annotations have no cue.
+    """
+    truth = source
+    if predictions is None:
+        record = records.read(source / records.RECORD)
+        truth, predictions = Path(record.data["val"]), source / record.predictions
+    found = reach.of_files(truth, predictions)
+    if found is None:
+        raise UserError(
+            f"{truth} does not say which objects show a cue, so there is no reach: docs/analysis.md"
+        )
+    return found
+
+
+def _known(of_run: object) -> bool:
+    return isinstance(of_run, dict)
