@@ -456,6 +456,15 @@ def show_optim(
         table.show(cfg, what, console)
 
 
+@app.command("keep-mini-weights")
+def keep_mini_weights(runs: Runs = Path("runs")) -> None:
+    """Make the encoder of `make mini-weights` the one that runs at mini scale start from."""
+    from . import mini_weights
+
+    path = mini_weights.keep(runs / "mini" / "windows-mini")
+    console.print(f"{path}: runs at mini scale start from it now, and so are other runs")
+
+
 def _command() -> str:
     """What was typed, without the options that the Makefile passes on empty."""
     words = sys.argv[1:]

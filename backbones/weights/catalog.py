@@ -210,10 +210,7 @@ def _is_path(word: str) -> bool:
 def table() -> str:
     """`SOURCES` as a table in Markdown."""
     lines = ["| word | size | file | format | note |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| `{s.word}` | {s.size} | {_link(s)} | {s.format} | {s.note} |"
-        for s in SOURCES
-    ]
+    lines += [f"| `{s.word}` | {s.size} | {_link(s)} | {s.format} | {s.note} |" for s in SOURCES]
     return "\n".join(lines) + "\n"
 
 
