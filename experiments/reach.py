@@ -46,12 +46,11 @@ def has_cue(truth: dict) -> bool:
 
 
 def compute(truth: dict, results: Iterable[dict]) -> Reach | None:
-    """Reach of detections; None if the truth has no cue, or no object that shows it.
+    """Reach of detections; None if the truth has no cue, or no object.
 
     A detection is assigned to the object that it overlaps most, if that is `FOUND` or more; an
     object's answer is its detection of the highest score, the first of equal ones. It is right if
-    its category has the cue of the object's, whatever the shape. Objects of images in which none
-    shows the cue are not counted.
+    its category has the cue of the object's, whatever the shape.
 
     Args:
         truth: content of an annotation file in COCO's or LVIS's format.
@@ -79,18 +78,18 @@ def compute(truth: dict, results: Iterable[dict]) -> Reach | None:
         detections[found["image_id"]].append(found)
     parts = []
     for image, mine in objects.items():
-        if any(a["shows_cue"] for a in mine):
-            answers = _answers(detections[image], mine)
-            found = [answer is not None for answer in answers]
-            right = [
-                answer is not None and cue[answer["category_id"]] == cue[a["category_id"]]
-                for answer, a in zip(answers, mine, strict=True)
-            ]
-            distances = [_distance(a, truth["info"]["cue"]["convs"]) for a in mine]
-            parts.append((distances, found, right))
+        answers = _answers(detections[image], mine)
+        parts += [
+            (
+                _distance(a, truth["info"]["cue"]["convs"]),
+                answer is not None,
+                answer is not None and cue[answer["category_id"]] == cue[a["category_id"]],
+            )
+            for answer, a in zip(answers, mine, strict=True)
+        ]
     if not parts:
         return None
-    distances, found, right = (np.concatenate(part) for part in zip(*parts, strict=True))
+    distances, found, right = (np.array(part) for part in zip(*parts, strict=True))
     farthest = max((int(d) for d in distances if d.isdigit()), default=0)
     names = [SHOWN, "0", BY_CONVS, *(str(i) for i in range(1, farthest + 1))]
     return {
@@ -110,7 +109,7 @@ def _distance(annotation: dict, convs: float) -> str:
 def _answers(detections: list[dict], objects: list[dict]) -> list[dict | None]:
     """Of each object the detection that answers for it."""
     answers: list[dict | None] = [None] * len(objects)
-    if not detections:
+    if not detections or not objects:
         return answers
     sides = [np.array([s["bbox"] for s in side], float) for side in (detections, objects)]
     overlaps = masks.iou(*sides, [False] * len(objects))
