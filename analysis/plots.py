@@ -36,8 +36,8 @@ _PROPAGATIONS = ("none", "global", "conv", "shifted")  # that the closed formula
 
 
 # Of runs that did not learn the cue.
-_MARK = textwrap.fill(reach.MARK, 24)
-_CROSS = dict(marker="x", markersize=6, mew=1.4)
+_MARK = textwrap.fill(reach.MARK, 26)
+_CROSS = dict(marker="x", markersize=6, mew=1.4, zorder=5)
 
 
 class _Cost(NamedTuple):
@@ -314,7 +314,7 @@ def reach_curve(results: Results, path: Path) -> list[Path]:
     axis.set_ylim(min(0.4, curves["low"].min()) - 0.02, 1.02)
     axis.grid(False, axis="x")
     axis.set_xlabel("windows to the nearest object that shows the colour")
-    axis.set_ylabel("share of found objects with the right colour")
+    axis.set_ylabel("share with the right colour")
     _title(figure, results, "reach")
     signs = {}
     if curves["seeds"].max() > 1:

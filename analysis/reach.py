@@ -57,7 +57,7 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     highest seed), std (over seeds); empty if no run has a reach."""
     if not (names := distances(runs)):
         return pd.DataFrame()
-    runs = runs[["variant"]].assign(**shares(runs), cue_learned=~not_learned(runs))
+    runs = runs[["variant"]].join(shares(runs)).assign(cue_learned=~not_learned(runs))
     long = runs.melt(["variant", "cue_learned"], names, "distance", "share").dropna(subset="share")
     groups = long.groupby(["variant", "cue_learned", "distance"], sort=False)["share"]
     return groups.agg(seeds="size", right="mean", low="min", high="max", std="std").reset_index()
