@@ -97,6 +97,14 @@ pretrain: $(INSTALLED) ## Pre-train an encoder, show how it learned: RECIPE= SCA
 		--jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" --images "$$IMAGES" \
 		$(if $(filter 1,$(YES)),--yes) && $(RUN) analysis pretraining "runs/$$SCALE"
 
+.PHONY: validity
+validity: $(INSTALLED) ## Whether mini runs order rows as the paper does; of the studies that were run
+	@$(RUN) analysis validity $(if $(filter 1,$(KEEP)),--keep)
+
+.PHONY: mini-weights
+mini-weights: $(INSTALLED) ## Make the weights that mini runs start from again: ten minutes on a core
+	@$(RUN) experiments run experiments/studies/_windows_mini.py && $(RUN) experiments keep-mini-weights
+
 .PHONY: paper-tables
 paper-tables: $(INSTALLED) ## Every table of the paper beside our costs and AP: results/paper/
 	@$(RUN) analysis paper-tables

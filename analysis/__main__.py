@@ -109,6 +109,26 @@ def write_report(
     console.print("written: " + "  ".join(str(path) for path in written))
 
 
+@app.command("validity")
+def write_validity(
+    runs: Runs = Path("runs"),
+    keep: Annotated[bool, typer.Option("--keep", help="Copy it to results/ as well.")] = False,
+) -> None:
+    """Whether mini runs order rows as the paper does, pair by pair; writes validity.md and .csv."""
+    with commands.importing():
+        from . import tables, validity
+
+    found = validity.load(runs)
+    console.print(tables.render(validity.cells(found.table), "text") + "\n", highlight=False)
+    for line in (*validity.totals(found), *found.notes):
+        console.print(line, highlight=False)
+    written = validity.write(found, runs / validity.SCALE)
+    if keep:
+        validity.check_publishable(found)
+        written += validity.write(found, Path("results") / validity.SCALE)
+    console.print("written: " + "  ".join(str(path) for path in written))
+
+
 @app.command()
 def add(
     folder: Annotated[

@@ -11,7 +11,6 @@ from tabulate import tabulate
 
 from experiments import config, environment, records, studies
 from experiments.cost import detector_cost
-from experiments.data import mini
 from experiments.studies import Study, Variant
 
 from . import figures
@@ -42,22 +41,18 @@ in Tables 7 and 10). All others are this suite's own: params and MACs are counte
 the whole detector and for its encoder, on one square image of "px" pixels, with 1,000 proposals and
 100 masks (300 on LVIS); what the paper calls FLOPs is MACs. "vs paper" is ours over the paper's,
 minus 1 (docs/cost.md says why MViTv2-L differs); ratios are to the table's first row. AP "coco" is
-the paper's recipe at full scale. AP "mini" is the embedded data set with a small encoder (vit-mini,
-where 3 of 6 blocks propagate): never comparable with the paper's; results/mini/<study>/table.md has
-its provenance. Measured columns name the device. An empty cell was not trained or measured, or is
-not printed in the paper. Rows without params are other works' systems, quoted by the paper.
+the paper's recipe at full scale; what was trained at another scale is never comparable with the
+paper's and is not here. Measured columns name the device. An empty cell was not trained or
+measured, or is not printed in the paper. Rows without params are other works' systems, quoted by
+the paper.
 """
 _WORDS = ("model", "strategy", "pretrain", "detector", "test_mode")
-_ALWAYS = ("box AP, coco", "box AP, mini")
+_SCALE = "coco"  # AP of no other stands beside the paper's
+_ALWAYS = "box AP, coco"
 # What a run's result has in its config beside the setting of a row.
 _NOT_SETTING = ("train.seed", "train.amp", "train.threads", "dataloader.test.dataset")
-# Images to train and evaluate on; "mini" is the embedded set.
-_IMAGES = {
-    ("coco", "coco"): [118287, 5000],
-    ("coco", "lvis"): [100170, 19809],
-    ("mini", "coco"): list(mini.IMAGES.values()),
-    ("mini", "lvis"): list(mini.IMAGES.values()),
-}
+# Images to train and evaluate on.
+_IMAGES = {"coco": [118287, 5000], "lvis": [100170, 19809]}
 _PUBLISHED = ("ap_", "params_", "flops_t", "train_mem_", "test_time_")
 # What the benchmark of Table 3's setting calls its rows.
 _BENCHMARK_ROWS = {
@@ -93,8 +88,8 @@ def paper_tables(rows: "Rows") -> pd.DataFrame:
 
     Columns: `paper_*` as of `analysis.paper`; study, variant and size, what runs it; params, macs,
     activations, encoder_params, encoder_macs, px; params_vs_paper, macs_vs_paper, params_ratio (to
-    the table's first row); {coco,mini}_ap_{box,mask,mask_rare}, {coco,mini}_ap_{box,mask}_std and
-    {coco,mini}_seeds; train_memory_ratio, test_time_ratio (to window-only) and measured_on.
+    the table's first row); coco_ap_{box,mask,mask_rare}, coco_ap_{box,mask}_std and coco_seeds;
+    train_memory_ratio, test_time_ratio (to window-only) and measured_on.
     """
     found = settings()
     lines = []
@@ -103,9 +98,7 @@ def paper_tables(rows: "Rows") -> pd.DataFrame:
         line["test_mode"] = row["test_mode"]
         line |= {f"paper_{k}": row[k] for k in row.index if k.startswith(_PUBLISHED)}
         if where in found:
-            line |= rows.costs(found[where])
-            for scale in reversed(config.SCALES):
-                line |= rows.trained(found[where], scale)
+            line |= rows.costs(found[where]) | rows.trained(found[where])
         lines.append(line)
     table = pd.DataFrame(lines)
     table["params_vs_paper"] = table["params"] / (table["paper_params_m"] * 1e6) - 1
@@ -133,7 +126,7 @@ def points(rows: "Rows") -> pd.DataFrame:
                 continue
             for size in (variant.size,) if variant.size else ("vit-b", "vit-l", "vit-h"):
                 setting = Setting(study, variant, size)
-                found = rows.costs(setting) | rows.trained(setting, "coco")
+                found = rows.costs(setting) | rows.trained(setting)
                 found = {k.removeprefix("coco_"): v for k, v in found.items()}
                 sup = "1K, sup" if "-in1k" in variant.name else "21K, sup"
                 lines.append(
@@ -167,24 +160,22 @@ class Rows:
         self.root = root
         self.configs: dict[tuple, DictConfig] = {}
         self.costs_of: dict[str, dict] = {}
-        self.records: dict[str, pd.DataFrame] = {}
-        for scale in config.SCALES:
-            frame = records.load(runs / scale)
-            if len(frame):
-                frame["setting"] = frame["config"].map(_setting)
-                # Runs on a user's own data are no rows of the paper.
-                frame = frame[[_is_the_papers(scale, data) for data in frame["data"]]]
-            self.records[scale] = frame
+        self.records = records.load(runs / _SCALE)
+        if len(self.records):
+            self.records["setting"] = self.records["config"].map(_setting)
+            # Runs on a user's own data are no rows of the paper.
+            self.records = self.records[self.records["data"].map(_is_the_papers)]
 
-    def config(self, study: Study, variant: Variant, scale: str, size: str) -> DictConfig:
-        key = (study.name, variant.name, scale, size)
+    def config(self, setting: Setting) -> DictConfig:
+        study, variant, size = setting
+        key = (study.name, variant.name, size)
         if key not in self.configs:
-            self.configs[key] = config.resolve(study, variant, scale, size, {})
+            self.configs[key] = config.resolve(study, variant, _SCALE, size, {})
         return self.configs[key]
 
     def costs(self, setting: Setting) -> dict:
         study, variant, size = setting
-        cfg = self.config(study, variant, "coco", size)
+        cfg = self.config(setting)
         model = json.dumps(config.plain_config(cfg)["model"])
         if model not in self.costs_of:
             cost = detector_cost(cfg.model)
@@ -198,33 +189,25 @@ class Rows:
             )
         return dict(study=study.name, variant=variant.name, size=size) | self.costs_of[model]
 
-    def trained(self, setting: Setting, scale: str) -> dict:
-        """AP of the setting at a scale: from records, or else from the results kept."""
-        study, variant, size = setting
-        if variant.name not in [v.name for v in study.rows(scale)]:
-            return {}
-        if scale == "mini":
-            row, own, size = variant, setting.size, study.sizes["mini"]
-            variant = study.variant(row.name, scale)
-            if variant is row and own in row.words_of_size and size not in row.words_of_size:
-                return {}  # what the paper's row is at its size has no counterpart here
-        frame = self.records[scale]
+    def trained(self, setting: Setting) -> dict:
+        """AP of the setting at full scale: from records, or else from the results kept."""
+        frame = self.records
         if len(frame):
-            cfg = self.config(study, variant, scale, size)
-            frame = frame[frame["setting"] == _setting(config.plain_config(cfg))]
-        if len(frame):
-            frame = frame.drop_duplicates("seed")
-            found = {f"{scale}_seeds": len(frame)}
-            for kind in ("box", "mask"):
-                aps = frame.get(f"ap_{kind}", pd.Series(dtype=float))
-                found[f"{scale}_ap_{kind}"], found[f"{scale}_ap_{kind}_std"] = aps.mean(), aps.std()
-            if "apr_mask" in frame:
-                found[f"{scale}_ap_mask_rare"] = frame["apr_mask"].mean()
-            return found
-        return self._kept(study, variant, scale, size)
+            frame = frame[frame["setting"] == _setting(config.plain_config(self.config(setting)))]
+        if frame.empty:
+            return self._kept(setting)
+        frame = frame.drop_duplicates("seed")
+        found = {"coco_seeds": len(frame)}
+        for kind in KINDS:
+            aps = frame.get(f"ap_{kind}", pd.Series(dtype=float))
+            found[f"coco_ap_{kind}"], found[f"coco_ap_{kind}_std"] = aps.mean(), aps.std()
+        if "apr_mask" in frame:
+            found["coco_ap_mask_rare"] = frame["apr_mask"].mean()
+        return found
 
-    def _kept(self, study: Study, variant: Variant, scale: str, size: str) -> dict:
-        file = self.root / "results" / scale / study.name / "table.csv"
+    def _kept(self, setting: Setting) -> dict:
+        study, variant, size = setting
+        file = self.root / "results" / _SCALE / study.name / "table.csv"
         if not file.is_file():
             return {}
         kept = pd.read_csv(file, dtype={"variant": str}).dropna(subset=["ap_box"])
@@ -234,11 +217,11 @@ class Rows:
         kept = kept.iloc[0]
         names = {"seeds": "seeds", "apr_mask": "ap_mask_rare"}
         names |= {f"ap_{kind}{end}": f"ap_{kind}{end}" for kind in KINDS for end in ("", "_std")}
-        return {f"{scale}_{name}": kept[column] for column, name in names.items() if column in kept}
+        return {f"coco_{name}": kept[column] for column, name in names.items() if column in kept}
 
 
-def _is_the_papers(scale: str, data: dict) -> bool:
-    return list(data.get("images", ())) == _IMAGES.get((scale, data.get("kind")))
+def _is_the_papers(data: dict) -> bool:
+    return list(data.get("images", ())) == _IMAGES.get(data.get("kind"))
 
 
 def _setting(plain: dict) -> str:
@@ -289,12 +272,11 @@ def cells(part: pd.DataFrame) -> pd.DataFrame:
         for kind in KINDS:
             line[f"paper {kind} AP"] = _number(r[f"paper_ap_{kind}"], 1)
         line["paper rare AP"] = _number(r["paper_ap_mask_rare"], 1)
-        for scale in reversed(config.SCALES):
-            for kind in KINDS:
-                ap = f"{scale}_ap_{kind}"
-                line[f"{kind} AP, {scale}"] = _spread(r.get(ap), r.get(f"{ap}_std"))
-            line[f"rare AP, {scale}"] = _number(r.get(f"{scale}_ap_mask_rare"), 1)
-            line[f"seeds, {scale}"] = _number(r.get(f"{scale}_seeds"), 0)
+        for kind in KINDS:
+            ap = f"coco_ap_{kind}"
+            line[f"{kind} AP, coco"] = _spread(r.get(ap), r.get(f"{ap}_std"))
+        line["rare AP, coco"] = _number(r.get("coco_ap_mask_rare"), 1)
+        line["seeds, coco"] = _number(r.get("coco_seeds"), 0)
         line["paper params M"] = _number(r["paper_params_m"], 0)
         line["params M"] = _number(r["params"] / 1e6, 1)
         line["vs paper"] = _percent(r["params_vs_paper"])
@@ -316,7 +298,7 @@ def cells(part: pd.DataFrame) -> pd.DataFrame:
         line["measured on"] = "" if pd.isna(r["measured_on"]) else r["measured_on"]
         lines.append(line)
     text = pd.DataFrame(lines)
-    return text[[c for c in text if c in _ALWAYS or text[c].any()]]
+    return text[[c for c in text if c == _ALWAYS or text[c].any()]]
 
 
 def _number(value: float | None, digits: int) -> str:

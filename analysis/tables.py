@@ -46,8 +46,12 @@ def provenance(results: Results) -> list[str]:
     """What the table's numbers come from, one line each: command, device, versions, dates."""
     records = results.records
     lines = [f"command: `{results.manifest['command']}`"]
-    if records.empty:
-        return lines
+    return lines if records.empty else lines + measured(records)
+
+
+def measured(records: pd.DataFrame) -> list[str]:
+    """What runs and foreign results were made with, one line each."""
+    lines = []
     own = records.dropna(subset="device")
     versions = own["versions"].map(lambda v: ", ".join(f"{k} {n}" for k, n in v.items()))
     processes = own["processes"].map(lambda n: f"{n:g} x " if n > 1 else "")
@@ -76,7 +80,7 @@ def _amount(value: float, unit: float, digits: int) -> str:
     return "" if value is None or pd.isna(value) else f"{value / unit:.{digits}f}"
 
 
-def _interval(value: float, low: float, high: float) -> str:
+def interval(value: float, low: float, high: float) -> str:
     """ "+2.3 (+0.4 .. +4.2)"; without an interval where there is none."""
     if pd.isna(value):
         return ""
@@ -110,7 +114,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             ap = f"ap_{kind}"
             cells[f"{kind} AP"] = _spread(r[ap], r[f"{ap}_std"])
             bounds = (r[f"{ap}_diff_low"], r[f"{ap}_diff_high"])
-            cells[f"diff {kind} (95 %)"] = _interval(r[f"{ap}_diff"], *bounds)
+            cells[f"diff {kind} (95 %)"] = interval(r[f"{ap}_diff"], *bounds)
             cells[f"{kind} verdict"] = "" if pd.isna(r[f"{ap}_verdict"]) else r[f"{ap}_verdict"]
         if reaches:
             known = r[reaches].notna().any()
@@ -142,7 +146,7 @@ def details(table: pd.DataFrame, kind: str) -> pd.DataFrame:
                 name = f"{kind} AP{figure.removeprefix('ap')}"
                 cells[name] = _amount(r[column], 1, 1)
                 bounds = (r[f"{column}_diff_low"], r[f"{column}_diff_high"])
-                cells[f"diff AP{figure.removeprefix('ap')}"] = _interval(
+                cells[f"diff AP{figure.removeprefix('ap')}"] = interval(
                     r[f"{column}_diff"], *bounds
                 )
         rows.append(cells)

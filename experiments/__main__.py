@@ -274,11 +274,12 @@ def plan(
 
     words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
-    rows = planning.rows(found, scale, size, words, chosen)
+    bfloat16 = plans.in_bfloat16(device, gpus)
+    rows = planning.rows(found, scale, size, words, chosen, bfloat16)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
     own = dataset or val  # else the sets' known numbers of images: no data is needed
     images = catalog.prepare(scale, dataset, val, found.dataset).images if own else None
-    plans.show(found, rows, scale, seeds, words, device, gpus, console, images)
+    plans.show(found, rows, scale, seeds, device, gpus, console, images)
     recipes = {
         row.cfg.train.init_weights for row in rows if config.is_recipe(row.cfg.train.init_weights)
     }
@@ -453,6 +454,15 @@ def show_optim(
         cfg = config.load(what)
         config.set_words(cfg, words, "OVERRIDES")
         table.show(cfg, what, console)
+
+
+@app.command("keep-mini-weights")
+def keep_mini_weights(runs: Runs = Path("runs")) -> None:
+    """Make the encoder of `make mini-weights` the one that runs at mini scale start from."""
+    from . import mini_weights
+
+    path = mini_weights.keep(runs / "mini" / "windows-mini")
+    console.print(f"{path}: runs at mini scale start from it now, and so are other runs")
 
 
 def _command() -> str:

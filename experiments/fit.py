@@ -115,6 +115,12 @@ def training_figures(cfg: DictConfig, state: dict[str, Any]) -> dict[str, Any]:
     processes, device, threads = meter["machines"][-1]
     if len(meter["machines"]) > 1:
         device = ", then ".join(f"{p} x {d} ({t} threads)" for p, d, t in meter["machines"])
+    # A checkpoint of before they were noted has none.
+    processors = meter.get("processors", [])
+    names = dict.fromkeys(name for processor in processors for name in processor)
+    machine = {
+        name: ", then ".join(dict.fromkeys(p.get(name, "?") for p in processors)) for name in names
+    }
     return dict(
         train_seconds=meter["seconds"],
         images_per_second=cfg.train.max_iter * config.batch(cfg)[0] / max(meter["seconds"], 1e-9),
@@ -122,6 +128,7 @@ def training_figures(cfg: DictConfig, state: dict[str, Any]) -> dict[str, Any]:
         memory_kind="allocated on device" if torch.cuda.is_available() else "process resident",
         precision="bfloat16 autocast" if cfg.train.amp else "float32",
         device=device,
+        machine=machine,
         threads=threads,
         processes=processes,
         skipped=state["trainer"]["skipped"],

@@ -20,7 +20,7 @@ from .budget import Memory
 from .cost import Cost, detector_cost
 from .devices import GPUS, Gpu
 from .runs import Row
-from .studies import Study, Words
+from .studies import Study
 from .training_cost import Step, training_step
 
 # Images to train on and to validate on. Facts of the sets, so that planning needs none of them.
@@ -81,6 +81,15 @@ class _Counted:
     steps: tuple[Step, Step]  # of one image in the textbook form, without and with checkpointing
 
 
+def in_bfloat16(device: str, gpus: int) -> bool | None:
+    """For `runs.rows`, of what --device and --gpus mean: each of `devices.GPUS` computes in it."""
+    return _is_named(device, gpus) or None
+
+
+def _is_named(device: str, gpus: int) -> bool:
+    return bool(device or (gpus and not torch.cuda.is_available()))
+
+
 def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
     """What --device and --gpus mean.
 
@@ -92,16 +101,14 @@ def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
     Raises:
         UserError: an unknown device.
     """
-    if device or (gpus and not torch.cuda.is_available()):
+    if _is_named(device, gpus):
         gpu = devices.find_gpu(device or "a100-40gb")
         return Target(gpu, gpus or 1, gpu.memory_gb * 1e9)
     count = gpus or launch.default_jobs(rows, len(os.sched_getaffinity(0)))
     return Target(None, count, devices.memory_here())
 
 
-def estimate(
-    study: Study, rows: Iterable[Row], overrides: Words, where: Target, val_images: int
-) -> list[Estimate]:
+def estimate(study: Study, rows: Iterable[Row], where: Target, val_images: int) -> list[Estimate]:
     """The estimates of rows, in order. What trains alike is trained once, by the first."""
     reserve = _RESERVE[study.dataset] * 2**30
     estimates, trained, counts = [], {}, {}
@@ -109,7 +116,7 @@ def estimate(
         mark = config.training_fingerprint(row.cfg, "")
         same = trained.get(mark, "")
         trained.setdefault(mark, row.variant.name)
-        amp = _wants_autocast(study, row, overrides) if where.gpu else row.cfg.train.amp
+        amp = row.cfg.train.amp
         network = (str(row.cfg.model), amp)
         if network not in counts:
             counts[network] = _count(row.cfg.model, amp)
@@ -168,13 +175,6 @@ def _count(cfg_model: DictConfig, amp: bool) -> _Counted:
     return _Counted(cost.detector, memory[0], checkpointed, (steps[0], steps[-1]))
 
 
-def _wants_autocast(study: Study, row: Row, overrides: Words) -> bool:
-    """Whether the recipe asks for bfloat16: resolved, `train.amp` is what this machine can do."""
-    words = {**study.words, **row.variant.words}
-    words |= {**row.variant.words_of_size.get(row.size, {}), **overrides}
-    return words.get("train.amp", True)
-
-
 def _seconds_here(cfg: DictConfig, where: Target, fits: bool) -> tuple[float, bool]:
     """Training seconds per image on this machine, and whether real iterations were timed."""
     if where.on_cpu:
@@ -207,7 +207,6 @@ def show(
     rows: Sequence[Row],
     scale: str,
     seeds: int,
-    overrides: Words,
     device: str,
     gpus: int,
     console: Console,
@@ -228,7 +227,7 @@ def show(
     counting = track(
         rows, "counting", console=console, transient=True, disable=not console.is_terminal
     )
-    estimates = estimate(study, counting, overrides, where, val_images)
+    estimates = estimate(study, counting, where, val_images)
     console.print(f"{study.question}\nscale {scale}, for {where.devices} x {where.title}")
     console.print(_table(estimates, where), highlight=False)
     for line in _notes(study, rows, train_images, seeds, where, estimates):

@@ -4,9 +4,11 @@ In data such as the mini set, an image has one cue (its colour), an object's cat
 together with that cue, and only some objects show it. The annotation file says which, so that reach
 can be computed from it and a file of detections, by anyone (docs/analysis.md):
 
-- `info["cue"]["window"]`: side of an attention window, pixels;
+- `info["cue"]`: `window`, side of an attention window, and `convs`, how far convs of stem, neck and
+  heads read beyond one; pixels;
 - `cue` of every category, a word;
-- `shows_cue` of every annotation. Crowd regions show nothing and are not counted.
+- of every annotation but crowd regions, which are not counted, `shows_cue`; `cue_distance`, windows
+  from the object to the nearest that shows the cue; `cue_gap`, pixels from its box to that window.
 """
 
 from collections import defaultdict
@@ -20,33 +22,35 @@ from .errors import UserError
 from .matches import read_file, read_results
 
 SHOWN = "self"  # the distance of objects that show the cue
+BY_CONVS = "convs"
 FOUND = 0.5  # box IoU
 LEARNED = 0.98  # share right of the objects that show the cue; below, a run did not learn it
 
 # Distance -> objects that are annotated, of these found, of these of the right cue. The distances
-# are `SHOWN`, "0" (the same window as the nearest object that shows it), "1" (the next), ...
+# are `SHOWN`; "0", in a window that shows it; `BY_CONVS`, in another, and so near that convs read
+# the cue; beyond their reach "1", in a window next to one that shows it, "2", ...
 Reach = dict[str, list[int]]
+_OF_OBJECTS = {"shows_cue", "cue_distance", "cue_gap"}  # keys of annotations
 
 
 def has_cue(truth: dict) -> bool:
     """Whether an annotation file's content says which objects show a cue."""
     try:
         return (
-            truth["info"]["cue"]["window"] > 0
+            truth["info"]["cue"].keys() >= {"window", "convs"}
             and all("cue" in category for category in truth["categories"])
-            and all("shows_cue" in annotation for annotation in truth["annotations"])
+            and all(a.keys() >= _OF_OBJECTS for a in truth["annotations"] if not a.get("iscrowd"))
         )
-    except (KeyError, TypeError):  # users' files may have anything there
+    except (KeyError, TypeError, AttributeError):  # users' files may have anything there
         return False
 
 
 def compute(truth: dict, results: Iterable[dict]) -> Reach | None:
-    """Reach of detections; None if the truth has no cue, or no object that shows it.
+    """Reach of detections; None if the truth has no cue, or no object.
 
     A detection is assigned to the object that it overlaps most, if that is `FOUND` or more; an
     object's answer is its detection of the highest score, the first of equal ones. It is right if
-    its category has the cue of the object's, whatever the shape. Objects of images in which none
-    shows the cue are not counted.
+    its category has the cue of the object's, whatever the shape.
 
     Args:
         truth: content of an annotation file in COCO's or LVIS's format.
@@ -74,39 +78,38 @@ def compute(truth: dict, results: Iterable[dict]) -> Reach | None:
         detections[found["image_id"]].append(found)
     parts = []
     for image, mine in objects.items():
-        if any(a["shows_cue"] for a in mine):
-            answers = _answers(detections[image], mine)
-            found = [answer is not None for answer in answers]
-            right = [
-                answer is not None and cue[answer["category_id"]] == cue[a["category_id"]]
-                for answer, a in zip(answers, mine, strict=True)
-            ]
-            parts.append(np.array([_distances(mine, truth["info"]["cue"]["window"]), found, right]))
+        answers = _answers(detections[image], mine)
+        parts += [
+            (
+                _distance(a, truth["info"]["cue"]["convs"]),
+                answer is not None,
+                answer is not None and cue[answer["category_id"]] == cue[a["category_id"]],
+            )
+            for answer, a in zip(answers, mine, strict=True)
+        ]
     if not parts:
         return None
-    distance, found, right = np.concatenate(parts, 1)
-    names = {i: SHOWN if i < 0 else str(i) for i in range(-1, distance.max() + 1)}
+    distances, found, right = (np.array(part) for part in zip(*parts, strict=True))
+    farthest = max((int(d) for d in distances if d.isdigit()), default=0)
+    names = [SHOWN, "0", BY_CONVS, *(str(i) for i in range(1, farthest + 1))]
     return {
-        name: [int((of := distance == i).sum()), int(found[of].sum()), int(right[of].sum())]
-        for i, name in names.items()
+        name: [int((of := distances == name).sum()), int(found[of].sum()), int(right[of].sum())]
+        for name in names
     }
 
 
-def _distances(objects: list[dict], window: int) -> np.ndarray:
-    """(O,) windows from each object to the nearest that shows the cue; -1 of those that do."""
-    box = np.array([a["bbox"] for a in objects], float)
-    first = np.floor(box[:, :2] / window)  # (O, 2) in x and y
-    last = np.maximum(first, np.ceil((box[:, :2] + box[:, 2:]) / window) - 1)
-    shows = np.array([a["shows_cue"] for a in objects], bool)
-    gaps = [first[:, None] - last[shows], first[shows] - last[:, None]]  # (O, S, 2)
-    distance = np.maximum(*gaps).max(-1).clip(0).min(1)
-    return np.where(shows, -1, distance).astype(int)
+def _distance(annotation: dict, convs: float) -> str:
+    if annotation["shows_cue"]:
+        return SHOWN
+    if annotation["cue_distance"] and annotation["cue_gap"] <= convs:
+        return BY_CONVS
+    return str(annotation["cue_distance"])
 
 
 def _answers(detections: list[dict], objects: list[dict]) -> list[dict | None]:
     """Of each object the detection that answers for it."""
     answers: list[dict | None] = [None] * len(objects)
-    if not detections:
+    if not detections or not objects:
         return answers
     sides = [np.array([s["bbox"] for s in side], float) for side in (detections, objects)]
     overlaps = masks.iou(*sides, [False] * len(objects))

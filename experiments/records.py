@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import reprlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,8 @@ class Record:
     processes: int = 1  # of training: devices, or processes on a CPU
     train_macs: int | None = None  # of one image's forward and backward pass; None: not counted
     skipped: int = 0  # steps left out, see train.may_skip
+    # That trained, see `environment.processor`; several ", then "; empty: a GPU, or not noted.
+    machine: dict[str, str] = field(default_factory=dict)
     # By distance, objects annotated, found, and found with the right cue (experiments.reach); None:
     # the data have no cue.
     reach: dict[str, list[int]] | None = None

@@ -24,7 +24,7 @@ from torch import nn
 
 from backbones.weights import encoder_of, load_encoder
 
-from . import checkpoints, config, distributed, environment, records, studies
+from . import checkpoints, config, distributed, environment, initial_values, records, studies
 from .config import plain_config
 from .cost import detector_cost
 from .data.stream import Stream
@@ -208,8 +208,7 @@ def train(cfg: DictConfig, run: Run) -> dict[str, Any]:
 
 def fit_run(cfg: DictConfig, run: Run) -> None:
     """Train, from the last checkpoint in the run's folder if there is one, to `LAST_WEIGHTS`."""
-    torch.manual_seed(cfg.train.seed)
-    model = instantiate(cfg.model)
+    model = initial_values.construct(lambda: instantiate(cfg.model), cfg.train.seed)
     set_federated_loss(model, run.data.image_counts)
     _, encoder = encoder_of(model)
     if weights := run.weights:

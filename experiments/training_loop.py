@@ -1,8 +1,9 @@
 """The training loop: what detectron2's has, and accumulation, several processes, exact resume.
 
 What a step computes is a function of the seed and the iteration. Its images are cut into micro
-batches; each is one forward and backward pass, its random numbers are seeded by its own number.
-Which process runs it, and how many there are, changes only the order in which gradients are added.
+batches; each is one forward and backward pass, its random numbers are seeded by its own number, and
+anew in front of each head: what a head draws does not depend on how much the backbone drew. Which
+process runs it, and how many there are, changes only the order in which gradients are added.
 """
 
 import contextlib
@@ -84,6 +85,8 @@ class Trainer(SimpleTrainer):
         last_checkpoint: names it, for that error.
     """
 
+    number: int  # of the micro batch
+
     def __init__(
         self,
         model: nn.Module,
@@ -106,6 +109,10 @@ class Trainer(SimpleTrainer):
         self.device = next(model.parameters()).device.type
         self.detector = model.module if isinstance(model, DistributedDataParallel) else model
         self.running = _Running(self.detector)
+        if hasattr(self.detector, "backbone"):
+            for name, head in self.detector.named_children():
+                if name != "backbone":
+                    head.register_forward_pre_hook(lambda *_, name=name: self._seed(name))
 
     def run_step(self) -> None:
         self.optimizer.zero_grad()
@@ -119,7 +126,8 @@ class Trainer(SimpleTrainer):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
-            self._seed(number)
+            self.number = number
+            self._seed()
             self.running.write(before)
             with self._gradients_shared(number == mine[-1]):
                 with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
@@ -149,9 +157,10 @@ class Trainer(SimpleTrainer):
             total_loss=sum(losses.values()), **losses, data_time=data_time, gradient_norm=norm
         )
 
-    def _seed(self, number: int) -> None:
-        words = np.random.SeedSequence([self.seed, self.iter, number]).generate_state(1, np.uint64)
-        torch.manual_seed(int(words[0]))
+    def _seed(self, name: str = "") -> None:
+        """For this micro batch; for one of the detector's heads."""
+        words = np.random.SeedSequence([self.seed, self.iter, self.number, *name.encode()])
+        torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
     def _gradients_shared(self, last: bool) -> contextlib.AbstractContextManager:
         """Processes add up their gradients once a step, behind each one's last micro batch."""
@@ -273,6 +282,7 @@ class Meter(HookBase):
         self.machines = [
             [comm.get_world_size(), environment.device_name(), torch.get_num_threads()]
         ]
+        self.processors = [environment.processor()]  # likewise
         self.seconds = 0.0
         self.peak_mib = 0.0
 
@@ -294,11 +304,18 @@ class Meter(HookBase):
         get_event_storage().put_scalars(**scalars)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(seconds=self.seconds, peak_mib=self.peak_mib, machines=self.machines)
+        return dict(
+            seconds=self.seconds,
+            peak_mib=self.peak_mib,
+            machines=self.machines,
+            processors=self.processors,
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds, self.peak_mib = state["seconds"], state["peak_mib"]
         self.machines = [m for m in state["machines"] if m not in self.machines] + self.machines
+        before = state.get("processors", [])  # a checkpoint of before they were noted has none
+        self.processors = [p for p in before if p not in self.processors] + self.processors
 
 
 class LearningRates(HookBase):

@@ -1,5 +1,5 @@
-"""Public pre-trained weights: which file a word and a model size mean, where it is published, and
-where it is looked for. Nothing is downloaded."""
+"""Pre-trained weights by word and model size: public files, where they are published and where they
+are looked for, and those that come with the suite. Nothing is downloaded."""
 
 import os
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from .contents import WeightsError
 RANDOM = "none"  # the word for weights that are not pre-trained
 FOLDER = "weights"  # in the working directory
 VARIABLE = "DETECTRON2_WEIGHTS"  # another folder
+SHIPPED = Path(__file__).with_name("shipped")  # files that come with the suite
 
 _MAE = "https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_{}.pth"
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/{}"
@@ -35,12 +36,12 @@ _OTHER_MVIT = "of another network than detectron2's MViT, and refused"
 
 @dataclass(frozen=True)
 class Source:
-    """A public file of weights.
+    """A file of weights.
 
     Args:
         word: the pre-training: its method and its data.
         size: model size, as configs and `build_encoder` name it.
-        address: where the authors of the weights publish it.
+        address: where the authors of the weights publish it; "": in `SHIPPED`.
         format: word of `FORMATS`.
         note: what the words do not say, e.g. config keys that the weights want.
         saved_as: name to keep it under, where the address ends in one that says nothing.
@@ -129,6 +130,14 @@ SOURCES = (
             ("vit-h", "H-14-laion2B-s32B-b79K", _OPENAI),
         )
     ),
+    Source(
+        "windows_mini",
+        "vit-mini",
+        "",
+        "detectron2",
+        saved_as="vit-mini_windows.safetensors",
+        note="comes with the suite, `make mini-weights` makes it again ([mini.md](mini.md))",
+    ),
 )
 
 
@@ -177,13 +186,17 @@ def find(word: str, size: str = "") -> Path | None:
     here, elsewhere = Path(FOLDER), os.environ.get(VARIABLE)
     name = known.file if known else word
     folders = [Path()] if known is None else []
-    if Path(name).name == name:
+    if known and not known.address:
+        folders = [SHIPPED]
+    elif Path(name).name == name:
         folders += [here, Path(elsewhere)] if elsewhere else [here]
     for folder in folders:
         if (folder / name).exists():
             return folder / name
     if known is None:
         raise FileNotFoundError(f"no weights at {Path(word).absolute()}")
+    if not known.address:
+        raise FileNotFoundError(f"no {name} in {SHIPPED}, with which it comes: {known.note}")
     raise FileNotFoundError(
         f"no weights {word} of {size}: save {known.address} as {(here / name).absolute()}, "
         f"or in ${VARIABLE} ({elsewhere or 'not set'})" + f"; {known.note}" * bool(known.note)
@@ -197,8 +210,9 @@ def _is_path(word: str) -> bool:
 def table() -> str:
     """`SOURCES` as a table in Markdown."""
     lines = ["| word | size | file | format | note |", "| --- | --- | --- | --- | --- |"]
-    lines += [
-        f"| `{s.word}` | {s.size} | [{s.file}]({s.address}) | {s.format} | {s.note} |"
-        for s in SOURCES
-    ]
+    lines += [f"| `{s.word}` | {s.size} | {_link(s)} | {s.format} | {s.note} |" for s in SOURCES]
     return "\n".join(lines) + "\n"
+
+
+def _link(source: Source) -> str:
+    return f"[{source.file}]({source.address})" if source.address else source.file

@@ -23,3 +23,6 @@ model.backbone = fpn(
     ["scale2", "scale3"],
 )
 model.backbone.update(out_channels=64, top_block=None, square_pad=128)
+
+# From random weights.
+train.update(init_weights="none", max_iter=480)

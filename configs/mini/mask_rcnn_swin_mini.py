@@ -18,3 +18,6 @@ model.backbone = fpn(
     ["p0", "p1"],
 )
 model.backbone.update(out_channels=64, top_block=None, square_pad=128)
+
+# From random weights.
+train.update(init_weights="none", max_iter=480)

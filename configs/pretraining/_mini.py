@@ -40,4 +40,5 @@ dataloader.test.mapper.transforms = [
 optimizer = L(torch.optim.AdamW)(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
 param_groups = dict(layer_decay=1.0, no_weight_decay=["norm", "pos_embed"])
 schedule.warmup_iters = 60
-train.update(clip_grad_norm=1.0, threads=1, checkpoint_period=200, log_period=20)
+# In float32, as the detectors of this scale.
+train.update(amp=False, clip_grad_norm=1.0, threads=1, checkpoint_period=200, log_period=20)

@@ -1,10 +1,12 @@
 """The mini set: a COCO-format detection set made by code, for minutes of training on a CPU.
 
-128 px images of grey outlines, closed ones (objects) among open ones (clutter), and one coloured
-band. An object's category is its shape together with the band's colour: a "warm disk" and a "cold
-disk" look the same. The band lies within one column or row of the mini encoder's 32 px windows, so
-three quarters of the map can know its colour only through cross-window propagation.
-docs/mini.md says what this can and cannot tell.
+128 px images of outlines, closed ones (objects) among open ones (clutter). Each image has a colour,
+warm or cold, and an object's category is its shape together with the image's colour. Some objects,
+those on one side of the image or here and there, are drawn in that colour: they teach what it
+means, and show it. The others are grey, and look the same in both kinds of image: their category is
+known only where information comes from a coloured one, from within their own attention window or
+across windows. Annotations say which objects show the colour, and how far it is to the nearest
+window that does. docs/mini.md says what this can and cannot tell.
 
 Everything is integer arithmetic on numpy's frozen `RandomState` stream, and images are BMP, whose
 encoding has no freedom: the files have the same bytes on every machine.
@@ -15,20 +17,24 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
-VERSION = 1  # raise it when a change below changes the files
+VERSION = 2  # raise it when a change below changes the files
 SIDE = 128  # pixels
 WINDOW = 32  # pixels: an attention window of vit-mini
-BAND = 24  # pixels
+# Pixels that convs of vit-mini's detector read beyond a window: 7 its stem, 8 the neck's 3x3 conv
+# at stride 8, 4 RoIAlign between the centres of that map.
+CONVS = 19
 IMAGES = {"train": 1200, "val": 300}
-BANDS = {"warm": (225, 120, 40), "cold": (40, 120, 225)}
+COLORS = {"warm": (225, 120, 40), "cold": (40, 120, 225)}
 SHAPES = ("square", "disk")
-CATEGORIES = tuple(f"{band} {shape}" for band in BANDS for shape in SHAPES)
+CATEGORIES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
+SHOWN = 8  # pixels of the colour, or of an object, that a window has at least to count
 
 # Outlines as corners around (0, 0), within -1000..1000.
 _SHAPES = {
@@ -90,7 +96,7 @@ def _ink(rng: np.random.RandomState) -> int:
 
 
 def background(rng: np.random.RandomState) -> np.ndarray:
-    """Uneven grey: no colour, so that the band's is the only one an image has throughout."""
+    """Uneven grey: no colour but that of the objects that show the image's."""
     coarse = rng.randint(-14, 15, (SIDE // 8, SIDE // 8, 1)).repeat(8, axis=0).repeat(8, axis=1)
     fine = rng.randint(-10, 11, (SIDE, SIDE, 3))
     return rng.randint(90, 166) + coarse + fine
@@ -98,8 +104,8 @@ def background(rng: np.random.RandomState) -> np.ndarray:
 
 def object_radius(rng: np.random.RandomState) -> int:
     """Half the object's size in pixels: from smaller than a window to most of the image."""
-    tier = rng.choice(4, p=[0.6, 0.25, 0.1, 0.05])
-    low, high = [(7, 13), (14, 24), (25, 44), (45, 61)][tier]
+    tier = rng.choice(4, p=[0.75, 0.15, 0.07, 0.03])
+    low, high = [(6, 11), (12, 22), (23, 44), (45, 61)][tier]
     return int(rng.randint(low, high + 1))
 
 
@@ -132,71 +138,149 @@ def _reach(shape: str, radius: int, rotation: int) -> int:
 
 
 def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
-    """One image and its annotations.
+    """One image and its annotations; every second one is warm.
 
     Args:
         index: number of the image in its split.
         split: "train" or "val".
 
     Returns:
-        uint8 (128, 128, 3) RGB, and COCO annotations without ids.
+        uint8 (128, 128, 3) RGB, and COCO annotations without ids. Beside COCO's keys they have
+        `shows_cue`, whether the object is drawn in the image's colour; `cue_distance`, from the
+        windows that have pixels of the object to the nearest that shows the colour, in windows (0:
+        the same one, and for what shows it itself); and `cue_gap`, pixels between the object's box
+        and the nearest window with any pixel of the colour.
     """
     rng = np.random.RandomState(1_000_003 * VERSION + 100_000 * (split == "val") + index)
+    color = index % len(COLORS)
     image = background(rng)
-    band = int(rng.randint(len(BANDS)))
-    draw_band(rng, image, list(BANDS.values())[band])
-    annotations: list[dict] = []
     taken: list[tuple[int, int, int]] = []
-
+    crowd = None
     if rng.randint(10) == 0:
-        annotations.append(_draw_crowd(rng, image, band, taken))
-    # Large ones first, so that they find room.
-    for radius in sorted((object_radius(rng) for _ in range(rng.randint(4, 9))), reverse=True):
-        shape = int(rng.randint(len(SHAPES)))
-        corners = draw_object(rng, image, shape, radius, taken)
-        if corners is not None:
-            annotations.append(_polygon_annotation(category(band, shape), corners))
+        crowd = _draw_crowd(rng, image, color, taken)
+    objects = place_objects(rng, rng.randint(8, 12), taken)
+    shows = _which_show(rng, objects)
+    annotations = draw_objects(rng, image, objects, shows, color)
+    if crowd is not None:
+        annotations.append(crowd)
     for _ in range(rng.randint(1, 4)):
         draw_open_outline(rng, image, taken)
     image += rng.randint(-6, 7, image.shape)
     return image.clip(0, 255).astype(np.uint8), annotations
 
 
-def draw_object(
-    rng: np.random.RandomState, image: np.ndarray, shape: int, radius: int, taken: list
-) -> np.ndarray | None:
-    """A closed outline, or a small filled one, where there is room.
+@dataclass(frozen=True)
+class Object:
+    """A closed outline, or a small filled one.
 
     Args:
         shape: index in `SHAPES`.
-        taken: as of `_place`; the object is added.
-
-    Returns:
-        Its corners as of `_corners`, None if there is no room.
+        radius: half its size in pixels.
+        rotation: index in `_ROTATIONS`.
+        center: (x, y) in pixels.
     """
-    rotation = int(rng.randint(len(_ROTATIONS)))
-    reach = _reach(SHAPES[shape], radius, rotation)
-    center = _place(rng, reach, taken)
-    if center is None:
-        return None
-    taken.append((*center, reach))
-    corners = _corners(SHAPES[shape], radius, center, rotation)
-    filled = radius < 14 and rng.randint(2) == 0
-    contour = _outline(SHAPES[shape], radius, center, rotation)
-    image[_inside(corners) if filled else contour] = _ink(rng)
-    return corners
+
+    shape: int
+    radius: int
+    rotation: int
+    center: tuple[int, int]
+
+    @property
+    def corners(self) -> np.ndarray:
+        """As of `_corners`."""
+        return _corners(SHAPES[self.shape], self.radius, self.center, self.rotation)
 
 
-def category(band: int, shape: int) -> int:
+def place_objects(
+    rng: np.random.RandomState, count: int, taken: list, shape: int | None = None
+) -> list[Object]:
+    """Up to `count` objects, as there is room.
+
+    Args:
+        taken: as of `_place`; the objects are added.
+        shape: of all of them; None: each has its own.
+    """
+    objects = []
+    # Large ones first, so that they find room.
+    for radius in sorted((object_radius(rng) for _ in range(count)), reverse=True):
+        own = int(rng.randint(len(SHAPES)))
+        rotation = int(rng.randint(len(_ROTATIONS)))
+        kind = own if shape is None else shape
+        reach = _reach(SHAPES[kind], radius, rotation)
+        center = _place(rng, reach, taken)
+        if center is not None:
+            taken.append((*center, reach))
+            objects.append(Object(kind, radius, rotation, center))
+    return objects
+
+
+def _which_show(rng: np.random.RandomState, objects: list[Object]) -> set[int]:
+    """Numbers of the objects that are drawn in the image's colour: a quarter to a half of them, one
+    at least. In most images they are those on one side, so that others are far from the colour."""
+    share, scattered = int(rng.randint(25, 51)), rng.randint(10) < 3
+    axis, sign = int(rng.randint(2)), 2 * int(rng.randint(2)) - 1
+    order = rng.permutation(len(objects)).tolist()
+    if not scattered:
+        order.sort(key=lambda i: sign * objects[i].center[axis])
+    return set(order[: max(1, share * len(objects) // 100)])
+
+
+def draw_objects(
+    rng: np.random.RandomState,
+    image: np.ndarray,
+    objects: list[Object],
+    shows: set[int],
+    color: int,
+) -> list[dict]:
+    """Draw them, and annotate them as `draw` says.
+
+    Args:
+        shows: numbers of those in the image's colour; the others are grey.
+        color: index in `COLORS`.
+    """
+    masks = []
+    for i, thing in enumerate(objects):
+        contour = _outline(SHAPES[thing.shape], thing.radius, thing.center, thing.rotation)
+        filled = thing.radius < 14 and rng.randint(2) == 0
+        masks.append(_inside(thing.corners) if filled else contour)
+        grey, grain = _ink(rng), rng.randint(-30, 31, (int(masks[i].sum()), 3))
+        image[masks[i]] = list(COLORS.values())[color] + grain if i in shows else grey
+    pixels = [_pixels_of_windows(mask) for mask in masks]
+    of_color = sum(pixels[i] for i in shows) if objects else None
+    annotations = []
+    for i, thing in enumerate(objects):
+        annotation = _polygon_annotation(category(color, thing.shape), thing.corners)
+        distance = 0 if i in shows else _distance(pixels[i] >= SHOWN, of_color >= SHOWN)
+        gap = 0 if i in shows else _gap(annotation["bbox"], of_color > 0)
+        annotation.update(shows_cue=i in shows, cue_distance=distance, cue_gap=gap)
+        annotations.append(annotation)
+    return annotations
+
+
+def _pixels_of_windows(mask: np.ndarray) -> np.ndarray:
+    """How many pixels of a mask each window has, (rows, columns) of windows."""
+    side = SIDE // WINDOW
+    return mask.reshape(side, WINDOW, side, WINDOW).sum((1, 3))
+
+
+def _distance(windows: np.ndarray, others: np.ndarray) -> int:
+    """Windows from one to the nearest of others, diagonals as one step; masks of windows."""
+    steps = np.abs(np.argwhere(windows)[:, None] - np.argwhere(others)[None])
+    return int(steps.max(-1).min())
+
+
+def _gap(bbox: list[float], windows: np.ndarray) -> float:
+    """Pixels between a box and the nearest of the windows, diagonals by their longer side."""
+    x, y, w, h = bbox
+    top, left = WINDOW * np.argwhere(windows).T
+    across = np.maximum(left - (x + w), x - (left + WINDOW))
+    down = np.maximum(top - (y + h), y - (top + WINDOW))
+    return float(np.maximum(np.maximum(across, down), 0).min())
+
+
+def category(color: int, shape: int) -> int:
     """Index in `CATEGORIES`."""
-    return band * len(SHAPES) + shape
-
-
-def draw_band(rng: np.random.RandomState, image: np.ndarray, color: tuple[int, int, int]) -> None:
-    """The band across the image, upright or lying, in the middle of a column or row of windows."""
-    start = WINDOW * rng.randint(SIDE // WINDOW) + (WINDOW - BAND) // 2
-    across = image if rng.randint(2) else image.swapaxes(0, 1)
-    across[start : start + BAND] = np.array(color) + rng.randint(-30, 31, (BAND, SIDE, 3))
+    return color * len(SHAPES) + shape
 
 
 def draw_open_outline(rng: np.random.RandomState, image: np.ndarray, taken: list) -> None:
@@ -214,8 +298,8 @@ def draw_open_outline(rng: np.random.RandomState, image: np.ndarray, taken: list
     image[contour & half] = _ink(rng)
 
 
-def _draw_crowd(rng: np.random.RandomState, image: np.ndarray, band: int, taken: list) -> dict:
-    """A heap of tiny shapes of one category, annotated as one crowd region."""
+def _draw_crowd(rng: np.random.RandomState, image: np.ndarray, color: int, taken: list) -> dict:
+    """A heap of tiny grey shapes of one category, annotated as one crowd region."""
     shape = int(rng.randint(len(SHAPES)))
     x0, y0 = (int(v) for v in rng.randint(22, SIDE - 22, 2))
     taken.append((x0, y0, 22))
@@ -229,8 +313,9 @@ def _draw_crowd(rng: np.random.RandomState, image: np.ndarray, band: int, taken:
     rows, columns = np.nonzero(region.any(axis=1))[0], np.nonzero(region.any(axis=0))[0]
     x, y = int(columns[0]), int(rows[0])
     return dict(
-        category_id=category(band, shape) + 1,
+        category_id=category(color, shape) + 1,
         iscrowd=1,
+        shows_cue=False,
         segmentation=dict(counts=counts, size=[SIDE, SIDE]),
         area=int(region.sum()),
         bbox=[x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
@@ -261,13 +346,19 @@ def _polygon_annotation(category: int, corners: np.ndarray) -> dict:
 def write(root: Path) -> None:
     """Write all images and the two annotation files under `root`."""
     categories = [
-        dict(id=i, name=name, supercategory="shape") for i, name in enumerate(CATEGORIES, start=1)
+        dict(id=category(i, j) + 1, name=f"{color} {shape}", supercategory=shape, cue=color)
+        for i, color in enumerate(COLORS)
+        for j, shape in enumerate(SHAPES)
     ]
     (root / "annotations").mkdir(parents=True)
     for split, count in IMAGES.items():
         (root / split).mkdir()
         coco = dict(
-            info=dict(description="mini set of the ablation suite", version=str(VERSION)),
+            info=dict(
+                description="mini set of the ablation suite",
+                version=str(VERSION),
+                cue=dict(window=WINDOW, convs=CONVS),
+            ),
             licenses=[],
             categories=categories,
             images=[],

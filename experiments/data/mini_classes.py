@@ -1,7 +1,8 @@
-"""The mini images for pre-training: one object each, in folders by category, ImageNet's layout.
+"""The mini images for pre-training: objects of one category each, in folders by category.
 
-Drawn as those of `mini`: one closed outline among open ones, on uneven grey with one coloured band.
-An image's category is its object's shape together with the band's colour. Same bytes everywhere.
+The layout is ImageNet's. Drawn as those of `mini`: closed outlines among open ones, on uneven
+grey, half of them or more in the image's colour. All objects of an image have one shape: that and
+the colour are its category. Same bytes everywhere.
 """
 
 from pathlib import Path
@@ -11,9 +12,9 @@ from PIL import Image
 
 from . import mini
 
-VERSION = 1  # raise it when a change here, or in what it takes from `mini`, changes the files
+VERSION = 2  # raise it when a change here, or in what it takes from `mini`, changes the files
 IMAGES = {"train": 2400, "val": 400}
-_CLUTTER = (3, 6)  # open outlines, from to
+_CLUTTER = (1, 4)  # open outlines, from to
 
 
 def draw(index: int, split: str) -> tuple[np.ndarray, int]:
@@ -28,15 +29,16 @@ def draw(index: int, split: str) -> tuple[np.ndarray, int]:
     """
     rng = np.random.RandomState(2_000_003 * VERSION + 100_000 * (split == "val") + index)
     image = mini.background(rng)
-    band, shape = int(rng.randint(len(mini.BANDS))), int(rng.randint(len(mini.SHAPES)))
-    mini.draw_band(rng, image, list(mini.BANDS.values())[band])
+    color, shape = int(rng.randint(len(mini.COLORS))), int(rng.randint(len(mini.SHAPES)))
     taken: list[tuple[int, int, int]] = []
-    while not taken:  # a large one may find no room
-        mini.draw_object(rng, image, shape, mini.object_radius(rng), taken)
+    objects: list[mini.Object] = []
+    while not objects:  # a large one may find no room
+        objects = mini.place_objects(rng, rng.randint(2, 6), taken, shape)
+    mini.draw_objects(rng, image, objects, set(range((len(objects) + 1) // 2)), color)
     for _ in range(rng.randint(*_CLUTTER)):
         mini.draw_open_outline(rng, image, taken)
     image += rng.randint(-6, 7, image.shape)
-    return image.clip(0, 255).astype(np.uint8), mini.category(band, shape)
+    return image.clip(0, 255).astype(np.uint8), mini.category(color, shape)
 
 
 def write(root: Path) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import checkpoints, config, distributed, environment
+from .. import checkpoints, config, distributed, environment, initial_values
 from ..config import plain_config
 from ..data.stream import Stream
 from ..errors import UserError
@@ -55,6 +55,7 @@ class PretrainingRecord:
     finished: str
     data: dict[str, Any]  # images (of train and val), train, val (folders), digest
     config: dict[str, Any]
+    machine: dict[str, str] = field(default_factory=dict)  # as of `records.Record`
 
 
 def _execute(run: PretrainingRun) -> None:
@@ -120,8 +121,7 @@ pretrain = Execute(_execute, RECORD)
 
 def _initial(cfg: DictConfig, folder: Path) -> nn.Module:
     """The model before training: random, or as an earlier pre-training left it, heads included."""
-    torch.manual_seed(cfg.train.seed)
-    model = instantiate(cfg.model)
+    model = initial_values.construct(lambda: instantiate(cfg.model), cfg.train.seed)
     word = cfg.train.init_weights
     if config.is_recipe(word):
         before = folder.parent / word.removeprefix(config.RECIPE) / LAST_WEIGHTS

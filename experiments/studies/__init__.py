@@ -21,6 +21,8 @@ class Variant:
         words_of_size: more words for one model size, where the paper's row differs by size.
         published: rows of the paper with the same setting: size -> "table:row" (analysis/paper/),
             several between spaces.
+        stands_for: of a row at mini scale that is none of the paper's: its counterparts there, in
+            the same form. No table prints their figures beside it; `make validity` compares them.
         size: model size of this row, in studies that compare models; "": the size that was chosen.
         detector: another than the study's.
         only: model sizes that the row is for; none: any.
@@ -30,6 +32,7 @@ class Variant:
     words: Words = field(default_factory=dict)
     words_of_size: dict[str, Words] = field(default_factory=dict)
     published: dict[str, str] = field(default_factory=dict)
+    stands_for: dict[str, str] = field(default_factory=dict)
     size: str = ""
     detector: str = ""
     only: tuple[str, ...] = ()

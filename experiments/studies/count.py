@@ -22,19 +22,23 @@ without propagation (Table 3): OVERRIDES="model.backbone.use_act_checkpoint=true
 
 from experiments.studies import Study, Variant
 
+
+def _rows(number: int) -> dict[str, str]:
+    return {"vit-b": f"T8d:{number}", "vit-l": f"T2d:{number}"}
+
+
 _NONE = Variant(
     "none",
     {"model.backbone.propagation": "none"},
-    published={"vit-b": "T8d:0", "vit-l": "T2d:0"},
+    published=_rows(0),
 )
 
 
-def _global(count: int, published: int | None = None) -> Variant:
-    rows = {"vit-b": f"T8d:{published}", "vit-l": f"T2d:{published}"}
+def _global(count: int, **rows: dict[str, str]) -> Variant:
     return Variant(
         str(count),
         {"model.backbone.propagation": "global", "model.backbone.count": count},
-        published=rows if published else {},
+        **rows,
     )
 
 
@@ -44,8 +48,8 @@ study = Study(
     words={"model.backbone.use_rel_pos": False},
     variants=(
         _NONE,
-        _global(2, published=1),
-        _global(4, published=2),
+        _global(2, published=_rows(1)),
+        _global(4, published=_rows(2)),
         Variant(
             "all",
             {"model.backbone.propagation": "global"},
@@ -55,8 +59,14 @@ study = Study(
                 "vit-l": {"model.backbone.count": 24},
                 "vit-h": {"model.backbone.count": 32},
             },
-            published={"vit-b": "T8d:3", "vit-l": "T2d:3"},
+            published=_rows(3),
         ),
     ),
-    mini=(_NONE, _global(1), _global(3), _global(6)),
+    # One of six as two of twelve; half of them as four, a block in each part; all as all.
+    mini=(
+        _NONE,
+        _global(1, stands_for=_rows(1)),
+        _global(3, stands_for=_rows(2)),
+        _global(6, stands_for=_rows(3)),
+    ),
 )

@@ -43,6 +43,7 @@ _FROM_SCRATCH: Words = {
     "train.init_weights": "none",
     "train.max_iter": 3 * _EPOCHS_100,
 }
+_MINI_FROM_SCRATCH: Words = {"train.init_weights": "none", "train.max_iter": 480}
 # At both scales.
 _ROWS: dict[str, Words] = {
     "positions-sincos2d": {"positions": "sincos2d"},
@@ -79,7 +80,7 @@ study = Study(
         }.items()
     ),
     mini=tuple(
-        Variant(name, _of_backbone(words))
+        Variant(name, _MINI_FROM_SCRATCH | _of_backbone(words))
         for name, words in {
             "base": {},
             "stem-patchify": {"stem": "patchify"},

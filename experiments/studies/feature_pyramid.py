@@ -54,6 +54,8 @@ _PYRAMIDS = (
     Variant("avg-pool", {"model.backbone.pyramid": "avg_pool"}, published={"vit-l": "T1:text"}),
 )
 
+_NONE = {"vit-b": "T1:0B", "vit-l": "T1:0L"}
+
 study = Study(
     name="feature-pyramid",
     question="Does a plain backbone need a feature pyramid, and must it be an FPN?",
@@ -62,10 +64,13 @@ study = Study(
         Variant(
             "none",
             _one_level("p4", 16, [32, 64, 128, 256, 512], shapes=3),
-            published={"vit-b": "T1:0B", "vit-l": "T1:0L"},
+            published=_NONE,
         ),
         *_PYRAMIDS,
     ),
     # The mini encoder's patches are 8 px, its anchors square.
-    mini=(Variant("none", _one_level("p3", 8, [12, 20, 32, 48, 72, 104], shapes=1)), *_PYRAMIDS),
+    mini=(
+        Variant("none", _one_level("p3", 8, [12, 20, 32, 48, 72, 104], shapes=1), stands_for=_NONE),
+        *_PYRAMIDS,
+    ),
 )

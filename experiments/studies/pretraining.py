@@ -34,6 +34,10 @@ _EPOCHS_100 = 184375  # iterations
 _SIZES = ("vit-b", "vit-l")  # of the paper's table
 
 
+def _rows(number: int) -> dict[str, str]:
+    return {"vit-b": f"T4:{number}B", "vit-l": f"T4:{number}L"}
+
+
 _SUPERVISED: Words = {
     "optimizer.lr": 8e-5,
     "param_groups.layer_decay": 1.0,
@@ -57,7 +61,7 @@ _NONE = Variant(
         "vit-b": {"train.max_iter": 3 * _EPOCHS_100},
         "vit-l": {"train.max_iter": 2 * _EPOCHS_100},
     },
-    published={"vit-b": "T4:0B", "vit-l": "T4:0L"},
+    published=_rows(0),
     only=_SIZES,
 )
 
@@ -74,25 +78,25 @@ study = Study(
         Variant(
             "sup-in1k",
             {**_SUPERVISED, "train.init_weights": "sup_in1k"},
-            published={"vit-b": "T4:1B", "vit-l": "T4:1L"},
+            published=_rows(1),
             only=_SIZES,
         ),
         Variant(
             "sup-in21k",
             {**_SUPERVISED, **SUP_IN21K},
-            published={"vit-b": "T4:2B", "vit-l": "T4:2L"},
+            published=_rows(2),
             only=_SIZES,
         ),
         Variant(
             "mae-in1k",
             {"train.init_weights": "mae_in1k"},
-            published={"vit-b": "T4:3B", "vit-l": "T4:3L"},
+            published=_rows(3),
         ),
     ),
     mini=(
-        Variant("none"),
-        Variant("sup", _MINI_SUP),
-        Variant("mae", _MINI_MAE),
+        Variant("none", stands_for=_rows(0)),
+        Variant("sup", _MINI_SUP, stands_for=_rows(1)),
+        Variant("mae", _MINI_MAE, stands_for=_rows(3)),
         Variant("sup-half", _MINI_SUP | _MINI_HALF),
         Variant("mae-half", _MINI_MAE | _MINI_HALF),
     ),

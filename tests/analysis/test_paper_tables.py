@@ -80,10 +80,16 @@ def test_what_was_not_done_is_an_empty_cell(committed):
     for part in (p for _, p in committed.groupby("table")):
         text = cells(part)
         assert not text.isin(["nan", "None", "-"]).any(axis=None)
-        assert {"box AP, coco", "box AP, mini"} <= set(text)
+        assert "box AP, coco" in text
         assert (text["box AP, coco"] == "").all()  # nothing was trained at that scale
     for file in ("tables.md", "tables.tex"):
         assert " nan " not in (ROOT / "results/paper" / file).read_text()
+
+
+def test_what_is_trained_is_of_full_scale_only(committed):
+    assert not [column for column in committed if column.startswith("mini")]
+    for file in ("tables.md", "tables.tex"):
+        assert "AP, mini" not in (ROOT / "results/paper" / file).read_text()
 
 
 def test_tables_stand_beside_their_provenance():
@@ -98,11 +104,10 @@ class TestTrained:
 
     setting = Setting(studies.find("count"), studies.find("count").variants[1], "vit-b")
 
-    def write(self, folder, setting, scale="coco", images=None, **words):
+    def write(self, folder, setting, scale="coco", images=(118287, 5000), **words):
         study, variant, size = setting
         cfg = config.resolve(study, study.variant(variant.name, scale), scale, size, words)
         cfg.dataloader.test.dataset = "annotations.json,images/"  # as runs write it
-        images = images or {"coco": (118287, 5000), "mini": (1200, 300)}[scale]
         record = make(
             study="another",
             size=size,
@@ -116,7 +121,7 @@ class TestTrained:
 
     def test_a_record_of_the_same_setting_whatever_study_ran_it(self, tmp_path):
         record = self.write(tmp_path / "coco/another/run", self.setting)
-        found = Rows(tmp_path, tmp_path).trained(self.setting, "coco")
+        found = Rows(tmp_path, tmp_path).trained(self.setting)
         assert found["coco_ap_box"] == record.box["AP"]
         assert found["coco_seeds"] == 1
         assert np.isnan(found["coco_ap_box_std"])
@@ -127,36 +132,28 @@ class TestTrained:
         self.write(tmp_path / "coco/a/sample", self.setting, images=(1182, 5000))
         self.write(tmp_path / "coco/a/large", self.setting._replace(size="vit-l"))
         self.write(tmp_path / "coco/a/four", self.setting._replace(variant=study.variants[2]))
-        assert Rows(tmp_path, tmp_path).trained(self.setting, "coco") == {}
+        assert Rows(tmp_path, tmp_path).trained(self.setting) == {}
 
-    def test_a_row_that_differs_by_size_has_no_mini_result(self, tmp_path):
-        """The paper's conv row is of basic blocks for ViT-L, of bottlenecks for others."""
-        study = studies.find("global-vs-conv")
-        conv = study.variant("conv", "mini")
-        self.write(tmp_path / "mini/a/run", Setting(study, conv, "vit-mini"), "mini")
-        rows = Rows(tmp_path, tmp_path)
-        assert rows.trained(Setting(study, conv, "vit-b"), "mini")["mini_seeds"] == 1
-        assert rows.trained(Setting(study, conv, "vit-l"), "mini") == {}
-
-    def test_scales_do_not_mix(self, tmp_path):
+    def test_no_ap_of_another_scale(self, tmp_path):
         none = self.setting._replace(variant=self.setting.study.variants[0])
         self.write(tmp_path / "mini/a/run", none._replace(size="vit-mini"), "mini")
-        rows = Rows(tmp_path, tmp_path)
-        assert rows.trained(none, "coco") == {}
-        assert rows.trained(none, "mini")["mini_seeds"] == 1
-        assert rows.trained(self.setting, "mini") == {}  # no such row at mini scale
-
-    def test_kept_results_where_there_is_no_record(self, tmp_path):
         folder = tmp_path / "results/mini/count"
         folder.mkdir(parents=True)
-        kept = dict(variant=["none", "4"], size="vit-mini", seeds=[2, 0], ap_box=[30.0, None])
+        kept = dict(variant=["none"], size="vit-mini", seeds=[2], ap_box=[30.0])
         pd.DataFrame(kept).to_csv(folder / "table.csv", index=False)
-        for variant in self.setting.study.variants[1:3]:  # one is not there, one not finished
-            kept = Rows(tmp_path, tmp_path)._kept(self.setting.study, variant, "mini", "vit-mini")
-            assert kept == {}
-        none = self.setting._replace(variant=self.setting.study.variants[0])
-        found = Rows(tmp_path, tmp_path / "runs").trained(none, "mini")
-        assert found == {"mini_seeds": 2, "mini_ap_box": 30.0}
+        assert Rows(tmp_path, tmp_path).trained(none) == {}
+
+    def test_kept_results_where_there_is_no_record(self, tmp_path):
+        folder = tmp_path / "results/coco/count"
+        folder.mkdir(parents=True)
+        kept = dict(variant=["none", "4"], size="vit-b", seeds=[2, 0], ap_box=[30.0, None])
+        pd.DataFrame(kept).to_csv(folder / "table.csv", index=False)
+        none, two, four = (
+            self.setting._replace(variant=v) for v in self.setting.study.variants[:3]
+        )
+        rows = Rows(tmp_path, tmp_path / "runs")
+        assert rows.trained(two) == rows.trained(four) == {}  # not there; not finished
+        assert rows.trained(none) == {"coco_seeds": 2, "coco_ap_box": 30.0}
 
 
 def test_measured_ratios_name_their_device(tmp_path):

@@ -38,6 +38,11 @@ def load(scale, size, detector="mask_rcnn"):
     return config.load(config.base_path(scale, size, detector))
 
 
+@pytest.mark.parametrize("path", [p for p in ALL if "/mini/" in p])
+def test_mini_scale_has_one_arithmetic_on_every_cpu(path):
+    assert not config.load(config.ROOT / path).train.amp
+
+
 @pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
 @pytest.mark.parametrize("size", MODELS)
 def test_published_recipe(size, detector):

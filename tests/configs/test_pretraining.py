@@ -51,6 +51,11 @@ def test_published_length(name):
     assert cfg.optimizer.lr == pytest.approx(lr)
 
 
+@pytest.mark.parametrize("recipe", MINI)
+def test_mini_recipes_are_in_float32_on_every_machine(recipe):
+    assert not runs.resolve(recipe, "vit-mini", {}, bfloat16=True).train.amp
+
+
 @pytest.mark.parametrize("name", FORWARD)
 def test_a_training_pass_costs_three_forward_passes(name):
     macs = train.step_macs(runs.resolve(*split(name), {}))

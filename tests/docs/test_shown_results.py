@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 SHOWN = [
     (page.name, *shown)
-    for page in sorted((ROOT / "docs").glob("*.md"))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
     for shown in re.findall(r"<!-- (results/\S+) -->\n(.*?)\n<!-- end -->", page.read_text(), re.S)
 ]
 
@@ -21,6 +21,6 @@ def test_every_shown_line_was_measured(page, path, block):
     assert "commit" in "\n".join(measured)
 
 
-@pytest.mark.parametrize("page", ["speed.md", "pretraining.md"])
+@pytest.mark.parametrize("page", ["README.md", "speed.md", "pretraining.md"])
 def test_something_is_shown(page):
     assert page in [page for page, _, _ in SHOWN]

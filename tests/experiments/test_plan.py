@@ -56,14 +56,15 @@ def test_published_memory_of_propagation():
         assert gib[name] / gib["none"] == pytest.approx(ratio, rel=0.06)
 
 
-def rows(study, scale="mini", size="", overrides=None, variants=()):
-    return runs.rows(studies.find(study), scale, size, overrides or {}, variants)
+def rows(study, scale="mini", size="", overrides=None, variants=(), bfloat16=None):
+    return runs.rows(studies.find(study), scale, size, overrides or {}, variants, bfloat16)
 
 
 def estimates(study, device="a100-40gb", gpus=0, scale="mini", overrides=None, **words):
-    found = rows(study, scale, overrides=overrides, **words)
+    bfloat16 = plan.in_bfloat16(device, gpus)
+    found = rows(study, scale, overrides=overrides, bfloat16=bfloat16, **words)
     where = plan.target(found, device, gpus)
-    return plan.estimate(studies.find(study), found, overrides or {}, where, val_images=300)
+    return plan.estimate(studies.find(study), found, where, val_images=300)
 
 
 def test_trainings_that_are_shared_count_once():
@@ -79,9 +80,9 @@ def test_an_estimate_is_the_sum_of_its_parts():
     (row,) = rows("global-vs-conv", variants=["conv"])
     params = sum(p.numel() for p in config.build_on_meta(row.cfg.model).parameters())
     assert found.params == params
-    step = training_step(row.cfg.model, 1, (128, 128), True, False, textbook=True)
+    step = training_step(row.cfg.model, 1, (128, 128), False, False, textbook=True)
     assert found.hours == pytest.approx(budget.seconds_on(A100, step) * 8 * 480 / 3600)
-    one, two = (training_step(row.cfg.model, n, (128, 128), True, False) for n in (1, 2))
+    one, two = (training_step(row.cfg.model, n, (128, 128), False, False) for n in (1, 2))
     assert found.memory.of(2) - found.memory.of(1) == two.peak_bytes - one.peak_bytes
     assert found.memory.of(1) == 16 * params + one.peak_bytes
     assert found.checkpointed.of(8) < found.memory.of(8)
@@ -98,9 +99,10 @@ def test_checkpointing_in_the_config_is_in_the_hours():
 
 def test_a_named_gpu_has_bfloat16_whatever_this_machine_has(monkeypatch):
     monkeypatch.setattr(config, "computes_bfloat16", lambda: False)
-    (row,) = rows("global-vs-conv", variants=["none"])
+    assert plan.in_bfloat16("", 0) is None
+    (row,) = rows("global-vs-conv", variants=["none"], overrides={"train.amp": True})
     assert not row.cfg.train.amp
-    for words, amp in (({}, True), ({"train.amp": False}, False)):
+    for words, amp in (({"train.amp": True}, True), ({}, False)):
         (found,) = estimates("global-vs-conv", variants=["none"], overrides=words)
         expected = budget.memory(row.cfg.model, found.params, (128, 128), amp, False)
         assert found.memory == expected
@@ -162,8 +164,7 @@ def test_a_run_on_several_devices():
 def printed(study, scale, device, gpus, overrides=None, variants=(), seeds=0, images=None):
     console = Console(record=True, width=250)
     found = rows(study, scale, overrides=overrides, variants=variants)
-    words = overrides or {}
-    plan.show(studies.find(study), found, scale, seeds, words, device, gpus, console, images)
+    plan.show(studies.find(study), found, scale, seeds, device, gpus, console, images)
     return console.export_text()
 
 

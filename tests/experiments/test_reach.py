@@ -3,14 +3,15 @@
 import copy
 import json
 import random
-from math import ceil, floor, isnan
+from math import isnan
 
 import pytest
 
 from experiments import reach
 from experiments.errors import UserError
 
-WINDOW, SIDE = 32, 128
+WINDOW, CONVS, SIDE = 32, 19, 128
+INFO = {"cue": {"window": WINDOW, "convs": CONVS}}
 CATEGORIES = [
     dict(id=i, name=f"{cue} {shape}", supercategory=shape, cue=cue)
     for i, (cue, shape) in enumerate(
@@ -39,15 +40,19 @@ def some_set(images: int, seed: int) -> tuple[dict, list[dict]]:
                     area=box[2] * box[3],
                     iscrowd=int(crowd),
                     shows_cue=not crowd and rng.random() < shown,
+                    cue_distance=rng.randrange(4),
+                    cue_gap=rng.choice((0.0, CONVS, CONVS + 0.5, 40.0)),
                 )
             )
+            if crowd:  # have none
+                del annotations[-1]["cue_distance"], annotations[-1]["cue_gap"]
             for _ in range(rng.randrange(4)):
                 moved = [v + rng.choice((0, 0, 0, 1, 2, 4)) for v in box]
                 score, category = rng.choice((0.1, 0.5, 0.5, 0.9)), rng.randint(1, 4)
                 results.append(dict(image_id=image, category_id=category, score=score, bbox=moved))
     rng.shuffle(results)
     truth = dict(
-        info={"cue": {"window": WINDOW}},
+        info=INFO,
         images=[dict(id=i, height=SIDE, width=SIDE) for i in range(1, images + 1)],
         categories=CATEGORIES,
         annotations=annotations,
@@ -62,12 +67,6 @@ def iou(a: list, b: list) -> float:
     return both / (a[2] * a[3] + b[2] * b[3] - both)
 
 
-def windows(box: list) -> list[tuple[int, int]]:
-    x, y, w, h = box
-    columns = range(floor(x / WINDOW), ceil((x + w) / WINDOW))
-    return [(c, r) for c in columns for r in range(floor(y / WINDOW), ceil((y + h) / WINDOW))]
-
-
 def slowly(truth: dict, results: list[dict]) -> dict[str, list[int]]:
     """The same counts, object by object."""
     cue = {c["id"]: c["cue"] for c in truth["categories"]}
@@ -76,17 +75,12 @@ def slowly(truth: dict, results: list[dict]) -> dict[str, list[int]]:
         objects = [
             a for a in truth["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]
         ]
-        places = [window for a in objects if a["shows_cue"] for window in windows(a["bbox"])]
-        for mine in objects if places else ():
-            distance = "self"
-            if not mine["shows_cue"]:
-                distance = str(
-                    min(
-                        max(abs(x - u), abs(y - v))
-                        for x, y in windows(mine["bbox"])
-                        for u, v in places
-                    )
-                )
+        for mine in objects:
+            distance = str(mine["cue_distance"])
+            if mine["shows_cue"]:
+                distance = "self"
+            elif distance != "0" and mine["cue_gap"] <= CONVS:
+                distance = "convs"
             answer = None
             for result in results:
                 if result["image_id"] != image["id"]:
@@ -114,55 +108,60 @@ def test_counts_are_those_of_plain_python(seed):
     before = copy.deepcopy((truth, results))
     counts = reach.compute(truth, results)
     assert counts == slowly(truth, results)
-    assert list(counts) == ["self", "0", "1", "2", "3"]
+    assert list(counts) == ["self", "0", "convs", "1", "2", "3"]
     assert all(annotated > found > right > 0 for annotated, found, right in counts.values())
     assert (truth, results) == before
 
 
-def one_image(*objects: tuple[list, bool], **words) -> dict:
-    """Warm squares with their boxes, and whether they show it."""
+def one_image(*objects: tuple[list, int | None], **words) -> dict:
+    """Warm squares with their boxes and distances; None: it shows the cue."""
     annotations = [
-        dict(id=i, image_id=7, category_id=1, bbox=box, iscrowd=0, shows_cue=shows)
-        for i, (box, shows) in enumerate(objects, start=1)
+        dict(
+            id=i,
+            image_id=7,
+            category_id=1,
+            bbox=box,
+            iscrowd=0,
+            shows_cue=distance is None,
+            cue_distance=distance or 0,
+            cue_gap=(distance or 0) * WINDOW,
+        )
+        for i, (box, distance) in enumerate(objects, start=1)
     ]
     truth = dict(images=[dict(id=7, height=SIDE, width=SIDE)], annotations=annotations)
-    return truth | dict(info={"cue": {"window": WINDOW}}, categories=CATEGORIES) | words
+    return truth | dict(info=INFO, categories=CATEGORIES) | words
 
 
 def detection(category: int, box: list, score: float = 0.5) -> dict:
     return dict(image_id=7, category_id=category, bbox=box, score=score)
 
 
-SHOWING = ([0, 0, 32, 32], True)  # touches the first window alone
+SHOWING = ([0, 0, 32, 32], None)
 
 
 @pytest.mark.parametrize(
-    ("box", "distance"),
+    ("distance", "gap", "name"),
     [
-        ([4, 4, 9, 9], "0"),
-        ([30, 0, 20, 20], "0"),  # touches the second, too
-        ([32, 0, 20, 20], "1"),
-        ([32, 32, 20, 20], "1"),  # diagonally
-        ([0, 64, 20, 20], "2"),
-        ([40, 96, 20, 20], "3"),
-        ([96.5, 96.5, 31, 31], "3"),
-        ([32, 32, 0, 0], "1"),
+        (0, 0.0, "0"),
+        (1, 0.0, "convs"),  # its box reaches into the window with fewer pixels than count
+        (1, 19.0, "convs"),
+        (1, 19.5, "1"),
+        (2, 18.0, "convs"),
+        (2, 40.0, "2"),
+        (3, 70.0, "3"),
     ],
 )
-def test_the_distance_is_in_windows(box, distance):
-    counts = reach.compute(one_image(SHOWING, (box, False)), [])
+def test_what_convs_read_is_apart(distance, gap, name):
+    truth = one_image(SHOWING, ([40, 0, 20, 20], distance))
+    truth["annotations"][1]["cue_gap"] = gap
+    counts = reach.compute(truth, [])
     assert counts.pop("self") == [1, 0, 0]
-    assert {name: count for name, count in counts.items() if count[0]} == {distance: [1, 0, 0]}
-
-
-def test_a_nearer_object_that_shows_it_counts():
-    truth = one_image(SHOWING, ([96, 0, 9, 9], False), ([64, 0, 9, 9], True))
-    assert reach.compute(truth, []) == {"self": [2, 0, 0], "0": [0, 0, 0], "1": [1, 0, 0]}
+    assert {name: count for name, count in counts.items() if count[0]} == {name: [1, 0, 0]}
 
 
 def test_the_answer_is_the_highest_score_whatever_the_shape():
     box, far = [64, 0, 20, 20], [70, 0, 20, 20]
-    truth = one_image(SHOWING, (box, False))
+    truth = one_image(SHOWING, (box, 2))
     warm, cold = detection(2, box, 0.6), detection(3, box, 0.6)
     for results, right in (
         ([warm], 1),  # a disk, but of its colour
@@ -179,19 +178,21 @@ def test_the_answer_is_the_highest_score_whatever_the_shape():
 def test_a_detection_answers_for_one_object_only():
     """The two overlap; it is on both, but more on the first."""
     boxes = [64, 0, 20, 20], [68, 0, 20, 20]
-    truth = one_image(SHOWING, *((box, False) for box in boxes))
+    truth = one_image(SHOWING, *((box, 2) for box in boxes))
     assert iou(*boxes) > 0.5
     assert reach.compute(truth, [detection(1, boxes[0])])["2"] == [2, 1, 1]
 
 
-def test_crowds_and_images_without_the_cue_are_left_out():
-    truth = one_image(SHOWING, ([64, 0, 20, 20], True), ([70, 0, 20, 20], False))
-    truth["annotations"][1] |= dict(iscrowd=1, shows_cue=True)
-    counts = reach.compute(truth, [detection(1, [64, 0, 20, 20], 0.9)])
-    assert counts == {"self": [1, 0, 0], "0": [0, 0, 0], "1": [0, 0, 0], "2": [1, 1, 1]}
+def test_crowds_are_left_out_and_images_without_objects_have_none():
+    truth = one_image(SHOWING, ([64, 0, 20, 20], 2), ([70, 0, 20, 20], 2))
+    truth["annotations"][1] |= dict(iscrowd=1)
     truth["images"].append(dict(id=8))
-    truth["annotations"].append(truth["annotations"][2] | dict(id=9, image_id=8))
-    assert reach.compute(truth, [detection(1, [64, 0, 20, 20], 0.9)]) == counts
+    results = [detection(1, [64, 0, 20, 20], 0.9), detection(1, [0, 0, 9, 9]) | {"image_id": 8}]
+    counts = reach.compute(truth, results)
+    assert {name: count for name, count in counts.items() if count[0]} == {
+        "self": [1, 0, 0],
+        "2": [1, 1, 1],
+    }
 
 
 def without_words(part: str, key: str) -> dict:
@@ -209,7 +210,7 @@ def without_words(part: str, key: str) -> dict:
         {k: v for k, v in one_image(SHOWING).items() if k != "info"},
         {k: v for k, v in one_image(SHOWING).items() if k != "annotations"},
         without_words("categories", "cue"),
-        without_words("annotations", "shows_cue"),
+        *(without_words("annotations", key) for key in ("shows_cue", "cue_distance", "cue_gap")),
     ],
 )
 def test_other_data_have_no_reach(truth):
@@ -217,12 +218,12 @@ def test_other_data_have_no_reach(truth):
     assert reach.compute(truth, []) is None
 
 
-def test_data_in_which_nothing_shows_the_cue_have_no_reach():
-    assert reach.compute(one_image(([0, 0, 9, 9], False)), []) is None
+def test_data_without_objects_have_no_reach():
+    assert reach.compute(one_image(), []) is None
 
 
 def test_lvis_annotations_have_no_crowds():
-    truth = one_image(SHOWING, ([64, 0, 20, 20], False))
+    truth = one_image(SHOWING, ([64, 0, 20, 20], 2))
     for annotation in truth["annotations"]:
         del annotation["iscrowd"]
     assert reach.compute(truth, [detection(1, [64, 0, 20, 20])])["2"] == [1, 1, 1]

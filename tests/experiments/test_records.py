@@ -67,6 +67,15 @@ def test_load_is_one_flat_row_per_record(tmp_path):
     assert records.load(tmp_path / "run0" / "nothing").empty
 
 
+def test_a_record_of_before_processors_were_noted(tmp_path):
+    path = records.write(tmp_path, make(machine={"vendor_id": "AuthenticAMD"}))
+    assert records.read(path).machine == {"vendor_id": "AuthenticAMD"}
+    content = json.loads(path.read_text())
+    del content["machine"]
+    path.write_text(json.dumps(content))
+    assert records.read(path).machine == {}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

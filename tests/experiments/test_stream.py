@@ -4,7 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.data import get_detection_dataset_dicts
 
+from experiments import config, studies
+from experiments.data import catalog
 from experiments.data.stream import Stream, training_loader
 
 
@@ -47,3 +52,32 @@ def test_batch_size_changes_no_image():
 
 def test_seeds_differ():
     assert take(3, seed=1) != take(3)
+
+
+def test_rows_with_one_seed_see_the_same_images_with_the_same_flips(small_set):
+    dicts = get_detection_dataset_dicts(
+        catalog.prepare("mini", small_set["dataset"], small_set["val"]).train.register()
+    )
+    study = studies.find("plain-vs-hierarchical")
+
+    def seen(row: str, seed: int) -> list[dict]:
+        cfg = config.resolve(study, study.variant(row, "mini"), "mini", "vit-mini", {})
+        loader = training_loader(
+            Stream(dicts, instantiate(cfg.dataloader.train.mapper), seed), 0, 8
+        )
+        images = []
+        for batch in itertools.islice(loader, 6):
+            torch.rand(len(row)), np.random.rand(len(row))  # as models draw between them
+            images += batch
+        return images
+
+    one, same, other = seen("vit", 3), seen("swin-retinanet", 3), seen("vit", 4)
+    for a, b in zip(one, same, strict=True):
+        assert a["image_id"] == b["image_id"]
+        assert torch.equal(a["image"], b["image"])
+        assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+    assert [i["image_id"] for i in one] != [i["image_id"] for i in other]
+    pairs = zip(
+        *(sorted(i, key=lambda image: image["image_id"]) for i in (one, other)), strict=True
+    )
+    assert len({torch.equal(a["image"], b["image"]) for a, b in pairs}) == 2  # some flipped alike

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import records
+from experiments import environment, records
 from tests.conftest import ROOT
 
 TINY = ["train.max_iter=8", "train.log_period=1", "train.checkpoint_period=3", "train.amp=false"]
@@ -65,6 +65,7 @@ def test_every_run_leaves_a_record(finished):
         assert record.train_seconds > 0
         assert record.peak_memory_mib > 50
         assert record.config["train"]["max_iter"] == 8
+        assert record.machine == environment.processor()
         folder = Path(record.path).parent
         predictions = json.loads((folder / record.predictions).read_text())
         assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= predictions[0].keys()

@@ -4,9 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.config import instantiate
+from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 
-from experiments.training_loop import Average, LearningRates, Trainer
+from experiments import config, studies
+from experiments.data import catalog
+from experiments.fit import training_figures
+from experiments.training_loop import Average, LearningRates, Meter, Trainer
 
 
 class Toy(torch.nn.Module):
@@ -79,3 +84,59 @@ def test_each_rate_is_written_under_its_factor():
         rates.trainer.iter = 1
         rates.after_step()
         assert {k: v for k, (v, _) in storage.latest().items()} == {"lr/x1": 0.1, "lr/x0.7": 0.02}
+
+
+def test_the_processors_of_a_resumed_run_are_noted():
+    first, second = (Meter(8, None, None) for _ in range(2))
+    if not torch.cuda.is_available():
+        assert {"capability", "BLAS", "oneDNN"} <= first.processors[0].keys()
+    first.processors = [{"model name": "a", "capability": "AVX2"}]
+    second.processors = [{"model name": "b", "capability": "AVX2"}]
+    second.load_state_dict(first.state_dict())
+    cfg = config.load(config.base_path("mini", "vit-mini"))
+    state = dict(meter=second.state_dict(), trainer=dict(skipped=0))
+    machine = training_figures(cfg, state)["machine"]
+    assert machine == {"model name": "a, then b", "capability": "AVX2"}
+    old = {k: v for k, v in first.state_dict().items() if k != "processors"}
+    assert training_figures(cfg, dict(meter=old, trainer=dict(skipped=0)))["machine"] == {}
+    second.load_state_dict(old)
+    assert second.processors == [{"model name": "b", "capability": "AVX2"}]
+
+
+@pytest.mark.parametrize("rows", [("vit", "vit-cascade", "swin"), ("vit-retinanet",)])
+def test_heads_draw_the_same_numbers_behind_any_encoder(rows, small_set):
+    data = catalog.prepare("mini", small_set["dataset"], small_set["val"])
+    dicts = get_detection_dataset_dicts(data.train.register())
+    study = studies.find("plain-vs-hierarchical")
+
+    def states(row: str, words: dict, seed: int = 1) -> list[tuple[int, str, tuple]]:
+        """Of each micro batch and head of two steps, what the generator would give there."""
+        cfg = config.resolve(study, study.variant(row, "mini"), "mini", "vit-mini", words)
+        mapper = instantiate(cfg.dataloader.train.mapper)
+        model = instantiate(cfg.model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        loader = [[mapper(d) for d in dicts[i : i + 2]] for i in range(0, 8, 2)]
+        trainer = Trainer(model, loader, optimizer, micro_batches=2, seed=seed)
+        found = []
+
+        def note(name: str) -> None:
+            found.append((trainer.iter, trainer.number, name, torch.initial_seed()))
+            assert torch.equal(
+                torch.get_rng_state(), torch.Generator().manual_seed(found[-1][-1]).get_state()
+            )
+
+        for name in ("head", "proposal_generator", "roi_heads"):
+            if hasattr(model, name):
+                getattr(model, name).register_forward_pre_hook(lambda *_, n=name: note(n))
+        with EventStorage():
+            for trainer.iter in range(2):
+                trainer.run_step()
+        return found
+
+    base = states(rows[0], {})
+    assert len(base) == len({seed for *_, seed in base}) == (4 if "retinanet" in rows[0] else 8)
+    for row in rows:
+        assert states(row, {}) == base
+    dropping = dict(mask_ratio=0.25, drop_path_rate=0.3, use_rel_pos=False)
+    assert states(rows[0], {f"model.backbone.{k}": v for k, v in dropping.items()}) == base
+    assert not set(states(rows[0], {}, seed=2)) & set(base)

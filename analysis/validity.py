@@ -1,0 +1,397 @@
+"""What the mini scale is worth: pairs of rows that the paper separates, and whether mini runs put
+them in the same order.
+
+A pair is two rows of one printed table whose box AP differ by `SEPARATED` or more for ViT-B or
+ViT-L. What is the same row at mini scale is one row, whatever studies and tables have it: the
+window-only row of Tables 2a to 2d is one, and its pair with the global one is counted once. If
+ViT-B and ViT-L are separated in opposite directions, the paper has no answer and the pair does not
+count.
+"""
+
+import itertools
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments import config, environment, records, studies
+from experiments.errors import UserError
+from experiments.studies import Study, Variant
+
+from . import bootstrap, tables
+from .bootstrap import Draws, Estimate
+from .paper import published
+from .results import PAPER_SIZES
+
+SCALE = "mini"
+SEPARATED = 0.5  # box AP; the paper's differences from here on count
+TABLES = ("T1", *(f"T{n}{part}" for part in "abcd" for n in (2, 8)), "T4")
+COMPARED = ("agree", "contradict", "undecided")
+# Words of a command that make its runs other ones than the study's.
+_ALTERED = ("--overrides", "--dataset", "--val", "--images")
+
+
+class Row(NamedTuple):
+    """A row at mini scale, with the rows of the paper that it stands for, e.g. "T8a:1"."""
+
+    study: str
+    name: str
+    setting: str  # its resolved config: rows with the same one share their runs
+    printed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows at mini scale, the one that the paper has ahead first.
+
+    Attributes:
+        study, names: the first study that has both, and what it calls them.
+        settings: of `Row`, of both.
+        printed: the rows of the paper that they stand for, each two of one table and model.
+    """
+
+    study: str
+    names: tuple[str, str]
+    settings: tuple[str, str]
+    printed: tuple[tuple[str, str], ...]
+
+    @property
+    def paper(self) -> dict[str, float]:
+        """The paper's difference in box AP, first minus second, by model size."""
+        found = {}
+        for one, other in self.printed:
+            size = published().at[one, "model"].lower()
+            aps = published().loc[[one, other], "ap_box"]
+            found[size] = round(float(aps.iloc[0] - aps.iloc[1]), 1)  # as it is printed
+        return {size: found[size] for size in PAPER_SIZES if size in found}
+
+    @property
+    def separating(self) -> list[float]:
+        """Those of the paper's differences that count."""
+        return [d for d in self.paper.values() if abs(d) >= SEPARATED]
+
+    @property
+    def tables(self) -> str:
+        """The tables it is printed in: "2acd, 8acd"."""
+        names = sorted({one.split(":")[0].removeprefix("T") for one, _ in self.printed})
+        parts = itertools.groupby(names, key=lambda name: name[0])
+        return ", ".join(n + "".join(name[1:] for name in found) for n, found in parts)
+
+    def swapped(self) -> "Pair":
+        """The same pair, the other row first."""
+        return Pair(
+            self.study,
+            self.names[::-1],
+            self.settings[::-1],
+            tuple(two[::-1] for two in self.printed),
+        )
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """All rows at mini scale that stand for some of `TABLES`, in the tables' order."""
+    found = []
+    for name in studies.files():
+        study = studies.find(name)
+        for variant in study.rows(SCALE):
+            if printed := _printed(study, variant):
+                cfg = config.resolve(study, variant, SCALE, study.sizes[SCALE], {})
+                setting = json.dumps(config.plain_config(cfg), sort_keys=True)
+                found.append(Row(name, variant.name, setting, printed))
+    first = {row.study: TABLES.index(_table(row.printed[0])) for row in reversed(found)}
+    return tuple(sorted(found, key=lambda row: first[row.study]))
+
+
+def _printed(study: Study, variant: Variant) -> tuple[str, ...]:
+    where = [
+        row
+        for size, rows in (variant.stands_for or variant.published).items()
+        # A row that the paper has with other words for this size has no counterpart.
+        if size not in variant.words_of_size or study.sizes[SCALE] in variant.words_of_size
+        for row in rows.split()
+    ]
+    return tuple(row for row in where if _table(row) in TABLES)
+
+
+def _table(printed: str) -> str:
+    return printed.split(":")[0]
+
+
+def _table_and_model(printed: str) -> tuple[str, str]:
+    return _table(printed), published().at[printed, "model"]
+
+
+def pairs(found: Sequence[Row]) -> list[Pair]:
+    """The pairs of `found` that the paper separates, each once."""
+    kept: dict[frozenset[str], Pair] = {}
+    for one, other in itertools.combinations(found, 2):
+        if one.study != other.study:
+            continue
+        printed = itertools.product(one.printed, other.printed)
+        printed = tuple((a, b) for a, b in printed if _table_and_model(a) == _table_and_model(b))
+        pair = Pair(one.study, (one.name, other.name), (one.setting, other.setting), printed)
+        known = kept.setdefault(frozenset(pair.settings), pair)
+        if known is not pair:
+            more = pair if pair.settings == known.settings else pair.swapped()
+            kept[frozenset(pair.settings)] = replace(known, printed=known.printed + more.printed)
+    separated = [pair for pair in kept.values() if pair.separating]
+    return [pair if pair.separating[0] > 0 else pair.swapped() for pair in separated]
+
+
+# ---- Ours ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Validity:
+    """The mini scale's verdicts on the paper's.
+
+    Attributes:
+        table: a line per pair, the row that the paper has ahead as `better`: study, better, worse,
+            tables, `paper_diff_<size>` (the paper's difference in box AP, where the pair is printed
+            for that size), `mini_diff`, `mini_low`, `mini_high` (ours in box AP, with its 95 %
+            interval over images and seeds; better minus worse), `seeds_better`, `seeds_worse`,
+            `verdict`: one of `COMPARED`, or why there is none.
+        tau: `tau` of the pairs that were compared: value, low, high.
+        records: the runs that it is of, one row each.
+        notes: what was left out, a line each.
+    """
+
+    table: pd.DataFrame
+    tau: tuple[float, float, float]
+    records: pd.DataFrame
+    notes: list[str]
+
+
+def load(runs: Path) -> Validity:
+    """Compare what was run in `runs`.
+
+    Raises:
+        UserError: no study was run that has a part in it, or a file is broken.
+    """
+    known = rows()
+    found, notes = _runs(known, runs / SCALE)
+    entered, more = eligible(found)
+    draws, unread = _draws(entered)
+    lines, estimates = [], []
+    for pair in pairs(known):
+        groups = [_of(entered, setting) for setting in pair.settings]
+        drawn = [[draws[path] for path in group["path"] if path in draws] for group in groups]
+        estimate = bootstrap.paired(*drawn)["AP"] if all(drawn) else None
+        there = [len(_of(found, setting)) for setting in pair.settings]
+        verdict = _verdict(pair, estimate, all(there))
+        if verdict in COMPARED:
+            estimates.append(estimate)
+        low, high = estimate.interval() if estimate else (None, None)
+        lines.append(
+            dict(
+                study=pair.study,
+                better=pair.names[0],
+                worse=pair.names[1],
+                tables=pair.tables,
+                **{_column(size): pair.paper.get(size) for size in PAPER_SIZES},
+                mini_diff=estimate.value if estimate else None,
+                mini_low=low,
+                mini_high=high,
+                seeds_better=len(drawn[0]),
+                seeds_worse=len(drawn[1]),
+                verdict=verdict,
+            )
+        )
+    entered = entered[entered["path"].isin(draws)]
+    return Validity(pd.DataFrame(lines), tau(estimates), entered, notes + more + unread)
+
+
+def _runs(known: Sequence[Row], folder: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Finished runs of the rows, each once, with its row's setting and its study's command."""
+    parts, notes = [], []
+    names = list(dict.fromkeys(row.study for row in known))
+    for name in names:
+        if not (folder / name / records.MANIFEST).is_file():
+            continue
+        manifest, done = records.load_study(folder / name)
+        command = manifest["command"]
+        if altered := set(shlex.split(command)) & set(_ALTERED):
+            notes.append(f"{name} is left out: it was run with {', '.join(sorted(altered))}")
+        elif len(done):
+            settings = {row.name: row.setting for row in known if row.study == name}
+            done["setting"] = done["variant"].map(settings)
+            parts.append(done.dropna(subset="setting").assign(command=command))
+    if not parts:
+        left_out = "".join(f"; {note}" for note in notes)
+        raise UserError(
+            f"no run to compare with the paper in {folder}{left_out}: run "
+            f"{', '.join(names)} first, each with make ablation-<study>"
+        )
+    runs = pd.concat(parts, ignore_index=True)
+    runs["path"] = [str(Path(path).resolve()) for path in runs["path"]]
+    # Studies share runs.
+    return runs.drop_duplicates("path").sort_values("finished").reset_index(drop=True), notes
+
+
+def eligible(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The runs that may enter a verdict, and a note on those that may not."""
+    newest = runs["data"].iloc[-1]["digest"]
+    same = runs["data"].map(lambda data: data["digest"] == newest)
+    other = (~same).sum()
+    notes = [f"{other} runs are left out: they are on other data than the last"] if other else []
+    # One row may have run twice on a seed, e.g. on machines with and without bfloat16.
+    return runs[same].drop_duplicates(["setting", "seed"], keep="last"), notes
+
+
+def _draws(runs: pd.DataFrame) -> tuple[dict[str, Draws], list[str]]:
+    found, notes = {}, []
+    for path in runs["path"]:
+        try:
+            found[path] = bootstrap.of_run(Path(path).parent)
+        except UserError as error:
+            notes.append(f"{Path(path).parent.name} is left out: {error}")
+    return found, notes
+
+
+def _column(size: str) -> str:
+    return f"paper_diff_{size.replace('-', '')}"
+
+
+def _of(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
+    return runs[runs["setting"] == setting]
+
+
+def _verdict(pair: Pair, estimate: Estimate | None, run: bool) -> str:
+    if min(pair.separating) < 0:
+        return "paper differs"
+    if estimate is None:
+        return "left out" if run else "not run"
+    if estimate.std_seeds is None:
+        return "one seed"  # about two trained detectors, not about rows
+    low, high = estimate.interval()
+    return "agree" if low > 0 else "contradict" if high < 0 else "undecided"
+
+
+def tau(estimates: Iterable[Estimate]) -> tuple[float, float, float]:
+    """Kendall's tau of the paper's order and ours over pairs: the share in the same order less that
+    in the opposite one.
+
+    Args:
+        estimates: our differences of the pairs, the paper's better row minus its worse.
+
+    Returns:
+        The value, of our means, and the ends of an interval that holds tau of the true differences
+        with 95 % or more: each pair gets an interval so wide that all hold at once with 95 %
+        (Bonferroni); what includes 0 then counts against the paper at the low end, and for it at
+        the high one. A bootstrap of tau would not do: noise takes any order nearer to 0, so its
+        intervals are off the true one. NaN without pairs.
+    """
+    estimates = list(estimates)
+    if not estimates:
+        return (np.nan,) * 3
+    level = 1 - 0.05 / len(estimates)
+    ends = np.array([estimate.interval(level) for estimate in estimates])
+    value = np.sign([estimate.value for estimate in estimates]).mean()
+    low, high = np.where(ends[:, 0] > 0, 1, -1).mean(), np.where(ends[:, 1] < 0, -1, 1).mean()
+    return float(value), float(low), float(high)
+
+
+# ---- As text ------------------------------------------------------------------------------------
+
+
+def cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as text cells; the paper's figures and ours in columns that say whose they are."""
+    lines = []
+    for _, r in table.iterrows():
+        line = {"box AP of": f"{r['better']} - {r['worse']}", "tables": r["tables"]}
+        for size in PAPER_SIZES:
+            value = r[_column(size)]
+            line[f"paper {size[-1].upper()}"] = "" if pd.isna(value) else f"{value:+.1f}"
+        ours = tables.interval(r["mini_diff"], r["mini_low"], r["mini_high"])
+        lines.append(line | {"ours, mini (95 %)": ours, "verdict": r["verdict"]})
+    return pd.DataFrame(lines)
+
+
+def totals(validity: Validity) -> list[str]:
+    """Counts and tau, a line each."""
+    counts = validity.table["verdict"].value_counts().to_dict()
+    compared = sum(counts.get(verdict, 0) for verdict in COMPARED)
+    lines = [
+        f"{len(validity.table)} pairs, {compared} compared: "
+        + ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in COMPARED)
+    ]
+    if compared:
+        decided = compared - counts.get("undecided", 0)
+        value, low, high = validity.tau
+        lines += [
+            f"decided: {decided} of {compared} ({decided / compared:.0%})",
+            f"Kendall's tau: {value:+.2f} (at least 95 %: {low:+.2f} .. {high:+.2f})",
+        ]
+    if others := {verdict: n for verdict, n in counts.items() if verdict not in COMPARED}:
+        lines.append(
+            "not compared: " + ", ".join(f"{n} {verdict}" for verdict, n in others.items())
+        )
+    return lines
+
+
+CAPTION = f"""\
+All pairs of rows of Tables 1, 2, 4 and 8 (arXiv:2203.16527v2) that exist at mini scale and whose
+published box AP differ by {SEPARATED:g} or more for ViT-B or ViT-L; each pair of mini rows once, in
+whatever tables it is. A number as a row is the count of global blocks. "paper B" and "paper L" are
+the paper's differences on COCO val2017, "ours, mini" is this suite's on the embedded set, of means
+over seeds, with its 95 % interval over images and seeds: only their signs can be compared. agree,
+contradict: that interval is on the paper's side of 0, or on the other; undecided: 0 is in it; not
+corrected for the number of pairs. Not compared: "paper differs", ViT-B and ViT-L are separated in
+opposite directions; "one seed", two trained detectors say nothing of seeds; "left out", no run of a
+row may be used; "not run". Kendall's tau is the share of compared pairs that our means have in the
+paper's order, less the share in the opposite one; its interval counts each pair that is undecided,
+with all intervals widened to hold at once (Bonferroni), for and against. It is about other seeds
+and images, not about other rows.
+"""
+
+
+def markdown(validity: Validity) -> str:
+    """Table, totals, how to read them, and where the numbers come from."""
+    seeds = validity.records.groupby("setting").size()
+    lines = [
+        f"# Validity of the {SCALE} scale",
+        "",
+        tables.render(cells(validity.table)),
+        "",
+        *(f"- {line}" for line in totals(validity)),
+        "",
+        CAPTION,
+        *(f"- {note}" for note in validity.notes),
+        *[""] * bool(validity.notes),
+        "- command: `make validity`",
+        *(f"- of: `{command}`" for command in sorted(set(validity.records["command"]))),
+        f"- seeds: {seeds.min()} to {seeds.max()} of a row",
+        *(f"- {line}" for line in tables.measured(validity.records)),
+        f"- compared by commit: {environment.git_commit()}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def write(validity: Validity, folder: Path) -> list[Path]:
+    """validity.md and validity.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"validity.{suffix}" for suffix in ("md", "csv")]
+    files[0].write_text(markdown(validity))
+    validity.table.to_csv(files[1], index=False)
+    return files
+
+
+def check_publishable(validity: Validity) -> None:
+    """results/ keeps the comparison when all rows were run.
+
+    Raises:
+        UserError: some were not.
+    """
+    missing = validity.table.loc[validity.table["verdict"] == "not run", "study"]
+    if len(missing):
+        raise UserError(
+            "results/ keeps the whole comparison: not all rows were run, see "
+            f"{', '.join(dict.fromkeys(missing))}"
+        )
