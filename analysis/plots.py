@@ -28,7 +28,13 @@ from .style import plt
 _OBJECTS = {"aps": "small\n(below 32² px)", "apm": "medium", "apl": "large\n(above 96² px)"}
 _BINS = 100  # of a learning curve
 _SIDES = {"mini": range(64, 513, 8), "coco": range(256, 1537, 16)}  # pixels
-_PLACES = {"self": "shown\non itself", "0": "same\nwindow", "1": "next\nwindow"}  # others: a number
+# Distances in words; others are numbers of windows.
+_PLACES = {
+    "self": "shown\non itself",
+    "0": "same\nwindow",
+    "convs": "read by\nconvs",
+    "1": "next\nwindow",
+}
 _PROPAGATIONS = ("none", "global", "conv", "shifted")  # that the closed formulas know
 
 

@@ -14,9 +14,8 @@ CHANCE = 0.5  # of two colours
 
 
 def distances(runs: pd.DataFrame) -> list[str]:
-    """Those that any run has objects at, rising; none if no run has a reach."""
-    found = {name: None for of_run in runs.get("reach", ()) if _known(of_run) for name in of_run}
-    return sorted(found, key=lambda name: -1 if name == SHOWN else int(name))
+    """Those of the data, nearest first; none if no run has a reach."""
+    return list(max(filter(_known, runs.get("reach", ())), key=len, default=()))
 
 
 def words(distance: str) -> str:

@@ -216,7 +216,8 @@ def caption(results: Results) -> str:
         text += (
             f" colour right: of found objects (box IoU {FOUND:g} or more) the share whose colour is"
             " right, by windows to the nearest object that shows it (self: the object does; same"
-            f" window, 1: the next, ...); chance is {reach.CHANCE:g}. A run with less than"
+            " window; convs: another, so near that convs read it; beyond these 1: the next, ...);"
+            f" chance is {reach.CHANCE:g}. A run with less than"
             f' {LEARNED:g} at self is marked "{reach.MARK}" and left out of mean, interval and'
             ' verdict: seeds are then "2 of 3".'
         )
@@ -275,7 +276,13 @@ def runs(results: Results) -> pd.DataFrame:
     ):
         if column in records:
             table[column] = records[column]
+    if "machine" in table:
+        table["machine"] = table["machine"].map(_words, na_action="ignore")
     return table
+
+
+def _words(parts: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
 def in_order(results: Results) -> pd.DataFrame:
