@@ -26,7 +26,12 @@ def words(distance: str) -> str:
 def not_learned(runs: pd.DataFrame) -> pd.Series:
     """Whether each run has a reach and did not learn the cue, bool."""
     of_runs = runs.get("reach", [None] * len(runs))
-    return pd.Series([_known(r) and not reach.learned(r) for r in of_runs], runs.index, dtype=bool)
+    return pd.Series([marked(of_run) for of_run in of_runs], runs.index, dtype=bool)
+
+
+def marked(of_run: Reach | None) -> bool:
+    """Whether a run has a reach and did not learn the cue."""
+    return _known(of_run) and not reach.learned(of_run)
 
 
 def shares(runs: pd.DataFrame) -> pd.DataFrame:
@@ -65,14 +70,15 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
 def notes(runs: pd.DataFrame) -> list[str]:
     """Of each variant with runs that did not learn the cue, which they are."""
     lines = []
-    marked = runs[not_learned(runs)]
-    for variant, mine in marked.groupby("variant", sort=False) if len(marked) else ():
+    left_out = runs[not_learned(runs)]
+    for variant, mine in left_out.groupby("variant", sort=False) if len(left_out) else ():
         shown = (
             f"seed {seed} ({reach.share(of_run, SHOWN):.3f} right where it is shown)"
             for seed, of_run in zip(mine["seed"], mine["reach"], strict=True)
         )
-        left_out = "left out of mean, interval and verdict"
-        lines.append(f"{variant}: {MARK}: {', '.join(shown)}; {left_out}")
+        lines.append(
+            f"{variant}: {MARK}: {', '.join(shown)}; left out of mean, interval and verdict"
+        )
     return lines
 
 

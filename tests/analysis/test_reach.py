@@ -11,7 +11,7 @@ from experiments import reach as of_runs
 from experiments import records
 from tests.analysis.test_results import rewrite
 from tests.experiments.test_matches import random_set
-from tests.experiments.test_reach import some_set
+from tests.experiments.test_reach import INFO, some_set
 
 MARK = "cue not learned: says nothing about propagation"
 COLUMN = "colour right: self / same / 1"
@@ -166,9 +166,10 @@ def test_the_files_of_a_study(with_cue, analysis):
 
 def test_foreign_rows_have_a_reach_if_they_have_boxes(with_cue, tmp_path):
     data = records.read(with_cue / "own-0" / records.RECORD).data
-    truth = json.loads(Path(data["val"]).read_text()) | {"info": {"cue": {"window": 32}}}
+    truth = json.loads(Path(data["val"]).read_text()) | {"info": INFO}
     for i, part in enumerate((*truth["categories"], *truth["annotations"])):
-        part |= dict(cue=("warm", "cold")[i % 2], shows_cue=i % 3 == 0)
+        of_object = dict(shows_cue=i % 3 == 0, cue_distance=i % 4, cue_gap=10.0 * (i % 5))
+        part |= dict(cue=("warm", "cold")[i % 2], **of_object)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     for path in with_cue.glob("*/record.json"):
         rewrite(path.parent, data={**data, "val": str(tmp_path / "truth.json")})
