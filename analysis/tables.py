@@ -117,10 +117,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             cells[f"diff {kind} (95 %)"] = interval(r[f"{ap}_diff"], *bounds)
             cells[f"{kind} verdict"] = "" if pd.isna(r[f"{ap}_verdict"]) else r[f"{ap}_verdict"]
         if reaches:
-            known = r[reaches].notna().any()
-            shares = " / ".join("-" if pd.isna(v) else f"{v:.2f}" for v in r[reaches]) * known
+            shares = ["-" if pd.isna(v) else f"{v:.2f}" for v in r[reaches]]
+            known = " / ".join(shares) if r[reaches].notna().any() else ""
             marked = left_out and not r["seeds"]
-            cells[f"colour right: {' / '.join(right)}"] = reach.MARK if marked else shares
+            cells[f"colour right: {' / '.join(right)}"] = reach.MARK if marked else known
         cells["params M"] = _amount(r["params"], 1e6, 2)
         cells["GMACs"] = _amount(r["macs"], 1e9, digits)
         if _known(table, "train_macs"):
