@@ -9,7 +9,7 @@ VARIANTS ?=#        some rows only, comma-separated
 OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
 JOBS ?=#            runs side by side; default: one per GPU or core
 YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
-KEEP ?=#            KEEP=1: keep the table and plot in results/ too
+KEEP ?=#            KEEP=1: keep the tables and plots in results/ too
 DELTA ?= 0.5#       AP; differences smaller than this are of no interest, verdicts say "equal"
 STUDY ?=#           of plan
 GPUS ?=#            devices of one run; of plan: of one run, or of as many side by side
@@ -84,7 +84,7 @@ $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
 
 # Rows that are finished get their table also if another row failed.
 .PHONY: ablation-%
-ablation-%: $(INSTALLED) ## Run a study and write its table and plot, e.g. make ablation-global-vs-conv
+ablation-%: $(INSTALLED) ## Run a study and write its tables and plots, e.g. make ablation-global-vs-conv
 	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
 		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" \
 		$(data_options) --images "$$IMAGES" \

@@ -12,6 +12,7 @@ from experiments import average_precision, matches, records
 from experiments.errors import UserError
 from experiments.records import Record
 
+from . import reach
 from .bootstrap import DELTA, Draws, Estimate, of_run, paired, resample
 from .results import SAME, flat_config
 from .results import changes as changed
@@ -49,7 +50,8 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
 
     Returns:
         Columns kind, figure, base, ours, difference, low and high (95 % interval of the difference,
-        over images: it is about these trained detectors), verdict.
+        over images: it is about these trained detectors), verdict ("" if one of them did not learn
+        the cue, see `analysis.reach`).
 
     Raises:
         UserError: no such run, no AP of the same kind, or other images or objects.
@@ -60,6 +62,7 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
             f"{ours} and {base} have no AP of the same kind: one has boxes only, the other masks "
             "only. Choose runs that share one"
         )
+    says = not any(reach.marked(read(folder).reach) for folder in (ours, base))
     rows = []
     for kind in shared:
         drawn, differences = _paired(ours, base, kind)
@@ -76,7 +79,7 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
                     difference=estimate.value,
                     low=low,
                     high=high,
-                    verdict=estimate.verdict(delta),
+                    verdict=estimate.verdict(delta) if says else "",
                 )
             )
     return pd.DataFrame(rows)
@@ -179,14 +182,21 @@ def cost_table(ours: Record, base: Record) -> pd.DataFrame:
 
 
 def changes(ours: Record, base: Record) -> list[str]:
-    """What else differs: config keys, data, what it ran on and how; a line each."""
+    """What else differs: config keys, data, what it ran on and how; and which of them did not learn
+    the cue; a line each."""
+    marks = [
+        f"{run.variant}, seed {run.seed}: {reach.MARK}"
+        for run in (ours, base)
+        if reach.marked(run.reach)
+    ]
     foreign = [run.variant for run in (ours, base) if run.fingerprint == records.FOREIGN]
     if foreign:
-        return [f"{name} is a foreign result: how it was trained is not known" for name in foreign]
+        how = (f"{name} is a foreign result: how it was trained is not known" for name in foreign)
+        return [*marks, *how]
     sides = [
         flat_config(run.config)
         | {"data": run.data["digest"]}
         | {key: getattr(run, key) for key in (*SAME, "git_commit")}
         for run in (ours, base)
     ]
-    return changed(*sides)
+    return marks + changed(*sides)

@@ -28,7 +28,13 @@ from .style import plt
 _OBJECTS = {"aps": "small\n(below 32² px)", "apm": "medium", "apl": "large\n(above 96² px)"}
 _BINS = 100  # of a learning curve
 _SIDES = {"mini": range(64, 513, 8), "coco": range(256, 1537, 16)}  # pixels
-_PLACES = {"self": "shown\non itself", "0": "same\nwindow", "1": "next\nwindow"}  # others: a number
+# Distances in words; others are numbers of windows.
+_PLACES = {
+    "self": "shown\non itself",
+    "0": "same\nwindow",
+    "convs": "read by\nconvs",
+    "1": "next\nwindow",
+}
 _PROPAGATIONS = ("none", "global", "conv", "shifted")  # that the closed formulas know
 
 
@@ -36,8 +42,8 @@ _PROPAGATIONS = ("none", "global", "conv", "shifted")  # that the closed formula
 
 
 # Of runs that did not learn the cue.
-_MARK = textwrap.fill(reach.MARK, 24)
-_CROSS = dict(marker="x", markersize=6, mew=1.4)
+_MARK = textwrap.fill(reach.MARK, 26)
+_CROSS = dict(marker="x", markersize=6, mew=1.4, zorder=5)
 
 
 class _Cost(NamedTuple):
@@ -314,7 +320,7 @@ def reach_curve(results: Results, path: Path) -> list[Path]:
     axis.set_ylim(min(0.4, curves["low"].min()) - 0.02, 1.02)
     axis.grid(False, axis="x")
     axis.set_xlabel("windows to the nearest object that shows the colour")
-    axis.set_ylabel("share of found objects with the right colour")
+    axis.set_ylabel("share with the right colour")
     _title(figure, results, "reach")
     signs = {}
     if curves["seeds"].max() > 1:

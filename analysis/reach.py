@@ -14,9 +14,8 @@ CHANCE = 0.5  # of two colours
 
 
 def distances(runs: pd.DataFrame) -> list[str]:
-    """Those that any run has objects at, rising; none if no run has a reach."""
-    found = {name: None for of_run in runs.get("reach", ()) if _known(of_run) for name in of_run}
-    return sorted(found, key=lambda name: -1 if name == SHOWN else int(name))
+    """Those of the data, nearest first; none if no run has a reach."""
+    return list(max(filter(_known, runs.get("reach", ())), key=len, default=()))
 
 
 def words(distance: str) -> str:
@@ -27,7 +26,12 @@ def words(distance: str) -> str:
 def not_learned(runs: pd.DataFrame) -> pd.Series:
     """Whether each run has a reach and did not learn the cue, bool."""
     of_runs = runs.get("reach", [None] * len(runs))
-    return pd.Series([_known(r) and not reach.learned(r) for r in of_runs], runs.index, dtype=bool)
+    return pd.Series([marked(of_run) for of_run in of_runs], runs.index, dtype=bool)
+
+
+def marked(of_run: Reach | None) -> bool:
+    """Whether a run has a reach and did not learn the cue."""
+    return _known(of_run) and not reach.learned(of_run)
 
 
 def shares(runs: pd.DataFrame) -> pd.DataFrame:
@@ -57,7 +61,7 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     highest seed), std (over seeds); empty if no run has a reach."""
     if not (names := distances(runs)):
         return pd.DataFrame()
-    runs = runs[["variant"]].assign(**shares(runs), cue_learned=~not_learned(runs))
+    runs = runs[["variant"]].join(shares(runs)).assign(cue_learned=~not_learned(runs))
     long = runs.melt(["variant", "cue_learned"], names, "distance", "share").dropna(subset="share")
     groups = long.groupby(["variant", "cue_learned", "distance"], sort=False)["share"]
     return groups.agg(seeds="size", right="mean", low="min", high="max", std="std").reset_index()
@@ -66,14 +70,15 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
 def notes(runs: pd.DataFrame) -> list[str]:
     """Of each variant with runs that did not learn the cue, which they are."""
     lines = []
-    marked = runs[not_learned(runs)]
-    for variant, mine in marked.groupby("variant", sort=False) if len(marked) else ():
+    left_out = runs[not_learned(runs)]
+    for variant, mine in left_out.groupby("variant", sort=False) if len(left_out) else ():
         shown = (
             f"seed {seed} ({reach.share(of_run, SHOWN):.3f} right where it is shown)"
             for seed, of_run in zip(mine["seed"], mine["reach"], strict=True)
         )
-        left_out = "left out of mean, interval and verdict"
-        lines.append(f"{variant}: {MARK}: {', '.join(shown)}; {left_out}")
+        lines.append(
+            f"{variant}: {MARK}: {', '.join(shown)}; left out of mean, interval and verdict"
+        )
     return lines
 
 

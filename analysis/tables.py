@@ -117,10 +117,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             cells[f"diff {kind} (95 %)"] = interval(r[f"{ap}_diff"], *bounds)
             cells[f"{kind} verdict"] = "" if pd.isna(r[f"{ap}_verdict"]) else r[f"{ap}_verdict"]
         if reaches:
-            known = r[reaches].notna().any()
-            shares = " / ".join("-" if pd.isna(v) else f"{v:.2f}" for v in r[reaches]) * known
+            shares = ["-" if pd.isna(v) else f"{v:.2f}" for v in r[reaches]]
+            known = " / ".join(shares) if r[reaches].notna().any() else ""
             marked = left_out and not r["seeds"]
-            cells[f"colour right: {' / '.join(right)}"] = reach.MARK if marked else shares
+            cells[f"colour right: {' / '.join(right)}"] = reach.MARK if marked else known
         cells["params M"] = _amount(r["params"], 1e6, 2)
         cells["GMACs"] = _amount(r["macs"], 1e9, digits)
         if _known(table, "train_macs"):
@@ -216,7 +216,8 @@ def caption(results: Results) -> str:
         text += (
             f" colour right: of found objects (box IoU {FOUND:g} or more) the share whose colour is"
             " right, by windows to the nearest object that shows it (self: the object does; same"
-            f" window, 1: the next, ...); chance is {reach.CHANCE:g}. A run with less than"
+            " window; convs: another, so near that convs read it; beyond these 1: the next, ...);"
+            f" chance is {reach.CHANCE:g}. A run with less than"
             f' {LEARNED:g} at self is marked "{reach.MARK}" and left out of mean, interval and'
             ' verdict: seeds are then "2 of 3".'
         )
@@ -275,7 +276,13 @@ def runs(results: Results) -> pd.DataFrame:
     ):
         if column in records:
             table[column] = records[column]
+    if "machine" in table:
+        table["machine"] = table["machine"].map(_words, na_action="ignore")
     return table
+
+
+def _words(parts: dict[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in parts.items())
 
 
 def in_order(results: Results) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from experiments import config, environment, records, studies
 from experiments.errors import UserError
 from experiments.studies import Study, Variant
 
-from . import bootstrap, tables
+from . import bootstrap, reach, tables
 from .bootstrap import Draws, Estimate
 from .paper import published
 from .results import PAPER_SIZES
@@ -241,7 +241,10 @@ def eligible(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     other = (~same).sum()
     notes = [f"{other} runs are left out: they are on other data than the last"] if other else []
     # One row may have run twice on a seed, e.g. on machines with and without bfloat16.
-    return runs[same].drop_duplicates(["setting", "seed"], keep="last"), notes
+    runs = runs[same].drop_duplicates(["setting", "seed"], keep="last")
+    marked = reach.not_learned(runs)
+    notes += [f"{marked.sum()} runs are left out: {reach.MARK}"] * bool(marked.any())
+    return runs[~marked], notes
 
 
 def _draws(runs: pd.DataFrame) -> tuple[dict[str, Draws], list[str]]:

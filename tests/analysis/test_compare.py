@@ -74,6 +74,16 @@ def test_the_command_says_what_changed_and_costs(runs, analysis):
         assert lines[start + 3].startswith(f"{compare.images(ours, base, kind).image[0]} ")
 
 
+def test_a_run_that_did_not_learn_the_cue_has_no_verdict(runs, analysis):
+    _, (ours, _), (base, _) = runs
+    record = records.read(ours / "record.json")
+    for right, says in ((98, True), (97, False)):
+        records.write(ours, dataclasses.replace(record, reach={"self": [100, 100, right]}))
+        assert (compare.ap_table(ours, base)["verdict"] != "").all() == says
+        assert (compare.ap_table(base, ours)["verdict"] != "").all() == says
+        assert ("none, seed 0: cue not learned" in analysis("compare", ours, base)[1]) != says
+
+
 def test_unknown_costs_are_empty(runs, analysis):
     _, (ours, _), (base, _) = runs
     record = dataclasses.replace(records.read(base / records.RECORD), params=None, macs=None)

@@ -21,13 +21,13 @@ BOX = {"none": (40, 44), "one": (50, 50), "three": (60, 66), "all-of-them": (58,
 MACS = {"none": 10, "one": 11, "three": 12, "all-of-them": 13, "own": 10}  # of 10^8
 # Right of 100 found, at each distance; the second seed 6 less at the last ones.
 RIGHT = {
-    "none": (100, 99, 55, 50, 50),
-    "one": (100, 99, 98, 80, 60),
-    "three": (100, 100, 99, 99, 98),
-    "all-of-them": (99, 100, 98, 98, 97),
-    "own": (99, 98, 97, 95, 70),
+    "none": (100, 99, 90, 55, 50, 50),
+    "one": (100, 99, 98, 98, 80, 60),
+    "three": (100, 100, 99, 99, 99, 98),
+    "all-of-them": (99, 100, 98, 98, 98, 97),
+    "own": (99, 98, 97, 97, 95, 70),
 }
-DISTANCES = ("self", "0", "1", "2", "3")
+DISTANCES = ("self", "0", "convs", "1", "2", "3")
 PAPER = {"none": 48.9, "one": None, "three": 51.2, "all-of-them": 50.4, "own": None}
 
 
@@ -42,7 +42,7 @@ def backbone(variant):
 
 def of_cue(variant, seed, shown=None):
     """Reach of a run; `shown` are right where they show the colour themselves."""
-    right = [n - 6 * seed * (i > 1) for i, n in enumerate(RIGHT[variant])]
+    right = [n - 6 * seed * (i > 2) for i, n in enumerate(RIGHT[variant])]
     right[0] = right[0] if shown is None else shown
     return {distance: [120, 100, n] for distance, n in zip(DISTANCES, right, strict=True)}
 
@@ -303,32 +303,33 @@ def test_reach_curve(draw, study):
     (axis,), curves = draw("reach_curve", study)
     none = curve(curves, "none")
     assert none.index.tolist() == list(DISTANCES)
-    assert none["right"].tolist() == pytest.approx([1, 0.99, 0.52, 0.47, 0.47])
+    assert none["right"].tolist() == pytest.approx([1, 0.99, 0.9, 0.52, 0.47, 0.47])
     assert none.loc["1", ["low", "high", "seeds"]].tolist() == pytest.approx([0.49, 0.55, 2])
     assert none.at["1", "std"] == pytest.approx(0.06 / 2**0.5)
-    assert curve(curves, "own")["seeds"].tolist() == [1] * 5
+    assert curve(curves, "own")["seeds"].tolist() == [1] * 6
     drawn = tips(axis)
     assert len(drawn) == 5
-    (line,) = [xy for tip, xy in drawn.items() if tip == "none\n1.00, 0.99, 0.52, 0.47, 0.47"]
+    (line,) = [xy for tip, xy in drawn.items() if tip == "none\n1.00, 0.99, 0.90, 0.52, 0.47, 0.47"]
     assert [y for _, y in line] == pytest.approx(none["right"].tolist())
-    assert [round(x) for x, _ in line] == [0, 1, 2, 3, 4]
+    assert [round(x) for x, _ in line] == [0, 1, 2, 3, 4, 5]
     starts = {xy[0][0] for xy in drawn.values()}
     assert len(starts) == 5  # beside each other
     chance = [line for line in axis.lines if set(line.get_ydata()) == {0.5}]
     assert len(chance) == 1
     assert [text.get_text() for text in axis.texts] == ["chance"]
     ticks = [tick.get_text() for tick in axis.get_xticklabels()]
-    assert ticks == ["shown\non itself", "same\nwindow", "next\nwindow", "2", "3"]
+    words = ["shown\non itself", "same\nwindow", "read by\nconvs", "next\nwindow"]
+    assert ticks == [*words, "2", "3"]
     labels = [text.get_text() for text in plt.gcf().legends[0].get_texts()]
     assert labels == [*VARIANTS, "lowest to highest seed"]
 
 
 def test_a_run_that_did_not_learn_the_cue_has_a_marked_curve(draw, marked):
     (axis,), curves = draw("reach_curve", marked)
-    assert curve(curves, "three")["right"].tolist() == [1, 1, 0.99, 0.99, 0.98]
-    assert curve(curves, "three", False)["right"].tolist() == [0.5, 1, 0.93, 0.93, 0.92]
+    assert curve(curves, "three")["right"].tolist() == [1, 1, 0.99, 0.99, 0.99, 0.98]
+    assert curve(curves, "three", False)["right"].tolist() == [0.5, 1, 0.99, 0.93, 0.93, 0.92]
     assert curve(curves, "one").empty
-    assert curve(curves, "one", False)["seeds"].tolist() == [2] * 5
+    assert curve(curves, "one", False)["seeds"].tolist() == [2] * 6
     crossed = [line.get_gid() for line in axis.lines if line.get_marker() == "x"]
     assert len(crossed) == 2
     assert all(tip.endswith("\ncue not learned: says nothing about propagation") for tip in crossed)

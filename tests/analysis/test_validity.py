@@ -235,6 +235,19 @@ class TestVerdicts:
         assert verdicts(found)["shifted", "none"] == "contradict"
         assert found.notes == ["2 runs are left out: they are on other data than the last"]
 
+    def test_runs_that_did_not_learn_the_cue_enter_no_verdict(self, run):
+        runs = run("global-vs-conv")
+        for path in (runs / "mini" / "global-vs-conv").glob("*-*/record.json"):
+            old = json.loads(path.read_text())
+            right = 97 if path.parent.name.startswith("global-") else 98
+            path.write_text(json.dumps(old | dict(reach={"self": [100, 100, right]})))
+        found = validity.load(runs)
+        assert verdicts(found)["global", "none"] == "left out"
+        assert verdicts(found)["shifted", "none"] == "contradict"
+        assert found.notes == [
+            "2 runs are left out: cue not learned: says nothing about propagation"
+        ]
+
     def test_altered_runs_are_left_out(self, run):
         run("placement", command="python -m experiments run --overrides train.max_iter=9")
         found = validity.load(run("global-vs-conv"))
