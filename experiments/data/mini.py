@@ -215,9 +215,11 @@ def place_objects(
 
 
 def _which_show(rng: np.random.RandomState, objects: list[Object]) -> set[int]:
-    """Numbers of the objects that are drawn in the image's colour: 30 to 60 %, one at least. In half
-    of the images they are those on one side, so that others are far from the colour; in the others
-    they lie here and there, and most grey ones are near one."""
+    """Numbers of the objects that are drawn in the image's colour: 30 to 60 %, one at least.
+
+    In half of the images they are those on one side, so that others are far from the colour; in the
+    others they lie here and there, and most grey ones are near one.
+    """
     share, scattered = int(rng.randint(30, 61)), rng.randint(2) == 0
     axis, sign = int(rng.randint(2)), 2 * int(rng.randint(2)) - 1
     order = rng.permutation(len(objects)).tolist()
