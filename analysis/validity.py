@@ -328,7 +328,7 @@ def totals(validity: Validity) -> list[str]:
         decided = compared - counts.get("undecided", 0)
         value, low, high = validity.tau
         lines += [
-            f"decided: {decided} of {compared} ({decided / compared:.0%})",
+            f"decided: {decided} of {compared} ({100 * decided / compared:.0f} %)",
             f"Kendall's tau: {value:+.2f} (at least 95 %: {low:+.2f} .. {high:+.2f})",
         ]
     if others := {verdict: n for verdict, n in counts.items() if verdict not in COMPARED}:

@@ -182,7 +182,7 @@ class TestVerdicts:
         }
         assert validity.totals(found)[:2] == [
             "25 pairs, 5 compared: 2 agree, 1 contradict, 2 undecided",
-            "decided: 3 of 5 (60%)",
+            "decided: 3 of 5 (60 %)",
         ]
 
     def test_differences_are_those_of_the_bootstrap(self, run, made):
@@ -321,7 +321,7 @@ def test_what_is_printed_and_written(analysis, run):
     runs = run("global-vs-conv")
     code, printed = analysis("validity", "--runs", runs)
     assert code == 0
-    assert "decided: 3 of 5 (60%)" in printed
+    assert "decided: 3 of 5 (60 %)" in printed
     text = (runs / "mini" / "validity.md").read_text()
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 27
