@@ -476,5 +476,5 @@ def test_many_rows_with_long_names_find_room(draw, study):
         rows.append(study.table.replace({"variant": names}))
         runs.append(study.records.replace({"variant": names}))
     table, records = (pd.concat(parts, ignore_index=True) for parts in (rows, runs))
-    for name in ("ap_vs_time", "learning_curves", "cost_vs_input_size", "reach_curve"):
+    for name in ("reach_curve", "ap_vs_time", "learning_curves", "cost_vs_input_size"):
         draw(name, replace(study, table=table, records=records))
