@@ -146,7 +146,7 @@ bench: $(INSTALLED_TEST) ## Speed and memory beside other implementations; defau
 .PHONY: gpu-check
 gpu-check: ## Everything a GPU has to tell, in 8 minutes; again: what is missing. ONLY= OUT= MINUTES=
 	@command=(benchmarks gpu-check --device cuda --only "$$ONLY" --out "$$OUT" --minutes "$$MINUTES"); \
-	if [ -d $(KIT) ] && ! [ -x $(PY) ]; then PYTHONPATH=$(KIT) python3 -W ignore -m "$${command[@]}"; \
+	if [ -d $(KIT) ] && ! [ -x $(PY) ]; then PYTHONPATH=$(CURDIR)/$(KIT) python3 -W ignore -m "$${command[@]}"; \
 	else $(MAKE) --no-print-directory $(INSTALLED_TEST) && $(RUN) "$${command[@]}"; fi
 
 .PHONY: gpu-kit

@@ -336,7 +336,7 @@ class Timing:
 
 def timings(tiny: bool) -> list[Timing]:
     if tiny:
-        return [Timing("vit-ti", g, "train", tokens=15, batch=2) for g in ("global", "shifted")]
+        return [Timing("vit-ti", g, "train", 15, 1, "float32") for g in ("global", "shifted")]
     return [
         Timing(size, grouping, mode)
         for size in ("vit-b", "vit-l", "vit-h")

@@ -109,13 +109,13 @@ def kernel_names(run: Callable[[], object], device: str, most: int = 6) -> str:
 
 def measured(run: Callable[[], object], device: str) -> dict:
     """One row at once, in this process: on a GPU three runs that do not count and ten that do, more
-    where they are short, with the peak of allocated memory; on a CPU one and two. One more run
+    where they are short, with the peak of allocated memory; on a CPU one and one. One more run
     names its kernels.
 
     Returns:
         Seconds (their median), fastest, slowest, runs, peak_mib (None on a CPU), kernels.
     """
-    warm_ups, least = (GPU_WARM_UPS, GPU_TIMES) if device == "cuda" else (1, 2)
+    warm_ups, least = (GPU_WARM_UPS, GPU_TIMES) if device == "cuda" else (1, 1)
     first = seconds_of(run, device, warm_ups)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

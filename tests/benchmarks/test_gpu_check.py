@@ -76,7 +76,7 @@ def call(out, started="2026-01-01T00:00:00+00:00") -> gpu_check.Call:
     return gpu_check.Call(str(out), "cpu", True, started)
 
 
-def check(out, only="", minutes=5.0) -> tuple[bool, str]:
+def check(out, only="", minutes=20.0) -> tuple[bool, str]:
     console = Console(record=True, width=200)
     return gpu_check.check(out, "cpu", minutes, True, only, console), console.export_text()
 
@@ -100,7 +100,7 @@ def test_every_part_comes_to_its_end(rehearsed):
         rows = rows_of(out, part)
         assert rows, part
         wrong = [row for row in rows if row["error"] and not row["key"].startswith("flex")]
-        assert [row for row in wrong if "vit-ti" not in row["error"]] == []  # timm has none
+        assert wrong == []
         (planned,) = {
             r["planned"] for r in gpu_check.read(out) if r["part"] == part and not r["key"]
         }
