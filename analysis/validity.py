@@ -109,11 +109,12 @@ def rows() -> tuple[Row, ...]:
 
 
 def _printed(study: Study, variant: Variant) -> tuple[str, ...]:
+    words = variant.words_of_size.get(study.sizes[SCALE], {})
     where = [
         row
         for size, rows in (variant.stands_for or variant.published).items()
         # A row that the paper has with other words for this size has no counterpart.
-        if size not in variant.words_of_size or study.sizes[SCALE] in variant.words_of_size
+        if variant.stands_for or variant.words_of_size.get(size, {}) == words
         for row in rows.split()
     ]
     return tuple(row for row in where if _table(row) in TABLES)

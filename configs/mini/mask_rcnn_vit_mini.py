@@ -78,7 +78,7 @@ param_groups.layer_decay = 1.0
 schedule.warmup_iters = 60
 # In float32: which CPUs compute in bfloat16 must not decide what a study finds.
 train.update(
-    max_iter=240,
+    max_iter=360,
     init_weights="windows_mini",
     amp=False,
     clip_grad_norm=1.0,

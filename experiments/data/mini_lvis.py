@@ -78,6 +78,7 @@ def categories(coco: dict, train: dict) -> list[dict]:
             dict(
                 id=category["id"],
                 name=category["name"],
+                cue=category["cue"],
                 image_count=count,
                 instance_count=instances[category["id"]],
                 frequency="r" if count <= RARE else "c" if count <= COMMON else "f",

@@ -62,7 +62,7 @@ class Study:
     detector: str = "mask_rcnn"
     dataset: str = "coco"
     sizes: dict[str, str] = field(default_factory=lambda: {"mini": "vit-mini", "coco": "vit-b"})
-    seeds: dict[str, int] = field(default_factory=lambda: {"mini": 2, "coco": 1})
+    seeds: dict[str, int] = field(default_factory=lambda: {"mini": 3, "coco": 1})
 
     def rows(self, scale: str) -> tuple[Variant, ...]:
         """The rows at a scale."""

@@ -25,9 +25,9 @@ STUDIES = (
 # Printed rows that are at mini scale, by hand.
 AT_MINI = {
     "T1": ["0B", "1B", "2B", "3B", "0L", "1L", "2L", "3L", "text"],
-    "T2a": "013",  # its conv row has other blocks than vit-mini's
+    "T8a": "013",  # its conv row has other blocks than vit-mini's
     "T4": ["0B", "1B", "3B", "0L", "1L", "3L"],
-} | {f"T{table}": "0123" for table in ("2b", "2c", "2d", "8a", "8b", "8c", "8d")}
+} | {f"T{table}": "0123" for table in ("2a", "2b", "2c", "2d", "8b", "8c", "8d")}
 
 
 def separated() -> set[frozenset[str]]:
