@@ -24,7 +24,9 @@ CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
 WEIGHTS ?=#         of eval-coco: checkpoint of a whole detector
 SPLIT ?=#           of eval-coco: val2017, train2017, test-dev2017, lvis_v1_val, ...; default: the config's
 SUITE ?= default#   of bench: default, growth, table-3, full, weights, evaluation, input, training or pretraining
-ONLY ?=#            of bench: cases with all these words, e.g. "128 train"
+ONLY ?=#            of bench: cases with all these words, e.g. "128 train"; of gpu-check: parts
+OUT ?=#             of gpu-check: folder of its rows and page; default: in results/benchmarks/<device>/
+MINUTES ?= 8#       of gpu-check: all that it may take
 PYTHON ?= python3#  3.11 to 3.13, makes .venv
 TORCH ?=#           another torch, e.g. "torch==2.11.0 torchvision==0.26.0"
 DETECTRON2 ?=#      another detectron2, e.g. git+https://github.com/facebookresearch/detectron2.git
@@ -41,9 +43,13 @@ DETECTRON2_WHEEL := sal-detectron2==0.7.2
 # lvis and tidecv ask for OpenCV with windows, which needs libGL (requirements.txt has the one without), and for
 # Cython, which they do not use.
 NOT_INSTALLED := opencv-python cython
+# What a machine with torch, torchvision, timm, transformers, pandas, pytest and the like still lacks.
+KIT := gpu-kit
+KIT_PYTHON ?= 3.12# of the machine that gpu-kit/ is carried to
+KIT_PACKAGES := fvcore hydra-core iopath lvis omegaconf pycocotools segment-anything shapely submitit termcolor yacs
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY PYTHON TORCH DETECTRON2
+export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY OUT MINUTES PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 
 # Another PYTHON, TORCH or DETECTRON2 than the installed one means installing again.
@@ -143,6 +149,24 @@ eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or SPLIT, VAL)
 .PHONY: bench
 bench: $(INSTALLED_TEST) ## Speed and memory beside other implementations; default: 15 minutes
 	@$(RUN) benchmarks "$$SUITE" --only "$$ONLY"
+
+# In a checkout without .venv, by the machine's own python3 and what was carried to it.
+.PHONY: gpu-check
+gpu-check: ## Everything a GPU has to tell, in 8 minutes; again: what is missing. ONLY= OUT= MINUTES=
+	@command=(benchmarks gpu-check --device cuda --only "$$ONLY" --out "$$OUT" --minutes "$$MINUTES"); \
+	if [ -d $(KIT) ] && ! [ -x $(PY) ]; then PYTHONPATH=$(CURDIR)/$(KIT) python3 -W ignore -m "$${command[@]}"; \
+	else $(MAKE) --no-print-directory $(INSTALLED_TEST) && $(RUN) "$${command[@]}"; fi
+
+.PHONY: gpu-kit
+gpu-kit: $(INSTALLED) ## gpu-kit/, for a GPU machine without network: docs/speed.md. KIT_PYTHON=
+	@rm -rf $(KIT)
+	@$(UV) pip install --quiet --link-mode copy --no-deps --target $(KIT) --python-version $(KIT_PYTHON) \
+		--python-platform x86_64-manylinux_2_28 antlr4-python3-runtime==4.9.3 \
+		$(foreach name,$(KIT_PACKAGES),$(shell grep -h '^$(name)==' requirements.txt requirements-test.txt))
+	@$(UV) pip install --quiet --link-mode copy --no-deps --target $(KIT) --python-version 3.10 $(DETECTRON2_WHEEL)
+	@rm -rf $(KIT)/detectron2/_C* $(KIT)/bin
+	@$(PY) -W ignore -c 'from experiments import environment; print(environment.git_commit())' > $(KIT)/COMMIT
+	@du -sm $(KIT) | sed 's/\t.*/ MiB in $(KIT)\//'
 
 .PHONY: test
 test: lint $(INSTALLED_TEST) ## Lint, then the tests

@@ -40,7 +40,7 @@ def build(case: Case, implementation: str) -> tuple[nn.Module, Callable[[int], o
         dim = SIZES[case.size]["embed_dim"]
         return kinds[implementation](dim, 4 * dim), partial(_tokens, case)
     if case.module == "detector":
-        return _detector(case, implementation), partial(_labelled_image, case)
+        return _detector(case, implementation), partial(_labelled_images, case)
     ours = {"fused": "fused", "compiled": "fused", "reference": "reference"}
     if implementation in ours:
         net = build_encoder(**case.words(), attention=ours[implementation])
@@ -53,12 +53,12 @@ def build(case: Case, implementation: str) -> tuple[nn.Module, Callable[[int], o
 
 def _image(case: Case, seed: int) -> Tensor:
     torch.manual_seed(seed)
-    return torch.randn(1, 3, 16 * case.tokens, 16 * case.tokens)
+    return torch.randn(case.batch, 3, 16 * case.tokens, 16 * case.tokens)
 
 
 def _tokens(case: Case, seed: int) -> Tensor:
     torch.manual_seed(seed)
-    return torch.randn(1, case.tokens, case.tokens, SIZES[case.size]["embed_dim"])
+    return torch.randn(case.batch, case.tokens, case.tokens, SIZES[case.size]["embed_dim"])
 
 
 def _map(case: Case, seed: int) -> Tensor:
@@ -206,12 +206,15 @@ def _detector(case: Case, implementation: str) -> nn.Module:
     return detector
 
 
-def _labelled_image(case: Case, seed: int) -> list[dict]:
-    """A noise image with 20 boxes and masks, as detectron2's detectors take it."""
+def _labelled_images(case: Case, seed: int) -> list[dict]:
+    """Noise images with 20 boxes and masks each, as detectron2's detectors take them."""
+    torch.manual_seed(seed)
+    return [_labelled_image(16 * case.tokens) for _ in range(case.batch)]
+
+
+def _labelled_image(side: int) -> dict:
     from detectron2.structures import BitMasks, Boxes, Instances
 
-    torch.manual_seed(seed)
-    side = 16 * case.tokens
     corners = torch.rand(20, 2) * side * 0.7
     boxes = torch.cat([corners, corners + 16 + torch.rand(20, 2) * side * 0.25], 1)
     rows = torch.arange(side)
@@ -223,4 +226,4 @@ def _labelled_image(case: Case, seed: int) -> list[dict]:
         gt_masks=BitMasks(inside[1][:, :, None] & inside[0][:, None, :]),
     )
     image = torch.randint(256, (3, side, side), dtype=torch.uint8)
-    return [dict(image=image, instances=instances, height=side, width=side)]
+    return dict(image=image, instances=instances, height=side, width=side)

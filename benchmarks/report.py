@@ -98,10 +98,17 @@ def keep(found: pd.DataFrame, to: Path) -> None:
     path = to / "encoder.csv"
     to.mkdir(parents=True, exist_ok=True)
     if path.is_file():
-        old = pd.read_csv(path)
+        old = _read(path)
         same = (old[_KEY].astype(str) == found[_KEY].iloc[0].astype(str)).all(axis=1)
         found = pd.concat([old[~same].astype(object), found.astype(object)])
     found.sort_values([*_KEY], kind="stable").to_csv(path, index=False, float_format="%.6g")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    found = pd.read_csv(path)
+    if "batch" not in found:  # as it was before there were GPUs
+        found.insert(found.columns.get_loc("rel_pos") + 1, "batch", 1)
+    return found
 
 
 # Rows of Table 3: a detector with ViT-L, training memory and test time over window-only blocks.
@@ -112,7 +119,7 @@ def over_window_only(to: Path) -> pd.DataFrame:
     """What propagation costs: each case over the same case with window blocks only, by the same
     implementation in the same run (one after the other, not in turns), beside the paper's Table 3
     where it has the figure. Also kept as a file."""
-    found = pd.read_csv(to / "encoder.csv")
+    found = _read(to / "encoder.csv")
     found = found[found.seconds.notna()]
     case = [column for column in _KEY if column != "blocks"] + ["implementation", "run"]
     windows = found[found.blocks == "window only"]
@@ -144,7 +151,7 @@ def _table_3(row, mode: str, column: str) -> float | None:
 
 def markdown(to: Path) -> None:
     """encoder.md: everything measured on this device, with how and when."""
-    found = pd.read_csv(to / "encoder.csv", keep_default_na=True)
+    found = _read(to / "encoder.csv")
     found["error"] = found.error.fillna("")
     columns = {
         "case": [str(_case(row)) for row in _tuples(found)],
@@ -185,10 +192,11 @@ def plot(to: Path) -> list[Path]:
         The folder's files.
     """
     path = to / "encoder.csv"
-    found = pd.read_csv(path)
+    found = _read(path)
     found = found[(found.module == "encoder") & found.seconds.notna()]
     found["tokens of the map"] = found.tokens**2
     found["positions"] = ["rel-pos" if rel_pos else "no rel-pos" for rel_pos in found.rel_pos]
+    found.loc[found.batch > 1, "positions"] += ", " + found.batch.astype(str) + " images"
     groups = ["size", "blocks", "dtype", "mode", "positions"]
     growing = found.groupby([*groups, "implementation"]).filter(lambda rows: len(rows) > 1)
     if growing.empty:

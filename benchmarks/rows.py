@@ -20,15 +20,23 @@ class Row:
         self.error = ""
         self.samples: list[tuple[float, float]] = []
         self.weights: float | None = None
+        self.kernels = ""
 
     def wait(self) -> None:
         """Until it is built."""
         self.weights = self._answer()
 
     def run(self) -> tuple[float, float] | None:
+        return self._ask("run")
+
+    def name_kernels(self) -> None:
+        """By one more run."""
+        self.kernels = (self._ask("kernels") or [""])[0]
+
+    def _ask(self, what: str):
         if self.error:
             return None
-        self.pipe.send("run")
+        self.pipe.send(what)
         return self._answer()
 
     def _answer(self):

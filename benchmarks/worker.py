@@ -1,6 +1,7 @@
 """One row of a benchmark, in a process of its own: builds a network and runs it when told to."""
 
 import gc
+import itertools
 import resource
 import statistics
 import time
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 
 from .cases import Case
 from .implementations import build
@@ -56,22 +58,76 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.RLIM_INFINITY))
 
 
-def seconds_of(run: Callable[[], None], device: str, times: int) -> float:
+# On a GPU: runs that do not count (libraries choose kernels, memory is taken), the fewest that do.
+GPU_WARM_UPS = 3
+GPU_TIMES = 10
+
+
+def seconds_of(run: Callable[[], object], device: str, times: int) -> float:
     """Median over `times` runs."""
+    return statistics.median(all_seconds_of(run, device, times))
+
+
+def all_seconds_of(run: Callable[[], object], device: str, times: int) -> list[float]:
+    """Of each of `times` runs. A GPU is not waited for in between, so that it never waits for
+    this process to launch what is next."""
     seconds = []
+    if device == "cuda":
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            run()
+            mark.record()
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
     for _ in range(times):
-        if device == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def kernel_names(run: Callable[[], object], device: str, most: int = 6) -> str:
+    """The kernels (on a CPU: operators) that one more run takes longest in, with their shares of
+    the time of all; "" where the profiler sees none."""
+    activity = torch.profiler.ProfilerActivity
+    kinds = [activity.CPU] if device == "cpu" else [activity.CPU, activity.CUDA]
+    try:
+        with torch.profiler.profile(activities=kinds) as profile:
             run()
-            end.record()
-            torch.cuda.synchronize()
-            seconds.append(start.elapsed_time(end) / 1000)
-        else:
-            start = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+            if device == "cuda":
+                torch.cuda.synchronize()
+        wanted = DeviceType.CPU if device == "cpu" else DeviceType.CUDA
+        word = f"self_{'cpu' if device == 'cpu' else 'device'}_time_total"
+        seen = [e for e in profile.key_averages() if e.device_type == wanted]
+    except RuntimeError:  # of the profiler: the row's times stand
+        return ""
+    total = sum(getattr(event, word) for event in seen) or 1
+    longest = sorted(seen, key=lambda event: -getattr(event, word))[:most]
+    return "; ".join(f"{e.key[:100]} {getattr(e, word) / total:.0%}" for e in longest)
+
+
+def measured(run: Callable[[], object], device: str) -> dict:
+    """One row at once, in this process: on a GPU three runs that do not count and ten that do, more
+    where they are short, with the peak of allocated memory; on a CPU one and one. One more run
+    names its kernels.
+
+    Returns:
+        Seconds (their median), fastest, slowest, runs, peak_mib (None on a CPU), kernels.
+    """
+    warm_ups, least = (GPU_WARM_UPS, GPU_TIMES) if device == "cuda" else (1, 1)
+    first = seconds_of(run, device, warm_ups)
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = all_seconds_of(run, device, min(max(least, int(0.3 / first)), 100))
+    return dict(
+        seconds=statistics.median(seconds),
+        fastest=min(seconds),
+        slowest=max(seconds),
+        runs=len(seconds),
+        peak_mib=torch.cuda.max_memory_allocated() / MIB if device == "cuda" else None,
+        kernels=kernel_names(run, device),
+    )
 
 
 def _sum_of_squares(outputs) -> Tensor:
@@ -84,7 +140,7 @@ def _sum_of_squares(outputs) -> Tensor:
     return sum(_sum_of_squares(value) for value in values)
 
 
-def _runner(case: Case, net: nn.Module, make_input, device: str) -> Callable[[], None]:
+def runner(case: Case, net: nn.Module, make_input, device: str) -> Callable[[], None]:
     """One forward pass, or forward and backward."""
     train = case.mode == "train"
     net.to(device).train(train)
@@ -115,26 +171,30 @@ def _runner(case: Case, net: nn.Module, make_input, device: str) -> Callable[[],
 
 
 def measure(case: Case, implementation: str, device: str, pipe: Connection) -> None:
-    """Serves one row: sends the MiB of its weights, then for each "run" (seconds, peak MiB); what
-    goes wrong as one line of text."""
+    """Serves one row: sends the MiB of its weights, then for each "run" (seconds, peak MiB) and
+    for "kernels" a list of their names; what goes wrong as one line of text."""
     try:
         memory = Memory(device)
         net, make_input = build(case, implementation)
-        run = _runner(case, net, make_input, device)
+        run = runner(case, net, make_input, device)
         weights = sum(p.numel() * p.element_size() for p in net.parameters()) / MIB
         pipe.send(weights)
         shortest = None
-        while pipe.recv() == "run":
+        least = GPU_TIMES if device == "cuda" else 1
+        while (asked := pipe.recv()) in ("run", "kernels"):
+            if asked == "kernels":
+                pipe.send([kernel_names(run, device)])
+                continue
+            if device == "cuda" and shortest is None:
+                shortest = seconds_of(run, device, GPU_WARM_UPS)
             memory.reset()
             if device == "cpu":
                 limit_memory()
-            times = 1 if shortest is None else max(1, int(1.0 / shortest))
+            times = least if shortest is None else max(least, int(1.0 / shortest))
             seconds = seconds_of(run, device, times)
             shortest = min(seconds, shortest or seconds)
             answer = (seconds, memory.peak())
             net.zero_grad()
-            if device == "cuda":
-                torch.cuda.empty_cache()
             pipe.send(answer)
     except (ValueError, RuntimeError, MemoryError, OSError) as error:
         pipe.send(str(error).splitlines()[0] or type(error).__name__)
@@ -155,5 +215,8 @@ def matrix_rate(dtype: str, device: str, pipe: Connection) -> None:
     pipe.send(0.0)
     while pipe.recv() == "run":
         with torch.no_grad():
-            best = min(seconds_of(way, device, times=5) for way in ways)
+            if device == "cuda":
+                seconds_of(ways[0], device, GPU_WARM_UPS)
+            times = GPU_TIMES if device == "cuda" else 5
+            best = min(seconds_of(way, device, times) for way in ways)
         pipe.send((2 * a_rows * inner * columns / best, 0.0))

@@ -215,14 +215,17 @@ def place_objects(
 
 
 def _which_show(rng: np.random.RandomState, objects: list[Object]) -> set[int]:
-    """Numbers of the objects that are drawn in the image's colour: a quarter to a half of them, one
-    at least. In most images they are those on one side, so that others are far from the colour."""
-    share, scattered = int(rng.randint(25, 51)), rng.randint(10) < 3
+    """Numbers of the objects that are drawn in the image's colour: 30 to 60 %, one at least.
+
+    In half of the images they are those on one side, so that others are far from the colour; in the
+    others they lie here and there, and most grey ones are near one.
+    """
+    share, scattered = int(rng.randint(30, 61)), rng.randint(2) == 0
     axis, sign = int(rng.randint(2)), 2 * int(rng.randint(2)) - 1
     order = rng.permutation(len(objects)).tolist()
     if not scattered:
         order.sort(key=lambda i: sign * objects[i].center[axis])
-    return set(order[: max(1, share * len(objects) // 100)])
+    return set(order[: max(1, (share * len(objects) + 50) // 100)])
 
 
 def draw_objects(
