@@ -35,6 +35,7 @@ def as_lvis(file: Path) -> Path:
         image |= dict(neg_category_ids=[], not_exhaustive_category_ids=[])
     for category, frequency in zip(coco["categories"], "rcff", strict=True):
         category |= dict(frequency=frequency, image_count=1, synset=category["name"])
+    coco["annotations"] = [a for a in coco["annotations"] if not a["iscrowd"]]  # LVIS has none
     path = file.with_name("lvis.json")
     path.write_text(json.dumps(coco))
     return path
