@@ -34,6 +34,7 @@ def keep(study: Path, folder: Path = catalog.SHIPPED) -> Path:
     folder.mkdir(exist_ok=True)
     scratch = path.with_suffix(".part")
     save_file({k: v.contiguous() for k, v in halves.items()}, scratch)
+    scratch.chmod(0o644)  # safetensors makes it its owner's alone
     os.replace(scratch, path)
     shutil.copy(run / records.RECORD, path.with_suffix(".json"))
     return path
