@@ -4,11 +4,11 @@ In data such as the mini set, an image has one cue (its colour), an object's cat
 together with that cue, and only some objects show it. The annotation file says which, so that reach
 can be computed from it and a file of detections, by anyone (docs/analysis.md):
 
-- `info["cue"]`: `window`, side of an attention window, and `convs`, how far convs of stem, neck and
-  heads read beyond one; pixels;
+- `info["cue"]["window"]`: side of an attention window, pixels;
 - `cue` of every category, a word;
 - of every annotation but crowd regions, which are not counted, `shows_cue`; `cue_distance`, windows
-  from the object to the nearest that shows the cue; `cue_gap`, pixels from its box to that window.
+  from the object to the nearest that shows the cue; `cue_by_convs`, whether convs of stem, neck and
+  heads read the cue for it where windows exchange nothing.
 """
 
 from collections import defaultdict
@@ -30,14 +30,14 @@ LEARNED = 0.98  # share right of the objects that show the cue; below, a run did
 # are `SHOWN`; "0", in a window that shows it; `BY_CONVS`, in another, and so near that convs read
 # the cue; beyond their reach "1", in a window next to one that shows it, "2", ...
 Reach = dict[str, list[int]]
-_OF_OBJECTS = {"shows_cue", "cue_distance", "cue_gap"}  # keys of annotations
+_OF_OBJECTS = {"shows_cue", "cue_distance", "cue_by_convs"}  # keys of annotations
 
 
 def has_cue(truth: dict) -> bool:
     """Whether an annotation file's content says which objects show a cue."""
     try:
         return (
-            truth["info"]["cue"].keys() >= {"window", "convs"}
+            truth["info"]["cue"]["window"] > 0
             and all("cue" in category for category in truth["categories"])
             and all(a.keys() >= _OF_OBJECTS for a in truth["annotations"] if not a.get("iscrowd"))
         )
@@ -81,7 +81,7 @@ def compute(truth: dict, results: Iterable[dict]) -> Reach | None:
         answers = _answers(detections[image], mine)
         parts += [
             (
-                _distance(a, truth["info"]["cue"]["convs"]),
+                _distance(a),
                 answer is not None,
                 answer is not None and cue[answer["category_id"]] == cue[a["category_id"]],
             )
@@ -98,10 +98,10 @@ def compute(truth: dict, results: Iterable[dict]) -> Reach | None:
     }
 
 
-def _distance(annotation: dict, convs: float) -> str:
+def _distance(annotation: dict) -> str:
     if annotation["shows_cue"]:
         return SHOWN
-    if annotation["cue_distance"] and annotation["cue_gap"] <= convs:
+    if annotation["cue_distance"] and annotation["cue_by_convs"]:
         return BY_CONVS
     return str(annotation["cue_distance"])
 

@@ -27,9 +27,9 @@ from PIL import Image
 VERSION = 2  # raise it when a change below changes the files
 SIDE = 128  # pixels
 WINDOW = 32  # pixels: an attention window of vit-mini
-# Pixels that convs of vit-mini's detector read beyond a window: 7 its stem, 8 the neck's 3x3 conv
-# at stride 8, 4 RoIAlign between the centres of that map.
-CONVS = 19
+# Pixels that convs of vit-mini's detector read: the neck's 3x3 conv at stride 8, and RoIAlign between
+# the centres of that map, beyond a box; the stem beyond a window, to its left and above.
+NECK, STEM = 8 + 4, 7
 IMAGES = {"train": 1200, "val": 300}
 COLORS = {"warm": (225, 120, 40), "cold": (40, 120, 225)}
 SHAPES = ("square", "disk")
@@ -148,8 +148,8 @@ def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
         uint8 (128, 128, 3) RGB, and COCO annotations without ids. Beside COCO's keys they have
         `shows_cue`, whether the object is drawn in the image's colour; `cue_distance`, from the
         windows that have pixels of the object to the nearest that shows the colour, in windows (0:
-        the same one, and for what shows it itself); and `cue_gap`, pixels between the object's box
-        and the nearest window with any pixel of the colour.
+        the same one, and for what shows it itself); and `cue_by_convs`, whether windows without any
+        exchange let its box see a pixel of the colour, through the convs of stem, neck and heads.
     """
     rng = np.random.RandomState(1_000_003 * VERSION + 100_000 * (split == "val") + index)
     color = index % len(COLORS)
@@ -249,13 +249,16 @@ def draw_objects(
         grey, grain = _ink(rng), rng.randint(-30, 31, (int(masks[i].sum()), 3))
         image[masks[i]] = list(COLORS.values())[color] + grain if i in shows else grey
     pixels = [_pixels_of_windows(mask) for mask in masks]
+    colored = np.zeros((SIDE, SIDE), dtype=bool)
+    for i in shows:
+        colored |= masks[i]
     of_color = sum(pixels[i] for i in shows) if objects else None
     annotations = []
     for i, thing in enumerate(objects):
         annotation = _polygon_annotation(category(color, thing.shape), thing.corners)
         distance = 0 if i in shows else _distance(pixels[i] >= SHOWN, of_color >= SHOWN)
-        gap = 0 if i in shows else _gap(annotation["bbox"], of_color > 0)
-        annotation.update(shows_cue=i in shows, cue_distance=distance, cue_gap=gap)
+        by_convs = bool((colored & seen_by_windows(annotation["bbox"])).any())
+        annotation.update(shows_cue=i in shows, cue_distance=distance, cue_by_convs=by_convs)
         annotations.append(annotation)
     return annotations
 
@@ -272,13 +275,21 @@ def _distance(windows: np.ndarray, others: np.ndarray) -> int:
     return int(steps.max(-1).min())
 
 
-def _gap(bbox: list[float], windows: np.ndarray) -> float:
-    """Pixels between a box and the nearest of the windows, diagonals by their longer side."""
+def seen_by_windows(bbox: list[float]) -> np.ndarray:
+    """Pixels that a box's features depend on where windows exchange nothing, bool (SIDE, SIDE)."""
     x, y, w, h = bbox
-    top, left = WINDOW * np.argwhere(windows).T
-    across = np.maximum(left - (x + w), x - (left + WINDOW))
-    down = np.maximum(top - (y + h), y - (top + WINDOW))
-    return float(np.maximum(np.maximum(across, down), 0).min())
+    first = np.array([y, x]) - NECK
+    last = np.array([y + h, x + w]) + NECK
+    rows, columns = (
+        slice(
+            max(0, int(start // WINDOW) * WINDOW - STEM),
+            int(-(-end // WINDOW)) * WINDOW,
+        )
+        for start, end in zip(first, last, strict=True)
+    )
+    seen = np.zeros((SIDE, SIDE), dtype=bool)
+    seen[rows, columns] = True
+    return seen
 
 
 def category(color: int, shape: int) -> int:
@@ -360,7 +371,7 @@ def write(root: Path) -> None:
             info=dict(
                 description="mini set of the ablation suite",
                 version=str(VERSION),
-                cue=dict(window=WINDOW, convs=CONVS),
+                cue=dict(window=WINDOW),
             ),
             licenses=[],
             categories=categories,

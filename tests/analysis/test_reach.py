@@ -168,7 +168,7 @@ def test_foreign_rows_have_a_reach_if_they_have_boxes(with_cue, tmp_path):
     data = records.read(with_cue / "own-0" / records.RECORD).data
     truth = json.loads(Path(data["val"]).read_text()) | {"info": INFO}
     for i, part in enumerate((*truth["categories"], *truth["annotations"])):
-        of_object = dict(shows_cue=i % 3 == 0, cue_distance=i % 4, cue_gap=10.0 * (i % 5))
+        of_object = dict(shows_cue=i % 3 == 0, cue_distance=i % 4, cue_by_convs=i % 5 < 2)
         part |= dict(cue=("warm", "cold")[i % 2], **of_object)
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     for path in with_cue.glob("*/record.json"):

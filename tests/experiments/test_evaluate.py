@@ -412,7 +412,7 @@ print(in_processes(1, ["-c", {child!r}]), in_processes(2, ["-c", {child!r}]))
 
 def test_reach_is_counted_where_the_data_have_a_cue(splits, alone, tmp_path):
     content = json.loads(Path(splits["coco"].json_file).read_text())
-    content["info"] = {"cue": {"window": 32, "convs": 19}}
+    content["info"] = {"cue": {"window": 32}}
     for category in content["categories"]:
         category["cue"] = category["name"].split()[0]
     truth = tmp_path / "cue.json"

@@ -7,12 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+import torch
+from detectron2.config import instantiate
+from detectron2.structures import Boxes
 
+from experiments import config
 from experiments.data import catalog, mini
 
 # Of the first 40 training images and annotations; a change of the drawing code that changes it
 # must raise mini.VERSION.
-DIGEST = {2: "1eb7e9a8e9b62f50"}
+DIGEST = {2: "1fffc7db06d93d28"}
 
 
 def test_same_pixels_and_annotations_everywhere():
@@ -103,14 +107,11 @@ def test_distances_are_those_of_the_pixels(drawn):
         count = (colored(image) != 0).reshape(4, 32, 4, 32).sum((1, 3))
         for a in objects_of(annotations):
             if a["shows_cue"]:
-                assert (a["cue_distance"], a["cue_gap"]) == (0, 0)
+                assert (a["cue_distance"], a["cue_by_convs"]) == (0, True)
                 continue
             x, y, w, h = a["bbox"]
-            gaps = [
-                max(32 * c - (x + w), x - 32 * (c + 1), 32 * r - (y + h), y - 32 * (r + 1), 0)
-                for r, c in np.argwhere(count > 0)
-            ]
-            assert a["cue_gap"] == min(gaps)
+            seen = mini.seen_by_windows(a["bbox"]) & (colored(image) != 0)
+            assert a["cue_by_convs"] == seen.any()
             # The box may touch windows in which the object has fewer pixels than count.
             rows = range(int(y) // 32, int(np.ceil((y + h) / 32)))
             columns = range(int(x) // 32, int(np.ceil((x + w) / 32)))
@@ -125,6 +126,29 @@ def test_distances_are_those_of_the_pixels(drawn):
                 assert a["cue_distance"] == min(steps)
             distances.append(a["cue_distance"])
     assert set(distances) == {0, 1, 2, 3}
+
+
+def test_what_a_box_sees_without_exchange_is_what_its_features_depend_on():
+    """By gradients of what RoIAlign gives the heads, in the mini detector without propagation."""
+    cfg = config.load(config.base_path("mini", "vit-mini", "mask_rcnn", "coco"))
+    cfg.model.backbone.propagation = "none"
+    model = instantiate(cfg.model).double().eval()
+    image = torch.rand(1, 3, mini.SIDE, mini.SIDE, dtype=torch.float64, requires_grad=True)
+    maps = model.backbone(image)
+    rng = np.random.RandomState(0)
+    most = 0.0
+    for _ in range(40):
+        (x, y), (w, h) = rng.uniform(0, 100, 2), rng.uniform(8, 60, 2)
+        box = [x, y, min(w, mini.SIDE - x), min(h, mini.SIDE - y)]
+        corners = torch.tensor([[x, y, x + box[2], y + box[3]]], dtype=torch.float64)
+        levels = [maps[name] for name in model.roi_heads.box_in_features]
+        features = model.roi_heads.box_pooler(levels, [Boxes(corners)])
+        (gradient,) = torch.autograd.grad(features.square().sum(), image, retain_graph=True)
+        read = (gradient != 0).any(1)[0].numpy()
+        seen = mini.seen_by_windows(box)
+        assert not (read & ~seen).any()
+        most = max(most, read.sum() / seen.sum())
+    assert most > 0.99  # nothing that is not read counts as seen
 
 
 def test_made_once_even_by_several_at_a_time(tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 from experiments import reach
 from experiments.errors import UserError
 
-WINDOW, CONVS, SIDE = 32, 19, 128
-INFO = {"cue": {"window": WINDOW, "convs": CONVS}}
+SIDE = 128
+INFO = {"cue": {"window": 32}}
 CATEGORIES = [
     dict(id=i, name=f"{cue} {shape}", supercategory=shape, cue=cue)
     for i, (cue, shape) in enumerate(
@@ -41,11 +41,11 @@ def some_set(images: int, seed: int) -> tuple[dict, list[dict]]:
                     iscrowd=int(crowd),
                     shows_cue=not crowd and rng.random() < shown,
                     cue_distance=rng.randrange(4),
-                    cue_gap=rng.choice((0.0, CONVS, CONVS + 0.5, 40.0)),
+                    cue_by_convs=rng.random() < 0.5,
                 )
             )
             if crowd:  # have none
-                del annotations[-1]["cue_distance"], annotations[-1]["cue_gap"]
+                del annotations[-1]["cue_distance"], annotations[-1]["cue_by_convs"]
             for _ in range(rng.randrange(4)):
                 moved = [v + rng.choice((0, 0, 0, 1, 2, 4)) for v in box]
                 score, category = rng.choice((0.1, 0.5, 0.5, 0.9)), rng.randint(1, 4)
@@ -79,7 +79,7 @@ def slowly(truth: dict, results: list[dict]) -> dict[str, list[int]]:
             distance = str(mine["cue_distance"])
             if mine["shows_cue"]:
                 distance = "self"
-            elif distance != "0" and mine["cue_gap"] <= CONVS:
+            elif distance != "0" and mine["cue_by_convs"]:
                 distance = "convs"
             answer = None
             for result in results:
@@ -124,7 +124,7 @@ def one_image(*objects: tuple[list, int | None], **words) -> dict:
             iscrowd=0,
             shows_cue=distance is None,
             cue_distance=distance or 0,
-            cue_gap=(distance or 0) * WINDOW,
+            cue_by_convs=not distance,
         )
         for i, (box, distance) in enumerate(objects, start=1)
     ]
@@ -140,20 +140,19 @@ SHOWING = ([0, 0, 32, 32], None)
 
 
 @pytest.mark.parametrize(
-    ("distance", "gap", "name"),
+    ("distance", "by_convs", "name"),
     [
-        (0, 0.0, "0"),
-        (1, 0.0, "convs"),  # its box reaches into the window with fewer pixels than count
-        (1, 19.0, "convs"),
-        (1, 19.5, "1"),
-        (2, 18.0, "convs"),
-        (2, 40.0, "2"),
-        (3, 70.0, "3"),
+        (0, True, "0"),
+        (1, True, "convs"),
+        (1, False, "1"),
+        (2, True, "convs"),
+        (2, False, "2"),
+        (3, False, "3"),
     ],
 )
-def test_what_convs_read_is_apart(distance, gap, name):
+def test_what_convs_read_is_apart(distance, by_convs, name):
     truth = one_image(SHOWING, ([40, 0, 20, 20], distance))
-    truth["annotations"][1]["cue_gap"] = gap
+    truth["annotations"][1]["cue_by_convs"] = by_convs
     counts = reach.compute(truth, [])
     assert counts.pop("self") == [1, 0, 0]
     assert {name: count for name, count in counts.items() if count[0]} == {name: [1, 0, 0]}
@@ -210,7 +209,10 @@ def without_words(part: str, key: str) -> dict:
         {k: v for k, v in one_image(SHOWING).items() if k != "info"},
         {k: v for k, v in one_image(SHOWING).items() if k != "annotations"},
         without_words("categories", "cue"),
-        *(without_words("annotations", key) for key in ("shows_cue", "cue_distance", "cue_gap")),
+        *(
+            without_words("annotations", key)
+            for key in ("shows_cue", "cue_distance", "cue_by_convs")
+        ),
     ],
 )
 def test_other_data_have_no_reach(truth):
