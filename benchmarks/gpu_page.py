@@ -9,6 +9,7 @@ from tabulate import tabulate
 from analysis.paper import published
 
 PAGE = "gpu-check.md"
+WHOLE = "(part)"  # key of what ended a whole part; without an error: it has gone well since
 _TABLE_3 = {"window only": "T3:0", "4 conv": "T3:1", "4 global": "T3:2", "all global": "T3:3"}
 # A kernel errs as the textbook form does in the same precision, but for the luck of rounding.
 _TOLERATED = 2.0
@@ -18,7 +19,8 @@ _NAMED = 3  # settings of a cell
 def latest(rows: list[dict], mark: dict) -> dict[tuple[str, str], dict]:
     """The last row of each part and key, of one device, torch and size; without plans."""
     mine = [row for row in rows if row["key"] and mark.items() <= row.items()]
-    return {(row["part"], row["key"]): row for row in mine}
+    found = {(row["part"], row["key"]): row for row in mine}
+    return {k: row for k, row in found.items() if k[1] != WHOLE or row["error"]}
 
 
 def write(out: Path, rows: list[dict], mark: dict) -> None:

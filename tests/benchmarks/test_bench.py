@@ -70,6 +70,28 @@ def test_suites_have_no_case_twice(name):
         assert len(keys) == len(set(keys))
 
 
+@pytest.mark.parametrize("name", SUITES)
+def test_a_gpu_gets_batches_a_cpu_single_images(name):
+    assert {case.batch for case in suite(name, "cuda")} == {8}
+    assert {case.batch for case in suite(name, "cpu")} == {1}
+
+
+@pytest.mark.parametrize("module", ["encoder", "neck", "linear", "detector"])
+def test_inputs_have_as_many_images_as_the_case_says(module):
+    case = Case(module, "vit-ti", tokens=4, batch=3)
+    assert len(build(case, "fused")[1](0)) == 3
+    assert "3 images" in str(case)
+    if module == "linear":
+        assert case.macs() == 3 * Case(module, "vit-ti", tokens=4).macs()
+
+
+def test_kernels_are_named_by_their_time():
+    a, b = torch.randn(2, 512, 512)
+    names = worker.kernel_names(lambda: torch.softmax(a[:8] @ b, -1) + (a @ b)[:8], "cpu")
+    assert names.startswith("aten::mm ")
+    assert "aten::_softmax " in names
+
+
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """A suite of two small cases, run as the command runs it."""
@@ -132,6 +154,32 @@ def test_a_case_measured_again_replaces_its_rows(tmp_path):
     found = pd.read_csv(tmp_path / "encoder.csv")
     assert found.tokens.tolist() == [32, 32, 64, 64]
     assert found.seconds.tolist() == [3.0, 3.0, 2.0, 2.0]
+
+
+def test_rows_one_by_one():
+    """As on a GPU: each alone, with its kernels; one that cannot be built stops no other."""
+    processes = multiprocessing.get_context("forkserver")
+    case = Case(size="vit-ti", tokens=2, rounds=2, batch=2)
+    rows, rates = bench._one_by_one(case, ["timm", "fused"], "cpu", processes)
+    assert "vit-ti" in rows["timm"].error
+    assert not rows["fused"].error
+    assert len(rows["fused"].samples) == 2
+    assert "aten::" in rows["fused"].kernels
+    assert rates[0] > 0
+
+
+def test_rows_of_before_there_were_batches_are_of_one_image(tmp_path):
+    row = dict(implementation="fused", seconds=1.0, peak_mib=1.0, matrix_gflops=1.0, error="")
+    report.keep(report.table(Case(), [row], dict(device="x", threads=2)), tmp_path)
+    path = tmp_path / "encoder.csv"
+    pd.read_csv(path).drop(columns="batch").to_csv(path, index=False)
+    for batch in (1, 8):
+        case = Case(batch=batch)
+        row["seconds"] = 10.0 * batch
+        report.keep(report.table(case, [row], dict(device="x", threads=2)), tmp_path)
+    found = pd.read_csv(path)
+    assert found.batch.tolist() == [1, 8]
+    assert found.seconds.tolist() == [10.0, 80.0]
 
 
 def test_table_3_stands_beside_the_papers(tmp_path):

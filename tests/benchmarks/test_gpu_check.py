@@ -76,6 +76,10 @@ def call(out, started="2026-01-01T00:00:00+00:00") -> gpu_check.Call:
     return gpu_check.Call(str(out), "cpu", True, started)
 
 
+def row_mark() -> dict:
+    return call("").mark()
+
+
 def check(out, only="", minutes=20.0) -> tuple[bool, str]:
     console = Console(record=True, width=200)
     return gpu_check.check(out, "cpu", minutes, True, only, console), console.export_text()
@@ -187,6 +191,11 @@ def test_rows_that_die_or_hang_cost_themselves_only(tmp_path, monkeypatch):
     assert not gpu_check._run(call(tmp_path), "fails", time.monotonic() + 4, processes)
     (row,) = rows_of(tmp_path, "fails")
     assert row["error"] == "ValueError: of no row"
+    parts["fails"] = gpu_check.Part(1, "", lambda journal: journal.todo([]))
+    assert gpu_check._run(call(tmp_path), "fails", time.monotonic() + 4, processes)
+    assert not [
+        key for key in gpu_page.latest(gpu_check.read(tmp_path), row_mark()) if "fails" in key
+    ]
 
 
 def test_rows_of_another_device_do_not_count(tmp_path):
