@@ -27,8 +27,8 @@ from PIL import Image
 VERSION = 2  # raise it when a change below changes the files
 SIDE = 128  # pixels
 WINDOW = 32  # pixels: an attention window of vit-mini
-# Pixels that convs of vit-mini's detector read: the neck's 3x3 conv at stride 8, and RoIAlign between
-# the centres of that map, beyond a box; the stem beyond a window, to its left and above.
+# Pixels that convs of vit-mini's detector read: the neck's 3x3 conv at stride 8, and RoIAlign
+# between the centres of that map, beyond a box; the stem beyond a window, to its left and above.
 NECK, STEM = 8 + 4, 7
 IMAGES = {"train": 1200, "val": 300}
 COLORS = {"warm": (225, 120, 40), "cold": (40, 120, 225)}
