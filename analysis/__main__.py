@@ -129,6 +129,31 @@ def write_validity(
     console.print("written: " + "  ".join(str(path) for path in written))
 
 
+@app.command("repeats")
+def write_repeats(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    size: Annotated[int, typer.Option(help="Seeds of a set.")] = 3,
+    delta: Delta = 0.5,
+    keep: Annotated[bool, typer.Option("--keep", help="Copy it to results/ as well.")] = False,
+) -> None:
+    """Would another set of seeds say the same: the verdicts of disjoint sets of a study's seeds,
+    box AP; writes repeats.csv."""
+    with commands.importing():
+        from . import repeats
+
+    found = repeats.load(folder, size, delta)
+    _show(found, f"box AP, differences to the base from sets of {size} seeds")
+    for line in repeats.totals(found):
+        console.print(line, highlight=False)
+    written = [folder / "repeats.csv"]
+    found.to_csv(written[0], index=False)
+    if keep:
+        kept = Path("results") / folder.parent.name / folder.name
+        kept.mkdir(parents=True, exist_ok=True)
+        written.append(Path(shutil.copy(written[0], kept)))
+    console.print("written: " + "  ".join(str(path) for path in written))
+
+
 @app.command()
 def add(
     folder: Annotated[

@@ -2,7 +2,7 @@
 not comparable."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -70,13 +70,18 @@ class Results:
     notes: list[str]
 
 
-def load(folder: str | Path, delta: float = DELTA) -> Results:
+def load(folder: str | Path, delta: float = DELTA, seeds: Collection[int] | None = None) -> Results:
     """The study that was run in `folder`.
+
+    Args:
+        seeds: of the runs that count; None: all.
 
     Raises:
         UserError: nothing was run there, or a file is broken or of another version.
     """
     manifest, records = load_study(folder)
+    if seeds is not None:
+        records = records[records["seed"].isin(seeds)].reset_index(drop=True)
     draws, notes = _draws(records)
     foreign, of_foreign, more = _foreign(folder, {d.truth for d in draws.values()})
     if len(foreign):
