@@ -21,9 +21,7 @@ def write_set(root: Path, split: str, count: int) -> Path:
     """The first `count` images of the mini set as a COCO-format set; returns the json."""
     folder = root / split
     folder.mkdir(parents=True)
-    coco = dict(images=[], annotations=[], categories=[])
-    for i, name in enumerate(mini.CATEGORIES, start=1):
-        coco["categories"].append(dict(id=i, name=name))
+    coco = dict(images=[], annotations=[], categories=mini.categories())
     for index in range(count):
         image, annotations = mini.draw(index, split)
         Image.fromarray(image).save(folder / f"{index}.bmp")

@@ -297,6 +297,15 @@ def category(color: int, shape: int) -> int:
     return color * len(SHAPES) + shape
 
 
+def categories() -> list[dict]:
+    """As in the annotation files: COCO's keys, and the colour that is the category's cue."""
+    return [
+        dict(id=category(i, j) + 1, name=f"{color} {shape}", supercategory=shape, cue=color)
+        for i, color in enumerate(COLORS)
+        for j, shape in enumerate(SHAPES)
+    ]
+
+
 def draw_open_outline(rng: np.random.RandomState, image: np.ndarray, taken: list) -> None:
     """Clutter: at most half of an object's outline, which by itself is no object."""
     radius = int(rng.randint(10, 40))
@@ -359,11 +368,6 @@ def _polygon_annotation(category: int, corners: np.ndarray) -> dict:
 
 def write(root: Path) -> None:
     """Write all images and the two annotation files under `root`."""
-    categories = [
-        dict(id=category(i, j) + 1, name=f"{color} {shape}", supercategory=shape, cue=color)
-        for i, color in enumerate(COLORS)
-        for j, shape in enumerate(SHAPES)
-    ]
     (root / "annotations").mkdir(parents=True)
     for split, count in IMAGES.items():
         (root / split).mkdir()
@@ -374,7 +378,7 @@ def write(root: Path) -> None:
                 cue=dict(window=WINDOW),
             ),
             licenses=[],
-            categories=categories,
+            categories=categories(),
             images=[],
             annotations=[],
         )
