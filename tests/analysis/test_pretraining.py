@@ -27,7 +27,7 @@ WORDS = {
 def write_images(root: Path, **counts: int) -> Path:
     for split, count in counts.items():
         for index in range(count):
-            image, category = mini_classes.draw(index, split)
+            image, category = mini_classes.draw(index + 9, split)  # all categories in both
             folder = root / split / str(category)
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{index}.bmp")

@@ -21,6 +21,6 @@ def test_every_shown_line_was_measured(page, path, block):
     assert "commit" in "\n".join(measured)
 
 
-@pytest.mark.parametrize("page", ["README.md", "speed.md", "pretraining.md"])
+@pytest.mark.parametrize("page", ["README.md", "speed.md"])
 def test_something_is_shown(page):
     assert page in [page for page, _, _ in SHOWN]
