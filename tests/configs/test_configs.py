@@ -108,7 +108,7 @@ def test_initial_weights_are_known_for_the_encoders_size(path, tmp_path):
     assert config.encoder_size(config.load(tmp_path / "config.yaml")) == size
     if path.startswith("configs/mini/"):
         assert size in ("vit-mini", "")
-        assert cfg.train.init_weights == "none"
+        assert cfg.train.init_weights == ("windows_mini" if size else "none")
         return
     assert Path(path).stem.replace("_", "-").endswith(f"-{size}")
     word = {"vit": "mae_in1k", "swin": "sup_in21k", "mvitv2": "sup_in21k"}[size.split("-")[0]]
