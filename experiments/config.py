@@ -63,6 +63,9 @@ _HIERARCHICAL = {
     ("MViT", 192, 80): "mvitv2-h",
 }
 PARALLEL = ("ddp", "fsdp")
+# Part of every run's identity: raise it when the same config comes to train otherwise.
+# 2: initial values follow from seed and name, heads' random numbers from their own seeds.
+PROCEDURE = 2
 PRETRAINING_PARTS = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train")
 _PARTS = (*PRETRAINING_PARTS, "test")
 
@@ -417,7 +420,7 @@ def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
         for word, entry in registry
         if word in words and not entry.__module__.startswith("backbones.")
     }
-    parts = [plain, data_digest, _weights_digest(cfg), foreign]
+    parts = [plain, data_digest, _weights_digest(cfg), foreign, PROCEDURE]
     identity = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 

@@ -135,6 +135,11 @@ class TestFingerprint:
     def test_same_for_the_same_run(self):
         assert self.mark() == self.mark()
 
+    def test_code_that_trains_otherwise_makes_another_run(self, monkeypatch):
+        before = self.mark()
+        monkeypatch.setattr(config, "PROCEDURE", config.PROCEDURE + 1)
+        assert self.mark() != before
+
     @pytest.mark.parametrize(
         "words",
         [
