@@ -85,7 +85,7 @@ class Trainer(SimpleTrainer):
         last_checkpoint: names it, for that error.
     """
 
-    number: int  # of the micro batch
+    number: int | None = None  # of the micro batch whose pass is under way
 
     def __init__(
         self,
@@ -134,6 +134,7 @@ class Trainer(SimpleTrainer):
                     losses = self.model(batch)
                 # DDP and FSDP take the mean over processes.
                 (sum(losses.values()) * (world / self.micro_batches)).backward()
+            self.number = None
             after += self.running.read()
             ids = [image.get("image_id") if isinstance(image, dict) else None for image in batch]
             passes.append((ids, {name: loss.detach() for name, loss in losses.items()}))
@@ -158,7 +159,9 @@ class Trainer(SimpleTrainer):
         )
 
     def _seed(self, name: str = "") -> None:
-        """For this micro batch; for one of the detector's heads."""
+        """For this micro batch; for one of the detector's heads. Not outside of a step."""
+        if self.number is None:
+            return
         words = np.random.SeedSequence([self.seed, self.iter, self.number, *name.encode()])
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 

@@ -27,14 +27,20 @@ from tests.conftest import ROOT, write_set
 
 
 def annotation(coco, image_id=1, crowd=0):
-    return next(
-        a for a in coco["annotations"] if (a["image_id"], a["iscrowd"]) == (image_id, crowd)
-    )
+    """One of middle size: neither all of the image nor lost when its box moves by some pixels."""
+    found = [a for a in coco["annotations"] if (a["image_id"], a["iscrowd"]) == (image_id, crowd)]
+    return sorted(found, key=lambda a: a["area"])[len(found) // 2]
 
 
 def change(**values):
     """Of an annotation of image 1."""
     return lambda coco, folder: annotation(coco).update(values)
+
+
+def area_0(coco, folder):
+    """Of a large object: a small one stays among the small ones."""
+    found = [a for a in coco["annotations"] if a["image_id"] == 1 and not a["iscrowd"]]
+    max(found, key=lambda a: a["area"])["area"] = 0
 
 
 def run_lengths(pixels):
@@ -131,7 +137,7 @@ CASES = {
     "beside": ("box outside the image", moved_out),
     "x1 y1": ("box far from its mask", corners),
     "shifted": ("box differs from its mask", shifted(3, 3)),
-    "area 0": ("area not above 0", change(area=0)),
+    "area 0": ("area not above 0", area_0),
     "area NaN": ("area not above 0", change(area=float("nan"))),
     "two corners": ("invalid polygon", change(segmentation=[[1, 2, 3, 4]])),
     "odd": ("invalid polygon", change(segmentation=[[1, 2, 3, 4, 5, 6, 7]])),
