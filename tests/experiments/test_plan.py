@@ -226,4 +226,5 @@ def test_disk(name):
     cfg = config.load(ROOT / "configs" / "mini" / f"{name}.py")
     evaluated = budget.disk_bytes(cfg, 10**6, 300, trains=False)
     assert evaluated == 300 * 100 * 500
-    assert budget.disk_bytes(cfg, 10**6, 300) == evaluated + 3 * 12 * 10**6 + cfg.train.max_iter // 20 * 1000
+    logs = cfg.train.max_iter // 20 * 1000
+    assert budget.disk_bytes(cfg, 10**6, 300) == evaluated + 3 * 12 * 10**6 + logs
