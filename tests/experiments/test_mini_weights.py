@@ -23,6 +23,7 @@ def test_they_are_small_and_say_where_they_come_from():
     assert record["config"]["model"]["backbone"]["propagation"] == "none"
     assert record["config"]["train"]["init_weights"] == "none"
     assert not record["git_commit"].endswith("-dirty")
+    assert record["data"]["train"].startswith("datasets/")
 
 
 @pytest.mark.parametrize("name", ["global-vs-conv", "count", "placement", "conv-block"])
@@ -46,7 +47,9 @@ def test_kept_is_the_encoder_of_the_run_in_half_precision(tmp_path):
     run = tmp_path / "windows-mini" / "run"
     run.mkdir(parents=True)
     checkpoints.save(run, None, dict(model=model.state_dict()))
-    records.write(run, make(variant="windows"))
+    data = dict(kind="coco", val=str(config.ROOT / "datasets/val.json"))
+    record = make(variant="windows", data=data)
+    records.write(run, record)
     write_json(
         run.parent / MANIFEST,
         dict(
@@ -58,7 +61,9 @@ def test_kept_is_the_encoder_of_the_run_in_half_precision(tmp_path):
     path = mini_weights.keep(run.parent, tmp_path / "shipped")
     assert path.name == SHIPPED.name
     assert path.stat().st_mode & 0o044 == 0o044  # others may read it
-    assert path.with_suffix(".json").read_text() == (run / records.RECORD).read_text()
+    kept = json.loads(path.with_suffix(".json").read_text())
+    assert kept["data"]["val"] == "datasets/val.json"  # wherever the checkout lies
+    assert kept["fingerprint"] == record.fingerprint
     kept, encoder = load_file(path), model.backbone.net.state_dict()
     assert kept.keys() == encoder.keys() == load_file(SHIPPED).keys()
     for key, value in encoder.items():
