@@ -1,4 +1,4 @@
-"""Mask R-CNN, vit-mini, the embedded 128 px set: a minute on one CPU core.
+"""Mask R-CNN, vit-mini, the embedded 128 px set: two minutes on one CPU core.
 
 The encoder starts from weights that were trained once with windows alone, as the paper's starts
 from images no larger than its windows: propagation is learned in fine-tuning. The recipe is this
