@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from . import paper, style
 from .style import plt
 
-DATASETS = ("coco", "lvis", "mini")
+DATASETS = ("coco", "lvis")
 DETECTORS = ("Mask R-CNN", "Cascade Mask R-CNN", "RetinaNet")
 _NUMBERS = ["ap_box", "ap_mask", "ap_mask_rare", "params", "macs", "test_ms", "seeds", "ap_box_std"]
 OURS = ["model", "pretrain", "detector", "dataset", *_NUMBERS]
@@ -47,7 +47,7 @@ def figure3(ours: pd.DataFrame, path: Path) -> list[Path]:
             ("1K, MAE"), detector (of `DETECTORS`), dataset (of `DATASETS`), AP in 0..100, params
             and macs (absolute), test_ms (ms per image), number of seeds, standard deviation of box
             AP over them; NaN for what was not measured. `device`, where test_ms was measured, is
-            optional. Rows of the mini set get panels of their own.
+            optional.
         path: without suffix; .png, .svg, and .csv with the points are written.
 
     Returns:
@@ -122,9 +122,6 @@ def _draw(
     title: str,
 ) -> list[Path]:
     ours = _checked(ours).assign(origin="ours")
-    mini = _Row("mini", rows[0].detector, rows[0].ap, "box AP, mini set\n(another data set)")
-    if rows[0].dataset == "coco" and mini.points(ours)[mini.ap].notna().any():
-        rows = [*rows, mini]
     points = pd.concat([published, ours]).astype(dict.fromkeys(_NUMBERS, float))
     apart = {(row.dataset, row.detector): row for row in rows}
     points = pd.concat([row.points(points) for row in apart.values()])

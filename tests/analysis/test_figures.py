@@ -119,9 +119,8 @@ def test_series_are_told_apart_without_color(draw):
 
 
 def test_rows_without_ap_are_marked_at_their_cost_only(draw):
-    rows = ours(dict(test_ms=60.0, device="some GPU", seeds=0), dict(dataset="mini"))
+    rows = ours(dict(test_ms=60.0, device="some GPU", seeds=0))
     panels, _, points = draw(3, rows)
-    assert panels.shape == (1, 3)  # and the mini set has no panel for costs alone
     for axis, x in zip(panels[0], (111.0, 0.84, 60.0), strict=True):
         assert len(points_of(axis)) == 11
         (mark,) = (a for a in axis.get_lines() if a.get_label() == "ViT, 1K, MAE (ours, cost only)")
@@ -130,25 +129,6 @@ def test_rows_without_ap_are_marked_at_their_cost_only(draw):
     assert panels[0, 2].get_xlabel().endswith("(published: A100; ours: some GPU)")
     assert "mean of" not in plt.gcf().get_suptitle()
     assert len(points) == 12
-
-
-@pytest.mark.parametrize(("number", "detector"), [(3, "Mask R-CNN"), (5, "RetinaNet")])
-def test_the_mini_set_shares_no_axis_with_coco(draw, number, detector):
-    mini = dict(model="ViT-mini", pretrain="none", dataset="mini", params=1e6, macs=4.6e8)
-    rows = ours(dict(mini, ap_box=63.0), dict(ap_box=51.0), dict(mini, macs=9e8))
-    panels, _, points = draw(number, rows.assign(detector=detector))
-    assert len(panels) == 2
-    assert "COCO" in panels[0, 0].get_ylabel()
-    assert "mini" in panels[1, 0].get_ylabel()
-    for above, below in zip(*panels, strict=True):
-        assert not above.get_shared_x_axes().joined(above, below)
-        assert not above.get_shared_y_axes().joined(above, below)
-        assert 63.0 not in [y for _, y in points_of(above)]
-    assert points_of(panels[1, 0]) == [(1.0, 63.0)]
-    if number == 3:
-        assert points_of(panels[1, 1]) == [(0.46, 63.0)]
-        assert panels[1, 1].get_xlabel() == "GMACs, one image"
-    assert set(points["dataset"]) == {"coco", "mini"}
 
 
 def test_figure_4_draws_mask_ap_of_lvis(draw):
@@ -183,7 +163,7 @@ def test_wrong_rows_are_told(tmp_path):
     good = ours(dict(ap_box=51.0))
     for wrong, message in (
         (good.drop(columns=["macs", "seeds"]), "lack macs, seeds"),
-        (good.assign(dataset="COCO"), "dataset 'COCO': use coco, lvis, mini"),
+        (good.assign(dataset="COCO"), "dataset 'COCO': use coco, lvis"),
         (good.assign(detector="FCOS"), "detector 'FCOS': use Mask R-CNN"),
         (good.assign(pretrain=None), "no pretrain"),
     ):
