@@ -8,7 +8,7 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -295,11 +295,7 @@ def errors(setting: Setting, name: str, device: str) -> dict:
     output = wrong.pop("output")
     return dict(
         kernel=name,
-        N=setting.N,
-        D=setting.D,
-        dtype=setting.dtype,
-        rel_pos=setting.rel_pos,
-        masked=setting.masked,
+        **asdict(setting),
         output_error=output,
         gradient_error=max(wrong.values(), key=lambda e: e if e == e else float("inf")),
         finite=not bad,
@@ -376,11 +372,7 @@ def timed(timing: Timing, name: str, device: str) -> dict:
         row["peak_mib"] -= before
     return dict(
         kernel=name,
-        size=timing.size,
-        grouping=timing.grouping,
-        mode=timing.mode,
-        batch=timing.batch,
-        tokens=timing.tokens,
+        **asdict(timing),
         finite=finite,
         tflops=timing.flops(x) / row["seconds"] / 1e12,
         **row,
