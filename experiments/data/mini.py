@@ -252,7 +252,7 @@ def draw_objects(
     colored = np.zeros((SIDE, SIDE), dtype=bool)
     for i in shows:
         colored |= masks[i]
-    of_color = sum(pixels[i] for i in shows) if objects else None
+    of_color = _pixels_of_windows(colored)
     annotations = []
     for i, thing in enumerate(objects):
         annotation = _polygon_annotation(category(color, thing.shape), thing.corners)
