@@ -34,7 +34,7 @@ model.proposal_generator.update(
     pre_nms_topk=(200, 200),
     post_nms_topk=(100, 50),
 )
-model.proposal_generator.head.update(in_channels=64, conv_dims=[-1])
+model.proposal_generator.head.update(in_channels=64, conv_dims=[32])
 model.proposal_generator.anchor_generator.update(
     sizes=[[12, 20, 32], [48, 72, 104]], aspect_ratios=[1.0], strides=[4, 8]
 )
@@ -54,14 +54,14 @@ model.roi_heads.box_pooler.update(
 model.roi_heads.mask_pooler.update(
     output_size=7,
     scales=(1.0 / 4, 1.0 / 8),
-    sampling_ratio=2,
+    sampling_ratio=1,
     canonical_box_size=32,
     canonical_level=3,
 )
 model.roi_heads.box_head.update(conv_dims=[64], fc_dims=[128])
 model.roi_heads.box_head.input_shape.channels = 64
 model.roi_heads.box_predictor.input_shape.channels = 128
-model.roi_heads.mask_head.update(conv_dims=[64, 64])
+model.roi_heads.mask_head.update(conv_dims=[64])
 model.roi_heads.mask_head.input_shape.update(channels=64, height=7, width=7)
 
 dataloader.image_size = _side
@@ -78,7 +78,7 @@ param_groups.layer_decay = 1.0
 schedule.warmup_iters = 60
 # In float32: which CPUs compute in bfloat16 must not decide what a study finds.
 train.update(
-    max_iter=360,
+    max_iter=320,
     init_weights="windows_mini",
     amp=False,
     clip_grad_norm=1.0,

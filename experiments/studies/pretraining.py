@@ -35,7 +35,7 @@ from typing import Any
 from experiments.studies import Study, Variant, Words
 
 _EPOCHS_100 = 184375  # iterations
-_MINI_ITERATIONS = 360
+_MINI_ITERATIONS = 320
 _SIZES = ("vit-b", "vit-l")  # of the paper's table
 
 

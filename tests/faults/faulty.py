@@ -76,7 +76,7 @@ if "SUBMITIT_EXECUTOR" in os.environ:
         folder, variant = Path(run.folder), run.variant
         return "fit", {{}}
 
-    before(train, "fit", known)
+    before(train, "fit_run", known)
     before(Trainer, "run_step", lambda trainer: (trainer.iter, dict(trainer=trainer)))
     before(train, "evaluate", lambda *args: ("evaluate", dict(model=args[0])))
     before(records, "write", lambda *args: ("record", {{}}))
