@@ -1,4 +1,4 @@
-"""That the suite of faults still reaches what it breaks: by default, for nothing else runs it often."""
+"""The suite of faults still reaches what it breaks: a test by default, for it is run seldom."""
 
 from tests.faults.faulty import Faulty
 from tests.faults.running import Study
