@@ -144,7 +144,7 @@ def encoder(
     num_heads: int,
     *,
     propagation: str = "global",
-    count: int | None = None,
+    count: int | str | None = None,
     conv_block: str = "bottleneck",
     use_rel_pos: bool = False,
     patch_size: int = 16,
@@ -169,7 +169,7 @@ def encoder(
     T = rows * columns
     padded = [-(-length // window_size) * window_size for length in (rows, columns)]
     own = {"none": 0, "shifted": depth // 2}.get(propagation, min(4, depth // 2))
-    count = own if count is None else count
+    count = {None: own, "all": depth}.get(count, count)
     n_global = count if propagation == "global" else 0
     positions = (pretrain_img_size // patch_size) ** 2 + pretrain_use_cls_token
     parts = {

@@ -101,6 +101,8 @@ def propagation_blocks(depth: int, count: int, placement: str) -> tuple[int, ...
         ValueError: `count` outside 0..depth, or an unknown placement.
     """
     choose("placement", placement, PLACEMENTS)
+    if isinstance(count, str):
+        raise ValueError(f"count={count!r} does not fit: a whole number or 'all' does")
     if whole_number("count", count, least=0) > depth:
         raise ValueError(
             f"count={count} does not fit: an encoder of depth={depth} allows 0..{depth}"

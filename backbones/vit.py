@@ -119,7 +119,8 @@ class ViT(Backbone):
         out_feature: name of the output, the last block's map.
         propagation: how windows exchange information, a word of `PROPAGATIONS`: "none", "global",
             "conv", "shifted" or your own. None means "global", the paper's default.
-        count: how many blocks propagate. None: the strategy's own, see `default_count`.
+        count: how many blocks propagate, "all" of them, or None: the strategy's own, see
+            `default_count`.
         placement: which ones, see `propagation_blocks`: "even", "first" or "last".
         conv_block: for "conv", a word of `CONV_BLOCKS`: "naive", "basic" or "bottleneck".
         stem: image to tokens, a word of `STEMS`: "patchify" or "conv".
@@ -168,7 +169,7 @@ class ViT(Backbone):
         out_feature: str = "last_feat",
         *,
         propagation: str | None = None,
-        count: int | None = None,
+        count: int | str | None = None,
         placement: str = "even",
         conv_block: str = "bottleneck",
         stem: str = "patchify",
@@ -372,13 +373,15 @@ Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its resi
 
 
 def _roles_of_words(
-    spec: EncoderSpec, propagation: str, count: int | None, placement: str
+    spec: EncoderSpec, propagation: str, count: int | str | None, placement: str
 ) -> list[Role]:
     strategy = lookup(PROPAGATIONS, "propagation", propagation)(spec)
     if count is None:
         count = strategy.default_count()
     elif propagation == "none" and count:
-        raise ValueError(f"count={count} does not fit propagation='none': leave it out, or 0")
+        raise ValueError(f"count={count!r} does not fit propagation='none': leave it out, or 0")
+    elif count == "all":
+        count = spec.depth
     propagating = propagation_blocks(spec.depth, count, placement)
     windows = Windows(spec.window_size)
     return [

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from backbones import SIZES
 
-# Blocks that propagate, by the words of `build_encoder`. ViT-L's and -B's "all" is their depth.
+# Blocks that propagate, by the words of `build_encoder`.
 BLOCKS = {
     "window only": dict(propagation="none"),
     "4 global": dict(propagation="global", count=4),
@@ -53,10 +53,8 @@ class Case:
 
     def words(self) -> dict:
         """`build_encoder`'s words for this case."""
-        words = dict(BLOCKS[self.blocks])
-        if words.get("count") == "all":
-            words["count"] = SIZES[self.size]["depth"]
-        return dict(size=self.size, img_size=16 * self.tokens, use_rel_pos=self.rel_pos, **words)
+        words = dict(size=self.size, img_size=16 * self.tokens, use_rel_pos=self.rel_pos)
+        return words | BLOCKS[self.blocks]
 
     def macs(self) -> int | None:
         """The least multiply-accumulates of all images that the function needs, if known.

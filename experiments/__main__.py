@@ -116,6 +116,8 @@ def run(
     console.print(
         f"{found.question}\n"
         f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
+    for line in planning.alike(rows):
+        console.print(line, highlight=False)
         + (f"; before them {len(needed)} pre-trainings" if needed else "")
     )
     if scale == "coco" and todo and not settings:  # it speaks of this machine

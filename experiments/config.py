@@ -118,7 +118,7 @@ def load(path: str | Path, parts: Sequence[str] = _PARTS) -> DictConfig:
     return cfg
 
 
-def set_words(cfg: DictConfig, words: Words, where: str) -> None:
+def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | None = None) -> None:
     """Set keys that the config has.
 
     Args:
@@ -126,13 +126,14 @@ def set_words(cfg: DictConfig, words: Words, where: str) -> None:
 
     Raises:
         UserError: a key that is not there, with the nearest one.
+        kinds: what was there before others set words, which says what a key takes; None: `cfg`.
     """
     for key, value in words.items():
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if not OmegaConf.is_dict(node) or leaf not in node:
             raise unknown("config key", key, _keys(cfg), f" in {where}")
-        old = OmegaConf.select(cfg, key)
+        old = OmegaConf.select(kinds or cfg, key)
         if not _same_kind(old, value):
             raise UserError(f"config key {key!r} in {where} is {value!r}: it takes {_kind(old)}")
         OmegaConf.update(cfg, key, value, merge=False)
@@ -252,11 +253,12 @@ def resolve(
     """
     size = variant.size or size
     cfg = load(base_path(scale, size, variant.detector or study.detector, study.dataset))
-    set_words(cfg, study.words, f"study {study.name!r}")
+    base = copy.deepcopy(cfg)
+    set_words(cfg, study.words, f"study {study.name!r}", base)
     row = {**variant.words, **variant.words_of_size.get(size, {})}
-    set_words(cfg, row, f"variant {variant.name!r}")
+    set_words(cfg, row, f"variant {variant.name!r}", base)
     check_overrides(overrides)
-    set_words(cfg, overrides, "OVERRIDES")
+    set_words(cfg, overrides, "OVERRIDES", base)
     cfg.train.amp = bool(cfg.train.amp) and in_bfloat16(bfloat16)
     if not is_recipe(cfg.train.init_weights):
         try:
@@ -264,16 +266,24 @@ def resolve(
         except WeightsError as error:
             raise UserError(f"variant {variant.name!r}: train.init_weights: {error}") from error
     backbone = check(cfg, f"variant {variant.name!r}").backbone
-    words, encoder = cfg.model.backbone, getattr(backbone, "net", None)
-    if isinstance(encoder, ViT) and words.get("count", 0) is None:
-        # The strategy's own count, written out: the same network is the same run.
-        words.count = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
+    write_out_count(cfg.model.backbone, getattr(backbone, "net", None))
     return cfg
 
 
 def check(cfg: DictConfig, where: str) -> nn.Module:
     """Find what does not fit before anything runs: ranges, and a model built without memory, with
     its groups of parameters.
+
+def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
+    """Put the number in place of a word for it: the same network is the same run.
+
+    Args:
+        words: of `encoder`, the `ViT` that they make, or anything else.
+    """
+    if isinstance(encoder, ViT) and words.get("count", 0) in (None, "all"):
+        own = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
+        words.count = own if words.count is None else encoder.spec.depth
+
 
     Returns:
         That model, on the meta device.

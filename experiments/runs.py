@@ -92,15 +92,27 @@ def rows(
         raise UserError(
             f"the rows of study {study.name!r} have sizes of their own: leave out SIZE={size}, "
             "choose rows with VARIANTS="
+    fitting = [v for v in chosen if v.size or not v.only or size in v.only]
         )
     size = size or study.sizes.get(scale, "")
     for v in chosen:
-        if v.only and size not in v.only and v.name in variants:
+        if v not in fitting and (v.name in variants or not fitting):
             raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")
     return [
         Row(v, v.size or size, config.resolve(study, v, scale, size, overrides, bfloat16))
-        for v in chosen
-        if not v.only or size in v.only
+        for v in fitting
+    ]
+
+
+def alike(rows: Sequence[Row]) -> list[str]:
+    """What to say of rows that are one and the same run under several names."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(config.fingerprint(row.cfg, ""), []).append(row.variant.name)
+    return [
+        f"rows {', '.join(same)} are the same run: nothing in them differs"
+        for same in names.values()
+        if len(same) > 1
     ]
 
 

@@ -113,8 +113,7 @@ def resolve(
     if cfg.train.parallel == "fsdp":
         # Blocks are run part by part (blocks.py), which FSDP's gathering of weights does not see.
         raise UserError(f"{where}: train.parallel=fsdp does not fit pre-training: ddp does")
-    cfg.train.amp = bool(cfg.train.amp) and config.in_bfloat16(bfloat16)
-    config.check_training(cfg, where)
+    config.write_out_count(cfg.model.encoder, config.check_training(cfg, where).encoder)
     return cfg
 
 

@@ -34,7 +34,7 @@ _NONE = Variant(
 )
 
 
-def _global(count: int, **rows: dict[str, str]) -> Variant:
+def _global(count: int | str, **rows: dict[str, str]) -> Variant:
     return Variant(
         str(count),
         {"model.backbone.propagation": "global", "model.backbone.count": count},
@@ -50,17 +50,7 @@ study = Study(
         _NONE,
         _global(2, published=_rows(1)),
         _global(4, published=_rows(2)),
-        Variant(
-            "all",
-            {"model.backbone.propagation": "global"},
-            words_of_size={
-                "vit-ti": {"model.backbone.count": 12},
-                "vit-b": {"model.backbone.count": 12},
-                "vit-l": {"model.backbone.count": 24},
-                "vit-h": {"model.backbone.count": 32},
-            },
-            published=_rows(3),
-        ),
+        _global("all", published=_rows(3)),
     ),
     # One of six as two of twelve; half of them as four, a block in each part; all as all.
     mini=(

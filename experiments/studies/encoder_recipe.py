@@ -61,8 +61,10 @@ def _of_backbone(words: Words) -> Words:
 
 
 def _coco(name: str, words: Words) -> Variant:
-    of_size = {"vit-l": {"train.max_iter": 2 * _EPOCHS_100}}
-    return Variant(name, _FROM_SCRATCH | _of_backbone(words), words_of_size=of_size)
+    """For the sizes that the recipe is of: learning rate and length are of their batch of 64."""
+    of_size = {"vit-b": {}, "vit-l": {"train.max_iter": 2 * _EPOCHS_100}}
+    words = _FROM_SCRATCH | _of_backbone(words)
+    return Variant(name, words, words_of_size=of_size, only=tuple(of_size))
 
 
 study = Study(

@@ -22,11 +22,6 @@ iteration, A100) a row takes 31 hours.
 
 from experiments.studies import Study, Variant
 
-
-def _all(count: int) -> dict:
-    return {"model.backbone.count": count}
-
-
 study = Study(
     name="practical-cost",
     question="What do the ways to propagate cost: parameters, training memory, test time?",
@@ -37,14 +32,7 @@ study = Study(
         Variant("global", {"model.backbone.propagation": "global"}, published={"vit-l": "T3:2"}),
         Variant(
             "all",
-            {"model.backbone.propagation": "global"},
-            words_of_size={
-                "vit-mini": _all(6),
-                "vit-ti": _all(12),
-                "vit-b": _all(12),
-                "vit-l": _all(24),
-                "vit-h": _all(32),
-            },
+            {"model.backbone.propagation": "global", "model.backbone.count": "all"},
             published={"vit-l": "T3:3"},
         ),
     ),

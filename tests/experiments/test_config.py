@@ -35,6 +35,17 @@ def test_overrides_win():
     cfg = resolve("global", model__backbone__count=1, train__max_iter=7)
     assert (cfg.model.backbone.count, cfg.train.max_iter) == (1, 7)
 
+def test_all_blocks_are_a_number_of_them():
+    every = resolve("global", model__backbone__count="all")
+    assert every.model.backbone.count == 6
+    number = resolve("global", model__backbone__count=6)
+    assert config.fingerprint(every, "data") == config.fingerprint(number, "data")
+    study = studies.find("count")
+    row = study.variant("all", "coco")
+    words = {"model.backbone.count": 3}  # over a row's word
+    assert config.resolve(study, row, "coco", "vit-ti", words).model.backbone.count == 3
+
+
 
 @pytest.mark.parametrize(
     ("text", "key", "value"),
@@ -82,6 +93,9 @@ MISTAKES = {
     "config key 'train' in OVERRIDES is 5: it takes keys of its own": lambda: resolve(train=5),
     "micro_batch_size=3 does not divide total_batch_size=8": lambda: resolve(
         dataloader__train__micro_batch_size=3
+    ),
+    "variant 'global': count='al' does not fit: a whole number or 'all' does": lambda: resolve(
+        "global", model__backbone__count="al"
     ),
     "variant 'none': 'BNN'": lambda: resolve(model__backbone__norm="BNN"),
     "train.seed in OVERRIDES has no effect: choose with SEEDS=": lambda: resolve(train__seed=3),

@@ -1,5 +1,6 @@
 """The studies: every row of every table is one that runs, with the figures that it says."""
 
+import contextlib
 from pathlib import Path
 
 import detectron2.data.transforms as T
@@ -116,7 +117,66 @@ def test_every_row_takes_a_step_at_mini_scale(name):
         assert "instances" in found[0]
 
 
+def offered(study, scale: str) -> list[str]:
+    """Sizes of plain encoders that a study has base configs for."""
+    folder, prefix = study.dataset, study.detector
+    if scale == "mini":
+        folder, prefix = "mini", prefix if study.dataset == "coco" else f"lvis_{prefix}"
+    files = sorted((config.ROOT / "configs" / folder).glob(f"{prefix}_vit_*.py"))
+    return [file.stem.removeprefix(f"{prefix}_").replace("_", "-") for file in files]
+
+
+def _offers():
+    for name in NAMES:
+        for scale in config.SCALES:
+            sizes = [""] if name == "plain-vs-hierarchical" else offered(studies.find(name), scale)
+            for size in sizes:
+                quick = scale == "mini" or size == "vit-s"
+                yield pytest.param(name, scale, size, marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "scale", "size"), _offers())
+def test_no_two_rows_are_one_run(name, scale, size):
+    rows = []
+    with contextlib.suppress(UserError):  # no row is for that size, which is said
+        rows = runs.rows(studies.find(name), scale, size, {})
+    assert runs.alike(rows) == []
+    if name in ("count", "practical-cost"):
+        encoder = config.build_on_meta(rows[-1].cfg.model).backbone.net
+        assert set(encoder.plan) == {"global"}
+
+
+def test_rows_that_are_one_run_are_named():
+    rows = runs.rows(studies.find("count"), "mini", "", {}, ["1", "3"])
+    rows[1].cfg.model.backbone.count = 1
+    assert runs.alike(rows) == ["rows 1, 3 are the same run: nothing in them differs"]
+
+
 class TestSizes:
+    def test_numbers_of_one_batch_are_for_the_sizes_that_have_it(self):
+        """A learning rate or a length of a row's own, where sizes have recipes of their own."""
+        numbers = {"optimizer.lr", "train.max_iter", "schedule.warmup_iters"}
+        for name in NAMES:
+            study = studies.find(name)
+            for variant in study.variants:
+                words = {**study.words, **variant.words}
+                for size in offered(study, "coco"):
+                    own = numbers & {**words, **variant.words_of_size.get(size, {})}.keys()
+                    if own and not variant.size:
+                        assert variant.only, (name, variant.name, own)
+
+    def test_a_recipe_of_one_batch_is_refused_for_another(self):
+        """It used to train vit-ti, whose batch is 8, at the learning rate of 64."""
+        study = studies.find("encoder-recipe")
+        with pytest.raises(UserError, match="'base' is for sizes vit-b, vit-l, not 'vit-ti'"):
+            runs.rows(study, "coco", "vit-ti", {})
+        for size in ("vit-b", "vit-l"):
+            assert len(runs.rows(study, "coco", size, {}, ["base"])) == 1
+
+    def test_a_study_without_a_row_for_the_size_says_so(self):
+        with pytest.raises(UserError, match="'single-scale' is for sizes vit-b"):
+            runs.rows(studies.find("system-level"), "coco", "swin-b", {})
+
     def test_rows_for_some_sizes_are_left_out_for_others(self):
         study = studies.find("pretraining")
         rows = runs.rows(study, "coco", "vit-h", {})
