@@ -6,6 +6,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .initial import init_linear
 from .registries import STEMS
 
 
@@ -80,6 +81,7 @@ class NormedPatchEmbed(_Stem):
         pixels = in_chans * patch_size**2
         self.norm_pixels = nn.LayerNorm(pixels)
         self.proj = nn.Linear(pixels, embed_dim)
+        init_linear(self.proj)
         self.norm_token = nn.LayerNorm(embed_dim)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:

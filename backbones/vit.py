@@ -4,6 +4,7 @@ Constructor words and state-dict keys are those of detectron2's `ViT` where it h
 checkpoints load strictly. See partition.py for the shape letters.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from torchvision.ops import StochasticDepth
 
 from .arguments import builder, number, whole_number
 from .attention import ATTENTION, Attention
+from .initial import init_linear
 from .kernels import Linear, in_chunks
 from .norms import LayerNorm2d
 from .partition import Partition, Windows
@@ -79,6 +81,11 @@ class Block(nn.Module):
     def word(self) -> str:
         """What this block does: "window", "global", "window + residual", ..."""
         return self.attn.partition.word + (" + residual" if hasattr(self, "residual") else "")
+
+    @property
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """Those of attention and MLP, whose initial values are the owner's of the blocks."""
+        return self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
 
     def forward(self, x_BHWC: Tensor, *sequence: TokenSequence) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); with a `sequence`, of its (B, T, 1, C)."""
@@ -280,7 +287,8 @@ class ViT(Backbone):
         self._out_feature_strides = dict.fromkeys(self._out_features, patch_size)
         ends = propagation_blocks(depth, stages, "even")
         self._feature_of_block = dict(zip(ends, self._out_features, strict=True))
-        self.apply(_init_weights)
+        for linear in itertools.chain.from_iterable(block.linears for block in self.blocks):
+            init_linear(linear)
 
     @property
     def plan(self) -> tuple[str, ...]:
@@ -411,10 +419,3 @@ def _roles_of_indexes(
         )
         for i in range(spec.depth)
     ]
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

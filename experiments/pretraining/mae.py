@@ -9,6 +9,7 @@ Shape letters beyond those of backbones/partition.py:
     N patches of an image, V of them visible, P = patch * patch * 3 pixels of a patch.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from backbones.arguments import number, whole_number
 from backbones.kernels import Linear
 from backbones.partition import Partition
 from backbones.positions import fixed_positions
-from backbones.stems import PatchEmbed
+from backbones.stems import NormedPatchEmbed, PatchEmbed
 from backbones.vit import Block
 
 from . import blocks
@@ -99,7 +100,10 @@ class MaskedAutoencoder(nn.Module):
         self.mask_ratio = mask_ratio
         self.norm_pixels = norm_pixels
         self.pixels = Pixels(pixel_mean, pixel_std)
-        self.apply(_init_weights)
+        # What both are made of; not what a user's stem or residual modules begin with.
+        own = itertools.chain.from_iterable(block.linears for block in encoder.blocks)
+        for module in (encoder.patch_embed, *own, *self.decoder.modules()):
+            _init_weights(module)
 
     def forward(self, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Items with an "image", uint8 (3, img_size, img_size) RGB -> {"loss_pixels": ()}."""
@@ -223,5 +227,7 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-    elif isinstance(module, PatchEmbed):
+    elif type(module) is NormedPatchEmbed:
+        _init_weights(module.proj)
+    elif type(module) is PatchEmbed:
         nn.init.xavier_uniform_(module.proj.weight.flatten(1))

@@ -12,10 +12,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTMAEConfig, ViTMAEModel
 from vit_pytorch.simple_vit import posemb_sincos_2d
 
-from backbones import ACTIVATIONS, NORMS, ViT, build_backbone, build_encoder, vit
+from backbones import (
+    ACTIVATIONS,
+    CONV_BLOCKS,
+    NORMS,
+    STEMS,
+    ViT,
+    build_backbone,
+    build_encoder,
+    vit,
+)
+from backbones.kernels import Linear
 from backbones.positions import absolute_positions, sincos_positions
 from backbones.sequence import TokenSequence, draw_kept
+from backbones.stems import PatchEmbed
 from backbones.weights import WeightsError, encoder_words, load_encoder, read
+from experiments.pretraining.mae import MaskedAutoencoder
 
 from .test_attention import STRATEGIES, Scattered, assert_same, normal_weights
 
@@ -139,6 +151,41 @@ class TestNormsAndActivations:
         assert isinstance(encoder.blocks[0].mlp.act, Square)
         assert isinstance(encoder.blocks[0].norm2, nn.Identity)
         assert encoder(IMAGE)["last_feat"].isfinite().all()
+
+    def test_ones_own_modules_begin_as_they_were_made(self, monkeypatch):
+        """Linear layers of a user's stem, residual, norm and activation; ours as ever."""
+        for registry in (NORMS, ACTIVATIONS, STEMS, CONV_BLOCKS):
+            monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+
+        class Fixed(nn.Module):
+            def __init__(self, *dims, value=3.0):
+                super().__init__()
+                self.linear = nn.Linear(2, 2)
+                nn.init.constant_(self.linear.weight, value)
+                nn.init.constant_(self.linear.bias, value)
+
+        class Stem(PatchEmbed):
+            def __init__(self, *sizes):
+                super().__init__(*sizes)
+                self.fixed = Fixed()
+                nn.init.zeros_(self.proj.weight)
+
+        for registry in (NORMS, ACTIVATIONS, CONV_BLOCKS):
+            registry.register("test_fixed")(Fixed)
+        STEMS.register("test_fixed")(Stem)
+        words = dict(block_norm="test_fixed", activation="test_fixed", conv_block="test_fixed")
+        words |= dict(SMALL, stem="test_fixed")
+        alone = build_encoder("vit-ti", **words, propagation="conv")
+        pretrained = build_encoder("vit-ti", **words, propagation="global", count="all")
+        MaskedAutoencoder(pretrained, decoder_dim=16, decoder_depth=1, decoder_heads=2)
+        for net, residuals in ((alone, 2), (pretrained, 0)):
+            fixed = [m.linear for m in net.modules() if isinstance(m, Fixed)]
+            assert len(fixed) == 1 + 4 * 3 + residuals
+            assert all((p == 3).all() for linear in fixed for p in linear.parameters())
+            assert not net.patch_embed.proj.weight.any()
+            for linear in (m for m in net.modules() if type(m) is Linear):
+                assert 0.015 < linear.weight.std() < 0.25
+                assert not linear.bias.any()
 
     def test_defaults_are_unchanged(self):
         found, expected = build_encoder("vit-ti"), ViT(embed_dim=192, num_heads=3)
