@@ -50,7 +50,13 @@ _WORDS = ("model", "strategy", "pretrain", "detector", "test_mode")
 _SCALE = "coco"  # AP of no other stands beside the paper's
 _ALWAYS = "box AP, coco"
 # What a run's result has in its config beside the setting of a row.
-_NOT_SETTING = ("train.seed", "train.amp", "train.threads", "dataloader.test.dataset")
+_NOT_SETTING = (
+    "train.seed",
+    "train.amp",
+    "train.threads",
+    "dataloader.train.dataset",
+    "dataloader.test.dataset",
+)
 # Images to train and evaluate on.
 _IMAGES = {"coco": [118287, 5000], "lvis": [100170, 19809]}
 _PUBLISHED = ("ap_", "params_", "flops_t", "train_mem_", "test_time_")

@@ -36,6 +36,8 @@ PAPERS_DATA = {
     "lvis": ("LVIS v1 val", "lvis_v1_val.json", 19809),
 }
 # Of a record, beside its config: what makes AP or costs another thing.
+# Of a config: the data are known by what is in them, not by where it lies.
+_NOT_RECIPE = ("train.seed", "dataloader.train.dataset", "dataloader.test.dataset")
 SAME = ("precision", "device", "processes", "threads", "skipped", "memory_kind", "input_size")
 _SHOWN = 6  # differences of a row that are named
 
@@ -286,7 +288,7 @@ def _recipe_differences(ours: pd.Series, base: pd.Series) -> list[str]:
         flat = flat_config(run["config"])
         flat = {k: v for k, v in flat.items() if not k.startswith("model.")}
         flat |= {"data": run["data"]["digest"]} | {key: run[key] for key in SAME}
-        return {k: v for k, v in flat.items() if k not in ("train.seed", *NOT_IDENTITY)}
+        return {k: v for k, v in flat.items() if k not in (*_NOT_RECIPE, *NOT_IDENTITY)}
 
     return changes(recipe(ours), recipe(base))
 

@@ -104,6 +104,8 @@ def _execute(run: Run) -> None:
     log_to(folder)
     cfg = copy.deepcopy(run.cfg)
     set_num_classes(cfg, len(run.data.categories))
+    # What is read, whatever the scale's own set is called.
+    cfg.dataloader.train.dataset = str(run.data.train)
     cfg.dataloader.test.dataset = str(run.data.val)
     if comm.is_main_process():
         LazyConfig.save(cfg, str(folder / "config.yaml"))

@@ -107,7 +107,8 @@ class TestTrained:
     def write(self, folder, setting, scale="coco", images=(118287, 5000), **words):
         study, variant, size = setting
         cfg = config.resolve(study, study.variant(variant.name, scale), scale, size, words)
-        cfg.dataloader.test.dataset = "annotations.json,images/"  # as runs write it
+        for part in (cfg.dataloader.train, cfg.dataloader.test):
+            part.dataset = "annotations.json,images/"  # as runs write it
         record = make(
             study="another",
             size=size,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import environment, records
@@ -71,6 +72,10 @@ def test_every_run_leaves_a_record(finished):
         assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= predictions[0].keys()
         assert (folder / "log.txt").stat().st_size > 0
 
+        # What was read is what is written, in both.
+        for kept in (record.config, yaml.safe_load((folder / "config.yaml").read_text())):
+            read = [kept["dataloader"][part]["dataset"] for part in ("train", "test")]
+            assert [f.split(",")[0] for f in read] == [record.data["train"], record.data["val"]]
 
 def test_what_training_writes(finished):
     """The same scalars for programs (metrics.json) and for TensorBoard."""
