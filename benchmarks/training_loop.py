@@ -36,6 +36,7 @@ from torch import nn
 from experiments import budget, distributed, fit, runs, studies, train
 from experiments.data import catalog
 from experiments.data.stream import training_loader
+from experiments.devices import autocast
 from experiments.training_loop import Checkpoints, Trainer
 
 from . import page
@@ -183,7 +184,7 @@ def _bare_step(trainer: Trainer, batches: Iterator) -> None:
     model, optimizer = trainer.model, trainer.optimizer
     optimizer.zero_grad()
     for _ in range(trainer.micro_batches):
-        with torch.autocast(trainer.device, torch.bfloat16, enabled=trainer.amp):
+        with autocast(trainer.device, trainer.precision):
             losses = model(next(batches))
         (sum(losses.values()) / trainer.micro_batches).backward()
     if trainer.clip_grad_norm:

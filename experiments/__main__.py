@@ -83,8 +83,7 @@ def run(
     words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     settings = _settings(launcher, gpus)
-    bfloat16 = settings.bfloat16 if settings else None
-    rows = planning.rows(found, scale, size, words, chosen, bfloat16)
+    rows = planning.rows(found, scale, size, words, chosen)
     folder = runs / scale / found.name
     config.check_writable(folder)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words, images)
@@ -100,7 +99,6 @@ def run(
         lambda: pretraining_images.prepare(scale, images or None),
         runs,
         pretraining_words,
-        bfloat16,
     )
     planned = planning.plan(
         found, study, scale, rows, seeds or found.seeds.get(scale, 1), data, runs
@@ -116,10 +114,10 @@ def run(
     console.print(
         f"{found.question}\n"
         f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
-    for line in planning.alike(rows):
-        console.print(line, highlight=False)
         + (f"; before them {len(needed)} pre-trainings" if needed else "")
     )
+    for line in planning.alike(rows):
+        console.print(line, highlight=False)
     if scale == "coco" and todo and not settings:  # it speaks of this machine
         from . import budget
 
@@ -223,10 +221,9 @@ def pretrain(
     pretraining.resolve(recipe, size, overrides)  # before images are looked for
     config.check_writable(runs / scale / pretraining.FOLDER)
     data = pretraining_images.prepare(scale, images or None)
-    bfloat16 = settings.bfloat16 if settings else None
     word = config.RECIPE + recipe
     chains = [
-        pretraining.plan(word, scale, size, data, runs, overrides, seed=seed, bfloat16=bfloat16)
+        pretraining.plan(word, scale, size, data, runs, overrides, seed=seed)
         for seed in range(seeds or 1)
     ]
     words = [pretraining.word_of(chain[-1]) for chain in chains]
@@ -276,8 +273,7 @@ def plan(
 
     words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
-    bfloat16 = plans.in_bfloat16(device, gpus)
-    rows = planning.rows(found, scale, size, words, chosen, bfloat16)
+    rows = planning.rows(found, scale, size, words, chosen)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
     own = dataset or val  # else the sets' known numbers of images: no data is needed
     images = catalog.prepare(scale, dataset, val, found.dataset).images if own else None

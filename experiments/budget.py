@@ -16,7 +16,7 @@ from rich.console import Console
 
 from . import config
 from .cost import detector_cost
-from .devices import GPUS, Gpu, macs_per_second
+from .devices import GPUS, Gpu, macs_per_second, precision
 from .errors import UserError
 from .pretraining.runs import PretrainingRun, copied
 from .pretraining.train import step_macs
@@ -81,7 +81,7 @@ def measured_seconds(cfg: DictConfig) -> float:
             itertools.repeat([_image(side) for _ in range(micro)]),
             torch.optim.AdamW(model.parameters(), lr=0.0),
             micro_batches=accumulate,
-            amp=cfg.train.amp,
+            precision=precision(cfg.train.amp),
             clip_grad_norm=cfg.train.clip_grad_norm,
         )
         model.train()
@@ -112,9 +112,9 @@ def _image(side: int) -> dict:
 
 def cpu_seconds(cfg: DictConfig) -> float:
     """Seconds per image on this CPU, from its rate of large products."""
-    dtype = torch.bfloat16 if cfg.train.amp else torch.float32
+    dtype = precision(cfg.train.amp)
     size = detector_cost(cfg.model).size
-    macs = training_step(cfg.model, 1, size, amp=cfg.train.amp, textbook=True).macs
+    macs = training_step(cfg.model, 1, size, dtype is not torch.float32, textbook=True).macs
     return macs / (_CPU_SHARE * macs_per_second(dtype))
 
 
@@ -228,7 +228,7 @@ def pretraining_hours(runs: Sequence[PretrainingRun]) -> float:
     """Hours of training on this CPU; of what cannot be counted, none."""
     seconds = 0.0
     for run in runs:
-        rate = macs_per_second(torch.bfloat16 if run.cfg.train.amp else torch.float32)
+        rate = macs_per_second(precision(run.cfg.train.amp))
         macs = (step_macs(copied(run)) or 0) * config.batch(run.cfg)[0] * run.cfg.train.max_iter
         seconds += macs / (_CPU_SHARE * rate)
     return seconds / 3600

@@ -66,6 +66,9 @@ PARALLEL = ("ddp", "fsdp")
 # Part of every run's identity: raise it when the same config comes to train otherwise.
 # 2: initial values follow from seed and name, heads' random numbers from their own seeds.
 PROCEDURE = 2
+# Of `NOT_IDENTITY`, what once counted: hashed as it is where nobody changes it, so that runs of
+# before are found again.
+_HASHED_AS = {"model.backbone.use_act_checkpoint": False}
 PRETRAINING_PARTS = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train")
 _PARTS = (*PRETRAINING_PARTS, "test")
 
@@ -123,10 +126,10 @@ def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | Non
 
     Args:
         where: who asks, for the message.
+        kinds: what was there before others set words, which says what a key takes; None: `cfg`.
 
     Raises:
         UserError: a key that is not there, with the nearest one.
-        kinds: what was there before others set words, which says what a key takes; None: `cfg`.
     """
     for key, value in words.items():
         parent, _, leaf = key.rpartition(".")
@@ -240,13 +243,14 @@ def resolve(
     scale: str,
     size: str,
     overrides: Words,
-    bfloat16: bool | None = None,
 ) -> DictConfig:
     """The config of a row: base, then the study's words, the row's, the user's. Seed 0.
 
+    It is what was asked for, the same on every machine: what becomes of it, `train.amp` say, is
+    found out, and recorded, where the run trains.
+
     Args:
         size: of rows that have none of their own.
-        bfloat16: whether the machine that will train computes in it; None: as this one does.
 
     Raises:
         UserError: as of `base_path`, `set_words` and `check`; initial weights that are not known.
@@ -259,7 +263,6 @@ def resolve(
     set_words(cfg, row, f"variant {variant.name!r}", base)
     check_overrides(overrides)
     set_words(cfg, overrides, "OVERRIDES", base)
-    cfg.train.amp = bool(cfg.train.amp) and in_bfloat16(bfloat16)
     if not is_recipe(cfg.train.init_weights):
         try:
             catalog.source(cfg.train.init_weights, encoder_size(cfg))
@@ -269,10 +272,6 @@ def resolve(
     write_out_count(cfg.model.backbone, getattr(backbone, "net", None))
     return cfg
 
-
-def check(cfg: DictConfig, where: str) -> nn.Module:
-    """Find what does not fit before anything runs: ranges, and a model built without memory, with
-    its groups of parameters.
 
 def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
     """Put the number in place of a word for it: the same network is the same run.
@@ -284,6 +283,10 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
         own = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
         words.count = own if words.count is None else encoder.spec.depth
 
+
+def check(cfg: DictConfig, where: str) -> nn.Module:
+    """Find what does not fit before anything runs: ranges, and a model built without memory, with
+    its groups of parameters.
 
     Returns:
         That model, on the meta device.
@@ -396,18 +399,6 @@ def build_on_meta(cfg_model: DictConfig) -> nn.Module:
         return instantiate(cfg_model)
 
 
-def in_bfloat16(there: bool | None) -> bool:
-    """Whether the machine that will train computes in bfloat16; None: as this one does."""
-    return computes_bfloat16() if there is None else there
-
-
-def computes_bfloat16() -> bool:
-    """Whether this machine's accelerator, or else its CPU, multiplies in bfloat16 natively."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def fingerprint(cfg: DictConfig, data_digest: str) -> str:
     """Sixteen hex digits that identify a run: its config, its data, its initial weights, and the
     source file of variants that are not part of this suite (editing it makes a new run)."""
@@ -422,6 +413,10 @@ def training_fingerprint(cfg: DictConfig, data_digest: str) -> str:
 def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     # The weights themselves count, not the word or the folder that they are found by.
     plain = without_keys(plain_config(cfg), (*without, "train.init_weights"))
+    for key, value in _HASHED_AS.items():
+        if OmegaConf.select(cfg, key) is not None:
+            parent, _, leaf = key.rpartition(".")
+            functools.reduce(dict.__getitem__, parent.split("."), plain)[leaf] = value
     encoder = plain["model"].get("backbone") or plain["model"].get("encoder", {})
     words = {str(v) for v in encoder.values()}
     foreign = {

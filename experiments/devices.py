@@ -1,5 +1,6 @@
 """What a device can do: GPUs by name, and this machine."""
 
+import contextlib
 import functools
 import os
 import re
@@ -69,6 +70,28 @@ def macs_per_second(dtype: torch.dtype, side: int = 1024, seconds: float = 0.5) 
         a @ a
         times.append(time.perf_counter() - began)
     return side**3 / min(times)
+
+
+def computes_bfloat16() -> bool:
+    """Whether this machine's accelerator, or else its CPU, multiplies in bfloat16 natively.
+
+    To ask a GPU makes a context on it: not for a process that only starts runs.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def precision(amp: bool) -> torch.dtype:
+    """What `train.amp` becomes on this machine: the type that products are computed in."""
+    return torch.bfloat16 if amp and computes_bfloat16() else torch.float32
+
+
+def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Autocast to a `precision`; none to float32."""
+    if dtype is torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device, dtype)
 
 
 def memory_here() -> int:

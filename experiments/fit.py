@@ -17,7 +17,7 @@ from torch import nn
 
 from . import checkpoints, config, distributed
 from .data.stream import Stream, training_loader
-from .devices import peak_macs_per_second
+from .devices import peak_macs_per_second, precision
 from .optim import param_groups
 from .records import METRICS
 from .training_loop import Average, Checkpoints, LearningRates, Meter, Trainer, parallel
@@ -49,11 +49,8 @@ def fit(
     schedule = _schedule(cfg, optimizer)
     average = Average(model, cfg.train.ema) if cfg.train.ema else None
     batch, micro_batch = config.batch(cfg)
-    meter = Meter(
-        batch,
-        macs,
-        peak_macs_per_second(torch.bfloat16 if cfg.train.amp else torch.float32),
-    )
+    dtype = _of_all(precision(cfg.train.amp))
+    meter = Meter(batch, macs, peak_macs_per_second(dtype), dtype)
     saved = Checkpoints(
         folder,
         model,
@@ -70,7 +67,7 @@ def fit(
         optimizer,
         micro_batches=batch // micro_batch,
         seed=cfg.train.seed,
-        amp=cfg.train.amp,
+        precision=dtype,
         clip_grad_norm=cfg.train.clip_grad_norm,
         may_skip=cfg.train.may_skip,
         last_checkpoint=lambda: checkpoints.last(folder),
@@ -109,6 +106,12 @@ def fit(
     trainer.train(start, cfg.train.max_iter)
 
 
+def _of_all(dtype: torch.dtype) -> torch.dtype:
+    """What every process of the run computes in, on whatever devices."""
+    found = set(comm.all_gather(dtype))
+    return dtype if len(found) == 1 else torch.float32
+
+
 def training_figures(cfg: DictConfig, state: dict[str, Any]) -> dict[str, Any]:
     """What records say of a training, from its last checkpoint: speed, memory, machine."""
     meter = state["meter"]
@@ -117,6 +120,7 @@ def training_figures(cfg: DictConfig, state: dict[str, Any]) -> dict[str, Any]:
         device = ", then ".join(f"{p} x {d} ({t} threads)" for p, d, t in meter["machines"])
     # A checkpoint of before they were noted has none.
     processors = meter.get("processors", [])
+    precisions = meter.get("precisions", ["bfloat16 autocast" if cfg.train.amp else "float32"])
     names = dict.fromkeys(name for processor in processors for name in processor)
     machine = {
         name: ", then ".join(dict.fromkeys(p.get(name, "?") for p in processors)) for name in names
@@ -126,7 +130,7 @@ def training_figures(cfg: DictConfig, state: dict[str, Any]) -> dict[str, Any]:
         images_per_second=cfg.train.max_iter * config.batch(cfg)[0] / max(meter["seconds"], 1e-9),
         peak_memory_mib=meter["peak_mib"],
         memory_kind="allocated on device" if torch.cuda.is_available() else "process resident",
-        precision="bfloat16 autocast" if cfg.train.amp else "float32",
+        precision=", then ".join(precisions),
         device=device,
         machine=machine,
         threads=threads,

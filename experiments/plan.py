@@ -48,6 +48,11 @@ class Target:
         return not self.gpu and not torch.cuda.is_available()
 
     @property
+    def low_precision(self) -> bool:
+        """Whether `train.amp` means something there: each of `devices.GPUS` has bfloat16."""
+        return bool(self.gpu) or devices.precision(amp=True) is not torch.float32
+
+    @property
     def title(self) -> str:
         return self.gpu.title if self.gpu else environment.device_name()
 
@@ -81,15 +86,6 @@ class _Counted:
     steps: tuple[Step, Step]  # of one image in the textbook form, without and with checkpointing
 
 
-def in_bfloat16(device: str, gpus: int) -> bool | None:
-    """For `runs.rows`, of what --device and --gpus mean: each of `devices.GPUS` computes in it."""
-    return _is_named(device, gpus) or None
-
-
-def _is_named(device: str, gpus: int) -> bool:
-    return bool(device or (gpus and not torch.cuda.is_available()))
-
-
 def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
     """What --device and --gpus mean.
 
@@ -101,7 +97,7 @@ def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
     Raises:
         UserError: an unknown device.
     """
-    if _is_named(device, gpus):
+    if device or (gpus and not torch.cuda.is_available()):
         gpu = devices.find_gpu(device or "a100-40gb")
         return Target(gpu, gpus or 1, gpu.memory_gb * 1e9)
     count = gpus or launch.default_jobs(rows, len(os.sched_getaffinity(0)))
@@ -116,7 +112,7 @@ def estimate(study: Study, rows: Iterable[Row], where: Target, val_images: int) 
         mark = config.training_fingerprint(row.cfg, "")
         same = trained.get(mark, "")
         trained.setdefault(mark, row.variant.name)
-        amp = row.cfg.train.amp
+        amp = row.cfg.train.amp and where.low_precision
         network = (str(row.cfg.model), amp)
         if network not in counts:
             counts[network] = _count(row.cfg.model, amp)

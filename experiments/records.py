@@ -26,6 +26,7 @@ NOT_IDENTITY = (
     "train.may_skip",
     "train.parallel",
     "train.compile",
+    "model.backbone.use_act_checkpoint",
     "dataloader.train.num_workers",
     "dataloader.test.num_workers",
     "dataloader.test.batch_size",
@@ -79,7 +80,7 @@ class Record:
     evaluate_seconds: float  # detecting, over all resumes, and scoring; by the clock
     peak_memory_mib: float  # of one process, up to the end of training; memory_kind says of what
     memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
-    precision: str  # "bfloat16 autocast" or "float32"
+    precision: str  # of training: "bfloat16 autocast" or "float32"; both, where it changed
     device: str  # of training; each of them, where it went on on another
     threads: int  # of a process in training
     versions: dict[str, str]

@@ -74,13 +74,11 @@ def rows(
     size: str,
     overrides: Words,
     variants: Sequence[str] = (),
-    bfloat16: bool | None = None,
 ) -> list[Row]:
     """The rows of a study at a scale, all that are for that size or only `variants`, resolved.
 
     Args:
         size: of rows that have none of their own; "": the study's default.
-        bfloat16: as of `config.resolve`.
 
     Raises:
         UserError: unknown scale, size, variant or config key, or a size where rows have their own.
@@ -92,15 +90,14 @@ def rows(
         raise UserError(
             f"the rows of study {study.name!r} have sizes of their own: leave out SIZE={size}, "
             "choose rows with VARIANTS="
-    fitting = [v for v in chosen if v.size or not v.only or size in v.only]
         )
     size = size or study.sizes.get(scale, "")
+    fitting = [v for v in chosen if v.size or not v.only or size in v.only]
     for v in chosen:
         if v not in fitting and (v.name in variants or not fitting):
             raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")
     return [
-        Row(v, v.size or size, config.resolve(study, v, scale, size, overrides, bfloat16))
-        for v in fitting
+        Row(v, v.size or size, config.resolve(study, v, scale, size, overrides)) for v in fitting
     ]
 
 

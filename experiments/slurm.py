@@ -83,12 +83,6 @@ class Settings:
         return self.time if isinstance(self.time, int) else _minutes(self.time)
 
     @property
-    def bfloat16(self) -> bool:
-        """Whether nodes are taken to multiply in bfloat16 natively: those with GPUs, as NVIDIA's do
-        since the A100; others are as this machine."""
-        return self.gpus_per_node > 0 or bool(self.gres) or config.computes_bfloat16()
-
-    @property
     def per_node(self) -> int:
         """Processes that fill a node."""
         return self.ntasks_per_node or self.gpus_per_node or 1

@@ -43,6 +43,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from backbones import ViT
 
 from . import checkpoints, distributed, environment
+from .devices import autocast
 from .records import LAST_WEIGHTS
 
 # TorchScript rounds otherwise from its third call in a process on: a resumed run would differ.
@@ -78,7 +79,7 @@ class Trainer(SimpleTrainer):
         optimizer: of `model`.
         micro_batches: of one step, of all processes together; losses are averaged over them.
         seed: of the random numbers in the model.
-        amp: whether to autocast to bfloat16.
+        precision: what to autocast to; float32: nothing.
         clip_grad_norm: largest norm of all gradients together, or None.
         may_skip: steps whose losses or gradients are not finite that are left out, before the next
             one raises FloatingPointError.
@@ -94,7 +95,7 @@ class Trainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         micro_batches: int = 1,
         seed: int = 0,
-        amp: bool = False,
+        precision: torch.dtype = torch.float32,
         clip_grad_norm: float | None = None,
         may_skip: int = 0,
         last_checkpoint: Callable[[], str] = lambda: "none",
@@ -102,7 +103,7 @@ class Trainer(SimpleTrainer):
         super().__init__(model, data_loader, optimizer)
         self.micro_batches = micro_batches
         self.seed = seed
-        self.amp = amp
+        self.precision = precision
         self.clip_grad_norm = clip_grad_norm
         self.may_skip, self.skipped = may_skip, 0
         self.last_checkpoint = last_checkpoint
@@ -130,7 +131,7 @@ class Trainer(SimpleTrainer):
             self._seed()
             self.running.write(before)
             with self._gradients_shared(number == mine[-1]):
-                with torch.autocast(self.device, torch.bfloat16, enabled=self.amp):
+                with autocast(self.device, self.precision):
                     losses = self.model(batch)
                 # DDP and FSDP take the mean over processes.
                 (sum(losses.values()) * (world / self.micro_batches)).backward()
@@ -277,15 +278,24 @@ class Meter(HookBase):
         macs: of one image's forward and backward pass; None: unknown.
         peak: MACs a second that the device can do, for the share that training reaches of it (MFU);
             None: unknown.
+        precision: what products are computed in.
     """
 
-    def __init__(self, images: int, macs: float | None, peak: float | None):
+    def __init__(
+        self,
+        images: int,
+        macs: float | None,
+        peak: float | None,
+        precision: torch.dtype = torch.float32,
+    ):
         self.images, self.macs, self.peak = images, macs, peak
         # Processes, device, threads of each; all that it went on on.
         self.machines = [
             [comm.get_world_size(), environment.device_name(), torch.get_num_threads()]
         ]
         self.processors = [environment.processor()]  # likewise
+        name = str(precision).removeprefix("torch.")
+        self.precisions = [name if precision is torch.float32 else f"{name} autocast"]  # likewise
         self.seconds = 0.0
         self.peak_mib = 0.0
 
@@ -312,6 +322,7 @@ class Meter(HookBase):
             peak_mib=self.peak_mib,
             machines=self.machines,
             processors=self.processors,
+            precisions=self.precisions,
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,6 +330,8 @@ class Meter(HookBase):
         self.machines = [m for m in state["machines"] if m not in self.machines] + self.machines
         before = state.get("processors", [])  # a checkpoint of before they were noted has none
         self.processors = [p for p in before if p not in self.processors] + self.processors
+        before = state.get("precisions", [])
+        self.precisions = [p for p in before if p not in self.precisions] + self.precisions
 
 
 class LearningRates(HookBase):

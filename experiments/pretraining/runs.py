@@ -69,14 +69,12 @@ def resolve(
     size: str,
     overrides: Words,
     backbone: DictConfig | None = None,
-    bfloat16: bool | None = None,
 ) -> DictConfig:
     """The config of a recipe: its file, then the words that a detector's encoder shares with it,
     then the user's.
 
     Args:
         backbone: of the detector that starts from it, if one does.
-        bfloat16: as of `config.resolve`.
 
     Raises:
         UserError: no such recipe for that size; a key that it has not; what does not fit.
@@ -141,21 +139,20 @@ def plan(
     overrides: Words,
     backbone: DictConfig | None = None,
     seed: int = 0,
-    bfloat16: bool | None = None,
 ) -> list[PretrainingRun]:
     """The pre-training that a word of `train.init_weights` asks for, behind those that it starts
     from.
 
     Args:
         word: "recipe:<recipe>".
-        backbone, bfloat16: as of `resolve`.
+        backbone: as of `resolve`.
     """
     recipe = word.removeprefix(config.RECIPE)
-    cfg = resolve(recipe, size, overrides, backbone, bfloat16)
+    cfg = resolve(recipe, size, overrides, backbone)
     before: list[PretrainingRun] = []
     if config.is_recipe(cfg.train.init_weights):
         word = cfg.train.init_weights
-        before = plan(word, scale, size, data, runs_root, overrides, backbone, seed, bfloat16)
+        before = plan(word, scale, size, data, runs_root, overrides, backbone, seed)
         cfg.train.init_weights = word_of(before[-1])
     cfg.train.seed = seed
     needs_labels = "num_classes" in cfg.model
@@ -196,14 +193,12 @@ def plan_for(
     prepare_images: Callable[[], Images],
     runs_root: Path,
     overrides: Words,
-    bfloat16: bool | None = None,
 ) -> list[PretrainingRun]:
     """The pre-trainings that detection configs start from, each once, in an order that works;
     the configs then name them (`word_of`).
 
     Args:
         prepare_images: called only if a config asks for a recipe: it takes minutes for ImageNet.
-        bfloat16: as of `resolve`.
     """
     cfgs = [cfg for cfg in cfgs if config.is_recipe(cfg.train.init_weights)]
     images = prepare_images() if cfgs else None
@@ -217,7 +212,6 @@ def plan_for(
             runs_root,
             overrides,
             cfg.model.backbone,
-            bfloat16=bfloat16,
         )
         planned |= {run.folder: run for run in chain}
         cfg.train.init_weights = word_of(chain[-1])

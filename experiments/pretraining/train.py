@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import checkpoints, config, distributed, environment, initial_values
 from ..config import plain_config
 from ..data.stream import Stream
+from ..devices import autocast, precision
 from ..errors import UserError
 from ..fit import fit, training_figures
 from ..records import LAST_WEIGHTS, VERSION, write_json
@@ -163,7 +164,7 @@ def validate(model: nn.Module, cfg: DictConfig, run: PretrainingRun) -> dict[str
     torch.manual_seed(0)
     totals: dict[str, float] = {}
     products_CC = torch.zeros((), dtype=torch.float64, device=distributed.device())
-    with torch.autocast(distributed.device().type, torch.bfloat16, enabled=cfg.train.amp):
+    with autocast(distributed.device().type, precision(cfg.train.amp)):
         for batch in loader:
             for name, values in model.validate(batch).items():
                 totals[name] = totals.get(name, 0.0) + float(values.double().sum())

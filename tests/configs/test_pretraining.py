@@ -53,7 +53,7 @@ def test_published_length(name):
 
 @pytest.mark.parametrize("recipe", MINI)
 def test_mini_recipes_are_in_float32_on_every_machine(recipe):
-    assert not runs.resolve(recipe, "vit-mini", {}, bfloat16=True).train.amp
+    assert not runs.resolve(recipe, "vit-mini", {}).train.amp
 
 
 @pytest.mark.parametrize("name", FORWARD)

@@ -1,6 +1,10 @@
 """From words to one config and its fingerprint."""
 
+import hashlib
+import json
+
 import pytest
+import torch
 
 from experiments import config, runs, studies
 from experiments.errors import UserError
@@ -31,10 +35,6 @@ def test_the_papers_conv_block_of_each_size():
     assert resolve("conv", "coco", "vit-l").model.backbone.conv_block == "basic"
 
 
-def test_overrides_win():
-    cfg = resolve("global", model__backbone__count=1, train__max_iter=7)
-    assert (cfg.model.backbone.count, cfg.train.max_iter) == (1, 7)
-
 def test_all_blocks_are_a_number_of_them():
     every = resolve("global", model__backbone__count="all")
     assert every.model.backbone.count == 6
@@ -45,6 +45,10 @@ def test_all_blocks_are_a_number_of_them():
     words = {"model.backbone.count": 3}  # over a row's word
     assert config.resolve(study, row, "coco", "vit-ti", words).model.backbone.count == 3
 
+
+def test_overrides_win():
+    cfg = resolve("global", model__backbone__count=1, train__max_iter=7)
+    assert (cfg.model.backbone.count, cfg.train.max_iter) == (1, 7)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +94,12 @@ MISTAKES = {
         train__amp=1
     ),
     "variant 'none': train.max_iter=0 is too small: at least 1": lambda: resolve(train__max_iter=0),
+    "variant 'global': count='al' does not fit: a whole number or 'all' does": lambda: resolve(
+        "global", model__backbone__count="al"
+    ),
     "config key 'train' in OVERRIDES is 5: it takes keys of its own": lambda: resolve(train=5),
     "micro_batch_size=3 does not divide total_batch_size=8": lambda: resolve(
         dataloader__train__micro_batch_size=3
-    ),
-    "variant 'global': count='al' does not fit: a whole number or 'all' does": lambda: resolve(
-        "global", model__backbone__count="al"
     ),
     "variant 'none': 'BNN'": lambda: resolve(model__backbone__norm="BNN"),
     "train.seed in OVERRIDES has no effect: choose with SEEDS=": lambda: resolve(train__seed=3),
@@ -175,10 +179,47 @@ class TestFingerprint:
             dict(train__checkpoint_period=7),
             dict(dataloader__train__num_workers=2),
             dict(model__backbone__count=0),
+            dict(model__backbone__use_act_checkpoint=True),
         ],
     )
     def test_what_changes_no_result_changes_no_fingerprint(self, words):
         assert self.mark(**words) == self.mark()
+
+    @pytest.mark.parametrize("amp", [False, True])
+    def test_it_is_the_same_on_every_machine(self, amp, monkeypatch):
+        """What was asked for counts; and a GPU is not asked, whose context would stay."""
+        marks = {self.mark(train__amp=amp)}
+        for there in (False, True):
+            monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda there=there: there)
+            monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda there=there: there)
+            marks.add(self.mark(train__amp=amp))
+
+        def context():
+            pytest.fail("the GPU is asked")
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "_lazy_init", context)
+        marks.add(self.mark(train__amp=amp))
+        assert len(marks) == 1
+        assert (self.mark(train__amp=not amp) in marks) is False
+
+    @pytest.mark.parametrize("variant", ["none", "global", "conv", "shifted"])
+    def test_runs_of_before_are_found(self, variant):
+        """As it was made when activation checkpointing, train.amp of the machine, and images of a
+        pass still counted: of the mini scale, where nobody had changed them, they are the same."""
+        cfg = resolve(variant)
+        plain = config.plain_config(cfg)
+        for key in (
+            "checkpoint_period", "checkpoint_minutes", "log_period", "may_skip", "parallel",
+            "compile", "init_weights",
+        ):  # fmt: skip
+            del plain["train"][key]
+        del plain["dataloader"]["train"]["num_workers"]
+        del plain["dataloader"]["test"]["num_workers"], plain["dataloader"]["test"]["batch_size"]
+        weights = hashlib.sha256(config.init_weights(cfg).read_bytes()).hexdigest()
+        parts = json.dumps([plain, "data", weights, {}, config.PROCEDURE], sort_keys=True)
+        expected = hashlib.sha256(parts.encode()).hexdigest()[:16]
+        assert config.fingerprint(cfg, "data") == expected
 
     def test_editing_ones_own_class_makes_a_new_run(self, tmp_path):
         marks = []

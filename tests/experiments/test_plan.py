@@ -56,13 +56,12 @@ def test_published_memory_of_propagation():
         assert gib[name] / gib["none"] == pytest.approx(ratio, rel=0.06)
 
 
-def rows(study, scale="mini", size="", overrides=None, variants=(), bfloat16=None):
-    return runs.rows(studies.find(study), scale, size, overrides or {}, variants, bfloat16)
+def rows(study, scale="mini", size="", overrides=None, variants=()):
+    return runs.rows(studies.find(study), scale, size, overrides or {}, variants)
 
 
 def estimates(study, device="a100-40gb", gpus=0, scale="mini", overrides=None, **words):
-    bfloat16 = plan.in_bfloat16(device, gpus)
-    found = rows(study, scale, overrides=overrides, bfloat16=bfloat16, **words)
+    found = rows(study, scale, overrides=overrides, **words)
     where = plan.target(found, device, gpus)
     return plan.estimate(studies.find(study), found, where, val_images=300)
 
@@ -98,10 +97,9 @@ def test_checkpointing_in_the_config_is_in_the_hours():
 
 
 def test_a_named_gpu_has_bfloat16_whatever_this_machine_has(monkeypatch):
-    monkeypatch.setattr(config, "computes_bfloat16", lambda: False)
-    assert plan.in_bfloat16("", 0) is None
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda: False)
     (row,) = rows("global-vs-conv", variants=["none"], overrides={"train.amp": True})
-    assert not row.cfg.train.amp
+    assert not plan.target([row], "", 0).low_precision
     for words, amp in (({"train.amp": True}, True), ({}, False)):
         (found,) = estimates("global-vs-conv", variants=["none"], overrides=words)
         expected = budget.memory(row.cfg.model, found.params, (128, 128), amp, False)

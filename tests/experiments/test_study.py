@@ -67,15 +67,16 @@ def test_every_run_leaves_a_record(finished):
         assert record.peak_memory_mib > 50
         assert record.config["train"]["max_iter"] == 8
         assert record.machine == environment.processor()
+        assert record.precision == "float32"
         folder = Path(record.path).parent
         predictions = json.loads((folder / record.predictions).read_text())
         assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= predictions[0].keys()
         assert (folder / "log.txt").stat().st_size > 0
-
         # What was read is what is written, in both.
         for kept in (record.config, yaml.safe_load((folder / "config.yaml").read_text())):
             read = [kept["dataloader"][part]["dataset"] for part in ("train", "test")]
             assert [f.split(",")[0] for f in read] == [record.data["train"], record.data["val"]]
+
 
 def test_what_training_writes(finished):
     """The same scalars for programs (metrics.json) and for TensorBoard."""

@@ -1,5 +1,6 @@
 """The training loop's own additions: accumulation, clipping, averages, rates."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +9,12 @@ from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 
-from experiments import config, environment, studies
+from experiments import checkpoints, config, devices, environment, studies
 from experiments.data import catalog
 from experiments.fit import training_figures
+from experiments.train import fit_run
 from experiments.training_loop import Average, LearningRates, Meter, Trainer
+from tests.experiments.test_distributed import planned
 
 
 class Toy(torch.nn.Module):
@@ -102,6 +105,22 @@ def test_the_processors_of_a_resumed_run_are_noted():
     third = Meter(8, None, None)
     third.load_state_dict(old)
     assert third.processors == [environment.processor()]
+
+
+def test_the_precision_that_training_came_to_is_noted(small_set, tmp_path, monkeypatch):
+    """Asked for bfloat16: a machine without it, then one with it."""
+    words = {"train.amp": True, "train.max_iter": 2, "train.checkpoint_period": 1}
+    words |= {"dataloader.train.total_batch_size": 2, "dataloader.train.micro_batch_size": 2}
+    run = planned(small_set, tmp_path, "global-vs-conv", "none", words)
+    folder = Path(run.folder)
+    folder.mkdir(parents=True)
+    for there, precision in ((False, "float32"), (True, "float32, then bfloat16 autocast")):
+        monkeypatch.setattr(devices, "computes_bfloat16", lambda there=there: there)
+        fit_run(run.cfg, run)
+        state = checkpoints.read(folder / "model_final.pth")
+        assert training_figures(run.cfg, state)["precision"] == precision
+        (folder / "model_final.pth").unlink()
+        (folder / "model_0000001.pth").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("rows", [("vit", "vit-cascade", "swin"), ("vit-retinanet",)])

@@ -111,13 +111,6 @@ def test_nodes_are_filled_and_limited():
         settings.layout(24)
 
 
-def test_a_login_node_does_not_decide_precision(monkeypatch):
-    monkeypatch.setattr(slurm.config, "computes_bfloat16", lambda: False)
-    assert not slurm.Settings().bfloat16
-    assert slurm.Settings(gpus_per_node=8).bfloat16
-    assert slurm.Settings(gres="gpu:8").bfloat16
-
-
 def test_no_slurm_here(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="LAUNCHER=slurm needs sbatch, srun, squeue, scontrol here"):
