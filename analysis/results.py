@@ -286,6 +286,9 @@ def paper_data(results: Results) -> tuple[str, bool]:
 def _recipe_differences(ours: pd.Series, base: pd.Series) -> list[str]:
     def recipe(run: pd.Series) -> dict[str, Any]:
         flat = flat_config(run["config"])
+        # Runs of before there was this word averaged over a pass.
+        passes = flat.get("dataloader.train.micro_batch_size")
+        flat.setdefault("dataloader.train.loss_batch_size", passes)
         flat = {k: v for k, v in flat.items() if not k.startswith("model.")}
         flat |= {"data": run["data"]["digest"]} | {key: run[key] for key in SAME}
         return {k: v for k, v in flat.items() if k not in (*_NOT_RECIPE, *NOT_IDENTITY)}

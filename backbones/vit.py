@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from .arguments import builder, number, whole_number
 from .attention import ATTENTION, Attention
+from .drop_path import DropPath
 from .initial import init_linear
 from .kernels import Linear, in_chunks
 from .norms import LayerNorm2d
@@ -71,7 +71,7 @@ class Block(nn.Module):
         self.attn = Attention(
             dim, num_heads, partition, grid, qkv_bias, use_rel_pos, rel_pos_zero_init, attention
         )
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = DropPath(drop_path)
         self.norm2 = norm_layer(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer)
         if residual is not None:
@@ -89,8 +89,8 @@ class Block(nn.Module):
 
     def forward(self, x_BHWC: Tensor, *sequence: TokenSequence) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); with a `sequence`, of its (B, T, 1, C)."""
-        x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC), *sequence))
-        x_BHWC = x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)))
+        x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC), *sequence), 0)
+        x_BHWC = x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)), 1)
         if hasattr(self, "residual"):
             map_BHWC = sequence[0].to_map(x_BHWC) if sequence else x_BHWC
             map_BHWC = self.residual(map_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from omegaconf import DictConfig
 from rich.console import Console
 
-from . import config
+from . import config, passes
 from .cost import detector_cost
 from .devices import GPUS, Gpu, macs_per_second, precision
 from .errors import UserError
@@ -72,15 +72,19 @@ def measured_seconds(cfg: DictConfig) -> float:
     side = cfg.dataloader.image_size
     device = "cuda" if torch.cuda.is_available() else "cpu"
     accumulate, micro = _micro_batches(cfg)
+    group = config.group(cfg)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(cfg.train.threads or threads)
         model = instantiate(cfg.model).to(device)
+        groups = passes.groups(model, micro, group)
+        micro = groups * group
         trainer = Trainer(
             model,
             itertools.repeat([_image(side) for _ in range(micro)]),
             torch.optim.AdamW(model.parameters(), lr=0.0),
             micro_batches=accumulate,
+            groups=groups,
             precision=precision(cfg.train.amp),
             clip_grad_norm=cfg.train.clip_grad_norm,
         )

@@ -49,6 +49,7 @@ _AT_LEAST = {
     "train.may_skip": 0,
     "train.threads": 0,
     "dataloader.train.total_batch_size": 1,
+    "dataloader.train.loss_batch_size": 1,
     "dataloader.train.micro_batch_size": 1,
     "dataloader.train.num_workers": 0,
     "dataloader.test.batch_size": 1,
@@ -66,9 +67,6 @@ PARALLEL = ("ddp", "fsdp")
 # Part of every run's identity: raise it when the same config comes to train otherwise.
 # 2: initial values follow from seed and name, heads' random numbers from their own seeds.
 PROCEDURE = 2
-# Of `NOT_IDENTITY`, what once counted: hashed as it is where nobody changes it, so that runs of
-# before are found again.
-_HASHED_AS = {"model.backbone.use_act_checkpoint": False}
 PRETRAINING_PARTS = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train")
 _PARTS = (*PRETRAINING_PARTS, "test")
 
@@ -322,6 +320,11 @@ def check_training(cfg: DictConfig, where: str) -> nn.Module:
             f"{where}: dataloader.train.micro_batch_size={micro} does not divide "
             f"total_batch_size={total}"
         )
+    if micro % group(cfg):
+        raise UserError(
+            f"{where}: dataloader.train.micro_batch_size={micro} is no multiple of "
+            f"loss_batch_size={group(cfg)}, which is a part of the recipe"
+        )
     try:
         model = build_on_meta(cfg.model)
         param_groups(model, cfg.optimizer.lr, cfg.optimizer.weight_decay, **cfg.param_groups)
@@ -335,6 +338,14 @@ def batch(cfg: DictConfig) -> tuple[int, int]:
     """Images of one optimizer step, and of one forward and backward pass."""
     train = cfg.dataloader.train
     return train.total_batch_size, min(train.micro_batch_size, train.total_batch_size)
+
+
+def group(cfg: DictConfig) -> int:
+    """Images whose losses are averaged over together, and which share random numbers: a part of
+    the recipe, of which a pass takes as many as the device holds. Of no more images than a pass."""
+    micro = batch(cfg)[1]
+    # A run's config.yaml of before there was this word.
+    return min(cfg.dataloader.train.get("loss_batch_size", micro), micro)
 
 
 def check_processes(cfg: DictConfig, count: int) -> None:
@@ -412,11 +423,12 @@ def training_fingerprint(cfg: DictConfig, data_digest: str) -> str:
 
 def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     # The weights themselves count, not the word or the folder that they are found by.
-    plain = without_keys(plain_config(cfg), (*without, "train.init_weights"))
-    for key, value in _HASHED_AS.items():
-        if OmegaConf.select(cfg, key) is not None:
-            parent, _, leaf = key.rpartition(".")
-            functools.reduce(dict.__getitem__, parent.split("."), plain)[leaf] = value
+    no_part = (*without, "train.init_weights", "dataloader.train.loss_batch_size")
+    plain = without_keys(plain_config(cfg), no_part)
+    # As when these were a part of it, and nobody changed them: runs of then are found again.
+    plain["dataloader"]["train"]["micro_batch_size"] = group(cfg)
+    if "use_act_checkpoint" in cfg.model.get("backbone", {}):
+        plain["model"]["backbone"]["use_act_checkpoint"] = False
     encoder = plain["model"].get("backbone") or plain["model"].get("encoder", {})
     words = {str(v) for v in encoder.values()}
     foreign = {

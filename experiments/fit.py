@@ -15,7 +15,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from . import checkpoints, config, distributed
+from . import checkpoints, config, distributed, passes
 from .data.stream import Stream, training_loader
 from .devices import peak_macs_per_second, precision
 from .optim import param_groups
@@ -42,13 +42,16 @@ def fit(
         macs: of one image's forward and backward pass, or None, see `training_loop.Meter`.
     """
     device = distributed.device()
+    batch, micro_batch = config.batch(cfg)
+    group = config.group(cfg)
+    groups = passes.groups(model, micro_batch, group)
+    micro_batch = groups * group
     if cfg.train.compile:
         encoder.compile()
     model = parallel(model.to(device), cfg.train.parallel)
     optimizer = _optimizer(cfg, model)
     schedule = _schedule(cfg, optimizer)
     average = Average(model, cfg.train.ema) if cfg.train.ema else None
-    batch, micro_batch = config.batch(cfg)
     dtype = _of_all(precision(cfg.train.amp))
     meter = Meter(batch, macs, peak_macs_per_second(dtype), dtype)
     saved = Checkpoints(
@@ -66,6 +69,7 @@ def fit(
         None,
         optimizer,
         micro_batches=batch // micro_batch,
+        groups=groups,
         seed=cfg.train.seed,
         precision=dtype,
         clip_grad_norm=cfg.train.clip_grad_norm,

@@ -27,6 +27,7 @@ NOT_IDENTITY = (
     "train.parallel",
     "train.compile",
     "model.backbone.use_act_checkpoint",
+    "dataloader.train.micro_batch_size",
     "dataloader.train.num_workers",
     "dataloader.test.num_workers",
     "dataloader.test.batch_size",

@@ -1,9 +1,10 @@
 """The training loop: what detectron2's has, and accumulation, several processes, exact resume.
 
-What a step computes is a function of the seed and the iteration. Its images are cut into micro
-batches; each is one forward and backward pass, its random numbers are seeded by its own number, and
-anew in front of each head: what a head draws does not depend on how much the backbone drew. Which
-process runs it, and how many there are, changes only the order in which gradients are added.
+What a step computes is a function of the seed and the iteration. Its images are cut into groups,
+whose losses are averaged over; the random numbers of each are seeded by its own number, and anew in
+front of each head: what a head draws does not depend on how much the backbone drew. A micro batch,
+one forward and backward pass, is one group or several (passes.py). How many, which process runs it,
+and how many there are, changes only the order in which gradients are added.
 """
 
 import contextlib
@@ -44,6 +45,7 @@ from backbones import ViT
 
 from . import checkpoints, distributed, environment
 from .devices import autocast
+from .passes import Together
 from .records import LAST_WEIGHTS
 
 # TorchScript rounds otherwise from its third call in a process on: a resumed run would differ.
@@ -78,6 +80,7 @@ class Trainer(SimpleTrainer):
         data_loader: this process's micro batches, as `data.stream.training_loader` gives them.
         optimizer: of `model`.
         micro_batches: of one step, of all processes together; losses are averaged over them.
+        groups: of a micro batch, as `passes.groups` says.
         seed: of the random numbers in the model.
         precision: what to autocast to; float32: nothing.
         clip_grad_norm: largest norm of all gradients together, or None.
@@ -86,7 +89,7 @@ class Trainer(SimpleTrainer):
         last_checkpoint: names it, for that error.
     """
 
-    number: int | None = None  # of the micro batch whose pass is under way
+    number: int | None = None  # of the group, in its step, whose pass is under way
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Trainer(SimpleTrainer):
         data_loader,
         optimizer: torch.optim.Optimizer,
         micro_batches: int = 1,
+        groups: int = 1,
         seed: int = 0,
         precision: torch.dtype = torch.float32,
         clip_grad_norm: float | None = None,
@@ -101,7 +105,7 @@ class Trainer(SimpleTrainer):
         last_checkpoint: Callable[[], str] = lambda: "none",
     ):
         super().__init__(model, data_loader, optimizer)
-        self.micro_batches = micro_batches
+        self.micro_batches, self.groups = micro_batches, groups
         self.seed = seed
         self.precision = precision
         self.clip_grad_norm = clip_grad_norm
@@ -110,6 +114,8 @@ class Trainer(SimpleTrainer):
         self.device = next(model.parameters()).device.type
         self.detector = model.module if isinstance(model, DistributedDataParallel) else model
         self.running = _Running(self.detector)
+        if groups > 1:
+            Together(self.detector, groups, self._begin, self._end)
         if hasattr(self.detector, "backbone"):
             for name, head in self.detector.named_children():
                 if name != "backbone":
@@ -121,33 +127,33 @@ class Trainer(SimpleTrainer):
         mine = range(comm.get_rank(), self.micro_batches, world)
         data_time = 0.0
         passes: list[tuple[list, dict[str, torch.Tensor]]] = []  # image ids and losses
-        before = self.running.read()
-        after = torch.zeros_like(before)
+        self.before = self.running.read()
+        self.after = torch.zeros_like(self.before)
         for number in mine:
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
-            self.number = number
-            self._seed()
-            self.running.write(before)
+            self.first = number * self.groups
+            self._begin(0)
             with self._gradients_shared(number == mine[-1]):
                 with autocast(self.device, self.precision):
                     losses = self.model(batch)
                 # DDP and FSDP take the mean over processes.
                 (sum(losses.values()) * (world / self.micro_batches)).backward()
+            if self.groups == 1:
+                self._end()
             self.number = None
-            after += self.running.read()
             ids = [image.get("image_id") if isinstance(image, dict) else None for image in batch]
             passes.append((ids, {name: loss.detach() for name, loss in losses.items()}))
         self.after_backward()
         names = list(passes[0][1])
-        sums = distributed.sums([*_totals(passes), *after.tolist()])
+        sums = distributed.sums([*_totals(passes), *self.after.tolist()])
         means = [value / self.micro_batches for value in sums]
         losses = dict(zip(names, means[: len(names)], strict=True))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = _whole(get_total_norm(gradients))
         if not math.isfinite(sum(losses.values())) or not math.isfinite(norm):
-            self.running.write(before)
+            self.running.write(self.before)
             self._not_finite(passes, losses, norm)
             return
         self.running.write(torch.tensor(means[len(names) :], dtype=torch.float64))
@@ -159,8 +165,17 @@ class Trainer(SimpleTrainer):
             total_loss=sum(losses.values()), **losses, data_time=data_time, gradient_norm=norm
         )
 
+    def _begin(self, group: int) -> None:
+        """Whose number in its micro batch it is."""
+        self.number = self.first + group
+        self._seed()
+        self.running.write(self.before)
+
+    def _end(self) -> None:
+        self.after += self.running.read() / self.groups
+
     def _seed(self, name: str = "") -> None:
-        """For this micro batch; for one of the detector's heads. Not outside of a step."""
+        """For this group; for one of the detector's heads. Not outside of a step."""
         if self.number is None:
             return
         words = np.random.SeedSequence([self.seed, self.iter, self.number, *name.encode()])

@@ -65,7 +65,9 @@ model.roi_heads.mask_head.update(conv_dims=[64])
 model.roi_heads.mask_head.input_shape.update(channels=64, height=7, width=7)
 
 dataloader.image_size = _side
-dataloader.train.update(dataset="mini_train", total_batch_size=8, micro_batch_size=8, num_workers=0)
+dataloader.train.update(
+    dataset="mini_train", total_batch_size=8, loss_batch_size=8, micro_batch_size=8, num_workers=0
+)
 dataloader.train.mapper.augmentations = [
     L(T.RandomFlip)(horizontal=True, vertical=False),
     L(T.RandomFlip)(horizontal=False, vertical=True),

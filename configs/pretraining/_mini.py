@@ -26,7 +26,7 @@ encoder = L(build_encoder)(
     count=6,
 )
 dataloader.image_size = _side
-dataloader.train.update(total_batch_size=32, micro_batch_size=32, num_workers=0)
+dataloader.train.update(total_batch_size=32, loss_batch_size=32, micro_batch_size=32, num_workers=0)
 dataloader.train.mapper.transforms = [
     L(v2.RandomResizedCrop)(size="${dataloader.image_size}", scale=(0.5, 1.0), interpolation=3),
     L(v2.RandomHorizontalFlip)(p=0.5),

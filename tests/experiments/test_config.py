@@ -214,7 +214,10 @@ class TestFingerprint:
             "compile", "init_weights",
         ):  # fmt: skip
             del plain["train"][key]
-        del plain["dataloader"]["train"]["num_workers"]
+        del (
+            plain["dataloader"]["train"]["num_workers"],
+            plain["dataloader"]["train"]["loss_batch_size"],
+        )
         del plain["dataloader"]["test"]["num_workers"], plain["dataloader"]["test"]["batch_size"]
         weights = hashlib.sha256(config.init_weights(cfg).read_bytes()).hexdigest()
         parts = json.dumps([plain, "data", weights, {}, config.PROCEDURE], sort_keys=True)
