@@ -83,8 +83,14 @@ def computes_bfloat16() -> bool:
 
 
 def precision(amp: bool) -> torch.dtype:
-    """What `train.amp` becomes on this machine: the type that products are computed in."""
-    return torch.bfloat16 if amp and computes_bfloat16() else torch.float32
+    """What `train.amp` becomes on this machine, the type that products are computed in: bfloat16;
+    float16 on a GPU that has products of these alone, as V100 and T4; else float32."""
+    if not amp:
+        return torch.float32
+    if computes_bfloat16():
+        return torch.bfloat16
+    halves = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (7, 0)
+    return torch.float16 if halves else torch.float32
 
 
 def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager:

@@ -81,7 +81,7 @@ class Record:
     evaluate_seconds: float  # detecting, over all resumes, and scoring; by the clock
     peak_memory_mib: float  # of one process, up to the end of training; memory_kind says of what
     memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
-    precision: str  # of training: "bfloat16 autocast" or "float32"; both, where it changed
+    precision: str  # of training: "bfloat16 autocast", "float32", ...; each, where it changed
     device: str  # of training; each of them, where it went on on another
     threads: int  # of a process in training
     versions: dict[str, str]

@@ -51,6 +51,8 @@ from .records import LAST_WEIGHTS
 # TorchScript rounds otherwise from its third call in a process on: a resumed run would differ.
 retinanet.sigmoid_focal_loss_jit = sigmoid_focal_loss
 
+_GROWTH = 2000  # steps, as of torch's GradScaler
+
 _LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
 
 
@@ -82,7 +84,9 @@ class Trainer(SimpleTrainer):
         micro_batches: of one step, of all processes together; losses are averaged over them.
         groups: of a micro batch, as `passes.groups` says.
         seed: of the random numbers in the model.
-        precision: what to autocast to; float32: nothing.
+        precision: what to autocast to; float32: nothing. Under float16 losses are scaled, as by
+            torch's GradScaler: a step whose gradients overflow is left out and halves the scale,
+            `_GROWTH` good ones double it.
         clip_grad_norm: largest norm of all gradients together, or None.
         may_skip: steps whose losses or gradients are not finite that are left out, before the next
             one raises FloatingPointError.
@@ -108,6 +112,7 @@ class Trainer(SimpleTrainer):
         self.micro_batches, self.groups = micro_batches, groups
         self.seed = seed
         self.precision = precision
+        self.scale, self.good_steps = 2.0**16 if precision is torch.float16 else 1.0, 0
         self.clip_grad_norm = clip_grad_norm
         self.may_skip, self.skipped = may_skip, 0
         self.last_checkpoint = last_checkpoint
@@ -139,7 +144,7 @@ class Trainer(SimpleTrainer):
                 with autocast(self.device, self.precision):
                     losses = self.model(batch)
                 # DDP and FSDP take the mean over processes.
-                (sum(losses.values()) * (world / self.micro_batches)).backward()
+                (sum(losses.values()) * (self.scale * world / self.micro_batches)).backward()
             if self.groups == 1:
                 self._end()
             self.number = None
@@ -151,7 +156,12 @@ class Trainer(SimpleTrainer):
         means = [value / self.micro_batches for value in sums]
         losses = dict(zip(names, means[: len(names)], strict=True))
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.precision is torch.float16:
+            torch._foreach_div_(gradients, self.scale)
         norm = _whole(get_total_norm(gradients))
+        if self._overflows(losses, norm):
+            self.running.write(self.before)
+            return
         if not math.isfinite(sum(losses.values())) or not math.isfinite(norm):
             self.running.write(self.before)
             self._not_finite(passes, losses, norm)
@@ -181,6 +191,19 @@ class Trainer(SimpleTrainer):
         words = np.random.SeedSequence([self.seed, self.iter, self.number, *name.encode()])
         torch.manual_seed(int(words.generate_state(1, np.uint64)[0]))
 
+    def _overflows(self, losses: dict[str, float], norm: float) -> bool:
+        """Whether the step is to be left out because of the scale, which changes here."""
+        if self.precision is not torch.float16 or not math.isfinite(sum(losses.values())):
+            return False
+        if not math.isfinite(norm) and self.scale > 1:  # at 1 it is no fault of the scale
+            self.scale, self.good_steps = self.scale / 2, 0
+            _LOGGER.info("iteration %d: left out, loss scale now %g", self.iter, self.scale)
+            return True
+        self.good_steps += 1
+        if self.good_steps == _GROWTH:
+            self.scale, self.good_steps = self.scale * 2, 0
+        return False
+
     def _gradients_shared(self, last: bool) -> contextlib.AbstractContextManager:
         """Processes add up their gradients once a step, behind each one's last micro batch."""
         if isinstance(self.model, FSDPModule):
@@ -208,11 +231,18 @@ class Trainer(SimpleTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         """Beside weights, buffers and optimizer."""
-        return dict(skipped=self.skipped, running=self.running.read().cpu())
+        return dict(
+            skipped=self.skipped,
+            running=self.running.read().cpu(),
+            scale=self.scale,
+            good_steps=self.good_steps,
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skipped = state["skipped"]
         self.running.write(state["running"])
+        if self.precision is torch.float16 and state.get("scale", 1.0) > 1:  # not from another type
+            self.scale, self.good_steps = state["scale"], state["good_steps"]
 
 
 class _Running:

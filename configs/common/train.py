@@ -3,7 +3,7 @@
 train = dict(
     max_iter=184375,  # 100 epochs of 118,000 images (detectron2's count) in batches of 64
     seed=0,
-    amp=True,  # bfloat16 autocast where the device computes in it, else full precision
+    amp=True,  # autocast to bfloat16 where the device computes in it, to float16 on older GPUs
     clip_grad_norm=None,
     init_weights="none",  # of the encoder: a word of docs/weights.md, a path, or "none": random
     ema=0.0,  # decay, per iteration, of a moving average of the weights to evaluate; 0: none

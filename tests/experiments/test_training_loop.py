@@ -9,7 +9,7 @@ from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 
-from experiments import checkpoints, config, devices, environment, studies
+from experiments import checkpoints, config, devices, environment, studies, training_loop
 from experiments.data import catalog
 from experiments.fit import training_figures
 from experiments.train import fit_run
@@ -105,6 +105,71 @@ def test_the_processors_of_a_resumed_run_are_noted():
     third = Meter(8, None, None)
     third.load_state_dict(old)
     assert third.processors == [environment.processor()]
+
+
+class Faint(Toy):
+    """Its gradients vanish in float16: activations' are below 6e-8."""
+
+    def forward(self, batch):
+        hidden = self.linear(torch.stack(batch))
+        return {"faint": 1e-9 * (hidden.float() - 1).square().mean()}
+
+
+@pytest.mark.parametrize("model", [Toy, Faint])
+def test_losses_are_scaled_under_float16(model, monkeypatch):
+    """Steps that overflow are left out, whatever comes first; then it is float32's curve."""
+    torch.manual_seed(1)
+    loader = [list(torch.randn(4, 4)) for _ in range(40)]
+    found = {}
+    for precision in (torch.float32, torch.float16):
+        net = model()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1 if model is Toy else 1e8)
+        trainer = Trainer(net, loader, optimizer, micro_batches=2, precision=precision)
+        if precision is torch.float16 and model is Toy:
+            trainer.scale = 2.0**20
+        steps = 0
+        with EventStorage():
+            for trainer.iter in range(20):
+                before = net.linear.weight.detach().clone()
+                trainer.run_step()
+                steps += not torch.equal(before, net.linear.weight)
+        found[precision] = net.linear.weight.detach(), steps, trainer
+    (exact, all_steps, _), (rough, steps, trainer) = found.values()
+    assert all_steps == 20
+    if model is Faint:
+        assert (steps, trainer.scale) == (20, 2.0**16)
+        torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.01)
+    else:
+        assert steps < 20
+        assert trainer.scale < 2.0**20
+        other = Trainer(net, loader, optimizer, precision=torch.float16)
+        other.load_state_dict(trainer.state_dict())
+        assert (other.scale, other.good_steps) == (trainer.scale, trainer.good_steps)
+        assert trainer.skipped == 0
+
+
+def test_a_good_scale_grows(monkeypatch):
+    monkeypatch.setattr(training_loop, "_GROWTH", 3)
+    net = Faint()
+    loader = [list(torch.randn(4, 4)) for _ in range(3)]
+    trainer = Trainer(net, loader, torch.optim.SGD(net.parameters()), precision=torch.float16)
+    with EventStorage():
+        for trainer.iter in range(3):
+            trainer.run_step()
+    assert (trainer.scale, trainer.good_steps) == (2.0**17, 0)
+
+
+def test_what_mixed_precision_becomes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for bfloat16, capability, expected in (
+        (True, (8, 0), torch.bfloat16),
+        (False, (7, 0), torch.float16),
+        (False, (6, 1), torch.float32),
+    ):
+        monkeypatch.setattr(devices, "computes_bfloat16", lambda there=bfloat16: there)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        assert devices.precision(amp=True) is expected
+        assert devices.precision(amp=False) is torch.float32
 
 
 def test_the_precision_that_training_came_to_is_noted(small_set, tmp_path, monkeypatch):
