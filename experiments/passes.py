@@ -93,9 +93,9 @@ class Together:
             self.begin(i)
             own = {name: x[i * size : (i + 1) * size] for name, x in features.items()}
             with contextlib.ExitStack() as stack:
-                stack.enter_context(_instead(self.detector, "preprocess_image", images[i]))
+                stack.enter_context(instead(self.detector, "preprocess_image", images[i]))
                 if own:
-                    stack.enter_context(_instead(self.detector.backbone, "forward", own))
+                    stack.enter_context(instead(self.detector.backbone, "forward", own))
                 losses = self.alone(part)
             self.end()
             sums = {name: sums.get(name, 0) + loss for name, loss in losses.items()}
@@ -114,7 +114,7 @@ class Together:
 
 
 @contextlib.contextmanager
-def _instead(module: nn.Module, name: str, result: Any) -> Iterator[None]:
+def instead(module: nn.Module, name: str, result: Any) -> Iterator[None]:
     """The method gives that result in the block, whatever it is called with."""
     setattr(module, name, lambda *_: result)
     try:

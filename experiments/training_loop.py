@@ -45,7 +45,7 @@ from backbones import ViT
 
 from . import checkpoints, distributed, environment
 from .devices import autocast
-from .passes import Together
+from .passes import Together, instead
 from .records import LAST_WEIGHTS
 
 # TorchScript rounds otherwise from its third call in a process on: a resumed run would differ.
@@ -66,12 +66,28 @@ def parallel(model: nn.Module, how: str) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     if how == "ddp":
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model = DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        _settle_buckets(model)
+        return model
     for module in model.modules():
         if isinstance(module, ViT):
             for block in module.blocks:
                 fully_shard(block)
     return fully_shard(model)
+
+
+def _settle_buckets(model: DistributedDataParallel) -> None:
+    """Make all gradients views of the buckets that they are added up in, for good.
+
+    DDP does that in its first backward pass, and makes the buckets anew behind it. Here, before
+    there are activations and an optimizer's averages, the copies that this takes do no harm.
+    """
+    weights = [p for p in model.parameters() if p.requires_grad]
+    for _ in range(2):
+        with instead(model.module, "forward", sum(p.sum() * 0 for p in weights)):
+            model(None).backward()
 
 
 class Trainer(SimpleTrainer):
@@ -127,7 +143,9 @@ class Trainer(SimpleTrainer):
                     head.register_forward_pre_hook(lambda *_, name=name: self._seed(name))
 
     def run_step(self) -> None:
-        self.optimizer.zero_grad()
+        # Views of DDP's buckets stay: passes would else add up beside them.
+        views = isinstance(self.model, DistributedDataParallel)
+        self.optimizer.zero_grad(set_to_none=not views)
         world = comm.get_world_size()
         mine = range(comm.get_rank(), self.micro_batches, world)
         data_time = 0.0

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 from experiments import config, distributed, runs, studies
 from experiments.data import catalog
 from experiments.errors import UserError
+from experiments.training_loop import Trainer, parallel
 from tests.conftest import ROOT
 
 ITERATIONS = 5
@@ -55,14 +57,14 @@ def fit_all(arguments: str) -> None:
             distributed.wait()
 
 
-def call(processes: int, jobs: list) -> None:
+def call(processes: int, jobs: list | str) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     command = [
         *torchrun,
         "--standalone",
         "-m",
         "tests.experiments.test_distributed",
-        json.dumps(jobs),
+        jobs if isinstance(jobs, str) else json.dumps(jobs),
     ]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -91,11 +93,11 @@ def spreads(request, small_set, tmp_path_factory):
     root = tmp_path_factory.mktemp("spreads")
     for processes in (1, 2, 3):
         jobs = []
-        for name, (count, micro_batch, parallel) in SPREADS.items():
+        for name, (count, micro_batch, how) in SPREADS.items():
             if count == processes:
                 words = {
                     "dataloader.train.micro_batch_size": micro_batch,
-                    "train.parallel": parallel,
+                    "train.parallel": how,
                 }
                 jobs.append((small_set, str(root / name), study, variant, words))
         call(processes, jobs)
@@ -125,12 +127,54 @@ def test_same_curve_however_a_step_is_spread(spreads, name):
     assert distance(weights, same_weights) < 0.05 * distance(weights, other_weights)
 
 
+class _Watched(torch.nn.Module):
+    """Notes where its gradients lie, whenever it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(3)))
+        self.seen = []
+
+    def forward(self, batch):
+        gradients = [p.grad for p in self.parameters()]
+        places = [None if g is None else g.data_ptr() for g in gradients]
+        buckets = {g.untyped_storage().data_ptr() for g in gradients if g is not None}
+        self.seen.append((places, len(buckets)))
+        return {"loss": self.layers(torch.stack(batch)).square().mean()}
+
+
+def watch_gradients() -> None:
+    """In each process: three steps of two passes; all their gradients stay in the buckets."""
+    with distributed.process_group():
+        torch.manual_seed(0)
+        net = _Watched()
+        model = parallel(net, "ddp")
+        data = [[torch.randn(8)] for _ in range(6)]
+        optimizer = torch.optim.AdamW(model.parameters())
+        trainer = Trainer(model, data, optimizer, micro_batches=4)
+        with EventStorage():
+            for trainer.iter in range(3):
+                trainer.run_step()
+        assert len(net.seen) == 6
+        (places, buckets), *others = net.seen
+        assert None not in places
+        assert buckets == 1
+        assert all(other == (places, buckets) for other in others)
+        distributed.wait()
+
+
+def test_gradients_of_all_passes_lie_in_the_buckets():
+    """Beside them they would take four bytes a parameter more, and a copy."""
+    call(2, "gradients")
+
+
 @pytest.mark.slow
-def test_fsdp_goes_on_where_it_was(small_set, tmp_path):
-    """With clipping and a moving average, whose states are spread over the processes too."""
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_several_processes_go_on_where_they_were(how, small_set, tmp_path):
+    """With clipping and a moving average, whose states FSDP spreads over the processes too."""
     words = {
-        "dataloader.train.micro_batch_size": 4,
-        "train.parallel": "fsdp",
+        "dataloader.train.micro_batch_size": 2,
+        "train.parallel": how,
         "train.ema": 0.9,
         "train.clip_grad_norm": 0.5,
     }
@@ -167,4 +211,4 @@ def test_cores_of_a_process(monkeypatch):
 
 
 if __name__ == "__main__":
-    fit_all(sys.argv[1])
+    watch_gradients() if sys.argv[1] == "gradients" else fit_all(sys.argv[1])
