@@ -80,65 +80,71 @@ def run(
         from .pretraining import images as pretraining_images
         from .pretraining import runs as pretraining
 
-    words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
-    chosen = [name.strip() for name in variants.split(",") if name.strip()]
     settings = _settings(launcher, gpus)
-    rows = planning.rows(found, scale, size, words, chosen)
-    folder = runs / scale / found.name
-    config.check_writable(folder)
-    config.check_pretraining_words([row.cfg for row in rows], pretraining_words, images)
-    missing = planning.missing_weights(row.cfg for row in rows)
-    try:
-        data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
-    except UserError as error:
-        raise UserError("; ".join([str(error), *missing])) from error
-    # First what encoders start from: it is a part of their runs' identity.
-    pretrainings = pretraining.plan_for(
-        [row.cfg for row in rows],
-        scale,
-        lambda: pretraining_images.prepare(scale, images or None),
-        runs,
-        pretraining_words,
-    )
-    planned = planning.plan(
-        found, study, scale, rows, seeds or found.seeds.get(scale, 1), data, runs
-    )
-    todo = [r for r in planned if not r.done]
-    needed = pretraining.needed(pretrainings, [r.cfg.train.init_weights for r in todo])
-    if missing := planning.missing_weights(r.cfg for r in todo):
-        raise UserError(*missing)
-    planning.check_weights(r.cfg for r in todo)
-    processes = distributed.started_by_torchrun() or gpus
-    for r in [*needed, *todo]:
-        config.check_processes(r.cfg, processes)
-    console.print(
-        f"{found.question}\n"
-        f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
-        + (f"; before them {len(needed)} pre-trainings" if needed else "")
-    )
-    for line in planning.alike(rows):
-        console.print(line, highlight=False)
-    if scale == "coco" and todo and not settings:  # it speaks of this machine
-        from . import budget
 
-        budget.announce(todo, processes, yes, console, needed)
-    if not console.quiet:  # of several processes, one
+    def plan() -> "tuple[list[PretrainingRun], list[Run], list[Run]]":
+        """Pre-trainings that are not done, all runs, and those that are not done."""
+        words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
+        chosen = [name.strip() for name in variants.split(",") if name.strip()]
+        rows = planning.rows(found, scale, size, words, chosen)
+        folder = runs / scale / found.name
+        config.check_writable(folder)
+        config.check_pretraining_words([row.cfg for row in rows], pretraining_words, images)
+        missing = planning.missing_weights(row.cfg for row in rows)
+        try:
+            data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
+        except UserError as error:
+            raise UserError("; ".join([str(error), *missing])) from error
+        # First what encoders start from: it is a part of their runs' identity.
+        pretrainings = pretraining.plan_for(
+            [row.cfg for row in rows],
+            scale,
+            lambda: pretraining_images.prepare(scale, images or None),
+            runs,
+            pretraining_words,
+        )
+        planned = planning.plan(
+            found, study, scale, rows, seeds or found.seeds.get(scale, 1), data, runs
+        )
+        todo = [r for r in planned if not r.done]
+        needed = pretraining.needed(pretrainings, [r.cfg.train.init_weights for r in todo])
+        if missing := planning.missing_weights(r.cfg for r in todo):
+            raise UserError(*missing)
+        planning.check_weights(r.cfg for r in todo)
+        processes = distributed.started_by_torchrun() or gpus
+        for r in [*needed, *todo]:
+            config.check_processes(r.cfg, processes)
+        console.print(
+            f"{found.question}\n"
+            f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
+            + (f"; before them {len(needed)} pre-trainings" if needed else "")
+        )
+        for line in planning.alike(rows):
+            console.print(line, highlight=False)
+        if scale == "coco" and todo and not settings:  # it speaks of this machine
+            from . import budget
+
+            budget.announce(todo, processes, yes, console, needed)
         planning.write_manifest(found, rows, planned, folder, _command())
-    if not todo and not distributed.started_by_torchrun():
-        return
+        return needed, planning.trainings_first(planned), planning.trainings_first(todo)
+
     if distributed.started_by_torchrun():
         from . import launch, train  # they take a second: a finished study is not to wait for them
         from .pretraining.train import pretrain
 
-        # One group for both: leaving it and joining again in the same processes fails.
+        # One group for all: leaving it and joining again in the same processes fails.
         with distributed.process_group():
+            needed, planned, _ = distributed.of_main(plan)
             launch.here(needed, pretrain)
-            launch.here(planning.trainings_first(planned), train.execute)
+            launch.here(planned, train.execute)
+        return
+    needed, _, todo = plan()
+    if not todo:
         return
     _launch_pretrainings(needed, jobs, gpus, settings)
     from .train import execute
 
-    _launch(planning.trainings_first(todo), execute, jobs, gpus, settings)
+    _launch(todo, execute, jobs, gpus, settings)
 
 
 def _settings(launcher: str, gpus: int) -> "Settings | None":
@@ -217,33 +223,41 @@ def pretrain(
     config.check_scale(scale)
     size = size or {"mini": "vit-mini", "coco": "vit-b"}[scale]
     settings = _settings(launcher, gpus)
-    overrides = config.parse_overrides(overrides)
-    pretraining.resolve(recipe, size, overrides)  # before images are looked for
-    config.check_writable(runs / scale / pretraining.FOLDER)
-    data = pretraining_images.prepare(scale, images or None)
-    word = config.RECIPE + recipe
-    chains = [
-        pretraining.plan(word, scale, size, data, runs, overrides, seed=seed)
-        for seed in range(seeds or 1)
-    ]
-    words = [pretraining.word_of(chain[-1]) for chain in chains]
-    needed = pretraining.needed([run for chain in chains for run in chain], words)
-    processes = distributed.started_by_torchrun() or gpus
-    for run in needed:
-        config.check_processes(run.cfg, processes)
-    if scale == "coco" and needed and not settings:
-        from . import budget
 
-        budget.announce([], processes, yes, console, needed)
+    def plan() -> "tuple[list[Path], list[PretrainingRun]]":
+        """The encoders, and what is not done of them."""
+        words = config.parse_overrides(overrides)
+        pretraining.resolve(recipe, size, words)  # before images are looked for
+        config.check_writable(runs / scale / pretraining.FOLDER)
+        data = pretraining_images.prepare(scale, images or None)
+        word = config.RECIPE + recipe
+        chains = [
+            pretraining.plan(word, scale, size, data, runs, words, seed=seed)
+            for seed in range(seeds or 1)
+        ]
+        names = [pretraining.word_of(chain[-1]) for chain in chains]
+        needed = pretraining.needed([run for chain in chains for run in chain], names)
+        processes = distributed.started_by_torchrun() or gpus
+        for run in needed:
+            config.check_processes(run.cfg, processes)
+        if scale == "coco" and needed and not settings:
+            from . import budget
+
+            budget.announce([], processes, yes, console, needed)
+        return [Path(chain[-1].folder) / pretraining.ENCODER for chain in chains], needed
+
     if distributed.started_by_torchrun():
         from . import launch
         from .pretraining.train import pretrain as execute
 
-        launch.here(needed, execute)
+        with distributed.process_group():
+            encoders, needed = distributed.of_main(plan)
+            launch.here(needed, execute)
     else:
+        encoders, needed = plan()
         _launch_pretrainings(needed, jobs, gpus, settings)
-    for chain in chains:
-        console.print(Path(chain[-1].folder) / pretraining.ENCODER, highlight=False)
+    for path in encoders:
+        console.print(path, highlight=False)
 
 
 @app.command()

@@ -8,20 +8,27 @@ import contextlib
 import datetime
 import fcntl
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import submitit
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
 
+from .errors import UserError
+
 T = TypeVar("T")
 
-# Between CPUs, whatever the devices: for waiting until another run ends, and for sums of a step,
-# where who does not answer is gone.
-_PATIENCE = datetime.timedelta(days=365)
+# How long another command may keep a run, and how long processes of a run wait for each other: for
+# one that waits for such a command, reads a large data set, or scores.
+_LOCKED = datetime.timedelta(hours=24)
+_PATIENCE = _LOCKED + datetime.timedelta(hours=1)
+# Between CPUs, whatever the devices: for such waits, and for sums of a step, where who does not
+# answer is gone.
 _patient: dist.ProcessGroup | None = None
 _quick: dist.ProcessGroup | None = None
 
@@ -63,31 +70,83 @@ def process_group() -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """One run at a time: process 0 holds the lock, those of another run wait, however long."""
-    with contextlib.ExitStack() as stack:
-        if comm.is_main_process():
-            lock = stack.enter_context(open(path, "a"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another command, which holds {path}", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        wait()
+    """One run at a time: process 0 holds the lock, those of another run wait.
+
+    Raises:
+        UserError: for a day.
+    """
+
+    with open(path, "a") if comm.is_main_process() else contextlib.nullcontext() as file:
+        of_main(lambda: _lock(file, path))
         yield
 
 
+def _lock(file: TextIO, path: Path) -> None:
+    end = None
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if end is None:
+            end = time.monotonic() + _LOCKED.total_seconds()
+            print(f"waiting for another command, which holds {path}", flush=True)
+        elif time.monotonic() > end:
+            raise UserError(
+                f"another command has held {path} for {_hours(_LOCKED)}: call again when it ended"
+            )
+        time.sleep(0.2)
+
+
 def wait() -> None:
-    """Until all processes are here, however long."""
+    """Until all processes are here.
+
+    Raises:
+        UserError: one has not come in a day, and which.
+    """
     if comm.get_world_size() > 1:
-        dist.barrier(group=_patient)
+        with _not_for_ever():
+            dist.monitored_barrier(_patient, _PATIENCE, wait_all_ranks=True)
 
 
 def of_main(find: Callable[[], T]) -> T:
-    """What process 0 finds, for all: file systems of clusters show news late to other nodes."""
-    found = [find() if comm.is_main_process() else None]
+    """What process 0 finds, for all: they decide alike, and file systems of clusters show news late
+    to other nodes. If it raises, the others end without a word."""
+    found, failure = None, None
+    if comm.is_main_process():
+        try:
+            found = find()
+        except Exception as error:
+            failure = error
     if comm.get_world_size() > 1:
-        dist.broadcast_object_list(found, group=_patient)
-    return found[0]
+        code = 2 if isinstance(failure, UserError | OSError) else int(failure is not None)
+        told = [found, code]
+        with _not_for_ever():
+            dist.broadcast_object_list(told, group=_patient)
+        found, code = told
+        if code and failure is None:
+            raise SystemExit(code)
+    if failure:
+        raise failure
+    return found
+
+
+@contextlib.contextmanager
+def _not_for_ever() -> Iterator[None]:
+    """Raises UserError that names who did not come, if that is what torch says in its words."""
+    start = time.monotonic()
+    try:
+        yield
+    except RuntimeError as error:
+        if time.monotonic() - start < _PATIENCE.total_seconds():
+            raise  # it is gone, not late
+        late = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
+        raise UserError(
+            f"process {comm.get_rank()} waited {_hours(_PATIENCE)} for process "
+            f"{late[1] if late else 0} of this run: look into its output"
+        ) from error
+
+
+def _hours(time: datetime.timedelta) -> str:
+    return f"{time.total_seconds() / 3600:.3g} hours"
 
 
 def device() -> torch.device:

@@ -83,7 +83,7 @@ def evaluate_checkpoint(
     cfg = config.load(config_file)
     config.set_words(cfg, config.parse_overrides(overrides), "OVERRIDES")
     found = find_split(split or cfg.dataloader.test.dataset)
-    set_num_classes(cfg, _categories(found))
+    set_num_classes(cfg, distributed.of_main(lambda: _categories(found)))
     config.check(cfg, str(config_file))
     model = instantiate(cfg.model).to(distributed.device())
     try:

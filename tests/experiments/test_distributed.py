@@ -1,13 +1,16 @@
 """One run in several processes: the same curve, the same weights, and the same checkpoints."""
 
+import datetime
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from experiments import config, distributed, runs, studies
@@ -168,6 +171,57 @@ def test_gradients_of_all_passes_lie_in_the_buckets():
     call(2, "gradients")
 
 
+def agree() -> None:
+    """In each process: process 0 finds out, fails for all, and is not waited for without end."""
+    with distributed.process_group():
+        rank = comm.get_rank()
+        assert distributed.of_main(lambda: [rank]) == [0]
+
+        def fail() -> None:
+            raise UserError("no data")
+
+        with pytest.raises(UserError if rank == 0 else SystemExit) as caught:
+            distributed.of_main(fail)
+        assert rank == 0 or caught.value.code == 2
+        distributed._PATIENCE = datetime.timedelta(seconds=2)
+        if rank == 1:
+            time.sleep(4)
+        with pytest.raises((UserError, RuntimeError)) as caught:
+            distributed.wait()
+        if rank == 0:
+            assert "process 0 waited 0.000556 hours for process 1 of" in str(caught.value)
+            time.sleep(3)  # or the other finds nobody
+        os._exit(0)  # leaving the group would wait again
+
+
+def test_process_0_decides_for_all_and_nobody_waits_for_ever():
+    call(2, "agree")
+
+
+def test_a_mistake_under_torchrun_is_told_once(small_set, tmp_path):
+    """It is found by one process; the others neither read the data nor wait."""
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--standalone", "-m", "experiments", "run", "count", "--runs", str(tmp_path)]
+    command += ["--dataset", f"{tmp_path}/none.json,{tmp_path}", "--val", small_set["val"]]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "none.json" in line]
+    assert done.returncode != 0
+    assert told == [f"error: cannot read {tmp_path}/none.json: No such file or directory"]
+
+
+def test_a_run_that_another_command_keeps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "_LOCKED", datetime.timedelta(seconds=0.3))
+    path = tmp_path / ".lock"
+    kept = pytest.raises(UserError, match="another command has held")
+    with distributed.alone(path), kept, distributed.alone(path):
+        pytest.fail("two at a time")
+    assert capsys.readouterr().out == f"waiting for another command, which holds {path}\n"
+    with distributed.alone(path):
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_several_processes_go_on_where_they_were(how, small_set, tmp_path):
@@ -211,4 +265,5 @@ def test_cores_of_a_process(monkeypatch):
 
 
 if __name__ == "__main__":
-    watch_gradients() if sys.argv[1] == "gradients" else fit_all(sys.argv[1])
+    parts = {"gradients": watch_gradients, "agree": agree}
+    parts.get(sys.argv[1], lambda: fit_all(sys.argv[1]))()
