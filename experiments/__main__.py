@@ -17,9 +17,13 @@ from . import commands
 from .errors import UserError, unknown
 
 if TYPE_CHECKING:  # they take seconds
+    from . import slurm
+    from .launch import Launch
     from .pretraining.runs import PretrainingRun
     from .runs import Run
     from .slurm import Settings
+
+    _Stage = tuple[list[Run] | list[PretrainingRun], Callable[..., str]]
 
 # Of what the libraries under detectron2 call in each other: nothing that a user can change.
 warnings.simplefilter("ignore", FutureWarning)
@@ -141,10 +145,9 @@ def run(
     needed, _, todo = plan()
     if not todo:
         return
-    _launch_pretrainings(needed, jobs, gpus, settings)
     from .train import execute
 
-    _launch(todo, execute, jobs, gpus, settings)
+    _launch([*_levels(needed), (todo, execute)], jobs, gpus, settings)
 
 
 def _settings(launcher: str, gpus: int) -> "Settings | None":
@@ -158,36 +161,40 @@ def _settings(launcher: str, gpus: int) -> "Settings | None":
     return slurm.settings_for(gpus)
 
 
-def _launch_pretrainings(
-    needed: "list[PretrainingRun]", jobs: int, gpus: int, settings: "Settings | None"
-) -> None:
+def _levels(needed: "list[PretrainingRun]") -> "list[_Stage]":
     """One after the other where one starts from another, else side by side."""
     from .pretraining.runs import by_depth
     from .pretraining.train import pretrain
 
-    for together in by_depth(needed):
-        _launch(together, pretrain, jobs, gpus, settings)
+    return [(together, pretrain) for together in by_depth(needed)]
 
 
-def _launch(
-    todo: "list[Run] | list[PretrainingRun]",
-    execute: Callable[..., str],
-    jobs: int,
-    gpus: int,
-    settings: "Settings | None",
-) -> None:
-    """Run them, show how far they are, and exit with 1 if one failed."""
-    from . import launch, view
+def _launch(stages: "list[_Stage]", jobs: int, gpus: int, settings: "Settings | None") -> None:
+    """Run them, stage after stage, show how far they are, and exit with 1 if one failed.
+
+    On a cluster all is submitted at once: whoever called may go.
+    """
+    from . import launch
 
     if settings:
         from . import slurm
 
-        launched = slurm.launch(todo, jobs, gpus, settings, execute)
-    else:
+        launched = None
+        for todo, execute in stages:
+            launched = slurm.launch(todo, jobs, gpus, settings, execute, launched)
+        if launched:
+            _follow(launched)
+        return
+    cores = len(os.sched_getaffinity(0))
+    for todo, execute in stages:
         launch.check_gpus(gpus)
-        cores = len(os.sched_getaffinity(0))
         count = jobs or launch.default_jobs(todo, cores, gpus)
-        launched = launch.launch(todo, count, gpus, execute)
+        _follow(launch.launch(todo, count, gpus, execute))
+
+
+def _follow(launched: "Launch | slurm.Launch") -> None:
+    from . import view
+
     try:
         view.follow(launched, console)
     except KeyboardInterrupt:
@@ -255,7 +262,7 @@ def pretrain(
             launch.here(needed, execute)
     else:
         encoders, needed = plan()
-        _launch_pretrainings(needed, jobs, gpus, settings)
+        _launch(_levels(needed), jobs, gpus, settings)
     for path in encoders:
         console.print(path, highlight=False)
 

@@ -75,7 +75,6 @@ def alone(path: Path) -> Iterator[None]:
     Raises:
         UserError: for a day.
     """
-
     with open(path, "a") if comm.is_main_process() else contextlib.nullcontext() as file:
         of_main(lambda: _lock(file, path))
         yield

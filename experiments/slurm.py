@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import io
+import itertools
 import os
 import re
 import shlex
@@ -30,6 +31,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from . import config
 from .errors import UserError, unknown
 from .launch import Progress, first_error
+from .pretraining import runs as pretraining
 from .records import VERSION, read_json, write_json
 from .runs import Run
 
@@ -361,6 +363,7 @@ def launch(
     processes: int,
     settings: Settings,
     execute: Callable[[Run], str],
+    before: Launch | None = None,
 ) -> Launch:
     """Submit the runs, but those whose jobs wait or run already.
 
@@ -368,28 +371,40 @@ def launch(
         jobs: that run at a time; 0: as the settings say.
         processes: of one run.
         execute: what a job calls with its run.
+        before: pre-trainings that were submitted; runs that start from one come after its job,
+            whether somebody follows them here or not.
+
+    Returns:
+        Those before, and the runs.
 
     Raises:
-        UserError: Slurm refuses, with its own words; nothing is submitted then.
+        UserError: Slurm refuses, with its own words; none of these runs is submitted then.
     """
+    before = before or Launch([], [])
+    pretrained = {
+        pretraining.word_of(progress.run): job
+        for progress, job in zip(before.runs, before.jobs, strict=True)
+    }
+    starts = [pretrained.get(run.cfg.train.init_weights) for run in runs]
     nodes, tasks = settings.layout(processes)
     noted = [_noted_job(run) for run in runs]
     queue = _queue([job for job in noted if job])
     known = [job if job and queue.get(job, _ENDED)[0] not in _ENDED else None for job in noted]
     # A run that differs from another at test time only takes that one's weights: it comes after.
     marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
-    for repeated in (False, True):
+    for repeated, start in itertools.product((False, True), dict.fromkeys(starts)):
         new = [
             i
             for i, mark in enumerate(marks)
-            if not known[i] and (marks.index(mark) < i) == repeated
+            if not known[i] and starts[i] == start and (marks.index(mark) < i) == repeated
         ]
         first = [known[marks.index(marks[i])] for i in new] if repeated else []
-        after = {job.id for job in first if job.id}
+        after = {job.id for job in (start, *first) if job and job.id}
         submitted = _submit([runs[i] for i in new], jobs, nodes, tasks, settings, execute, after)
         for i, job in zip(new, submitted, strict=True):
             known[i] = job
-    return Launch([Progress(run) for run in runs], known)
+    progress = [*before.runs, *(Progress(run) for run in runs)]
+    return Launch(progress, [*before.jobs, *known])
 
 
 def _submit(

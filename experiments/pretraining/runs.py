@@ -40,7 +40,7 @@ class PretrainingRun:
     @property
     def variant(self) -> str:
         """How views and job lists call it."""
-        return self.recipe
+        return f"{self.recipe} (pre-training)"
 
     @property
     def done(self) -> bool:

@@ -202,8 +202,14 @@ def test_what_a_row_starts_from_is_pre_trained_first(cluster, small_set, tmp_pat
     short += [f"dataloader.train.{key}_batch_size=4" for key in ("total", "micro")]
     overrides = " ".join(["train.max_iter=2", *(f"pretraining.{word}" for word in short)])
     words = ["--variants", "mae", "--images", images]
+    process = study.start(*words, overrides=overrides)
+    wait(lambda: len(set(study.queue())) == 2, process)
+    process.kill()  # the launcher; Slurm knows what comes after what
+    process.communicate()
+    wait(lambda: not study.queue())
     code, output = study.call(*words, overrides=overrides)
     assert code == 0, output
+    assert "1 runs, 1 of them done" in output
     (encoder,) = (tmp_path / "mini" / "pretrained").glob("mae-*/encoder.pth")
     assert str(encoder) in (study.run("mae") / "log.txt").read_text()
     for folder in (encoder.parents[1], study.folder):
