@@ -166,8 +166,11 @@ def cores() -> int:
 
 def sums(values: list[float]) -> list[float]:
     """Of each value, over all processes."""
-    if comm.get_world_size() == 1:
-        return values
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total, group=_quick)
-    return total.tolist()
+    return summed(torch.tensor(values, dtype=torch.float64)).tolist()
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """Over all processes, in place; on the CPU."""
+    if comm.get_world_size() > 1:
+        dist.all_reduce(tensor, group=_quick)
+    return tensor

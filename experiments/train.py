@@ -59,6 +59,7 @@ class Execute(Checkpointable):
         with faults_named(folder), distributed.process_group(), alone:
             if not distributed.of_main(lambda: run.done):
                 self.work(run)
+                distributed.wait()  # or some would leave the group while others need it
         return str(folder / self.record)
 
 
@@ -112,12 +113,13 @@ def _execute(run: Run) -> None:
     torch.set_num_threads(cfg.train.threads or distributed.cores())
 
     # What could fail is done before training: costs, versions.
-    cost = detector_cost(cfg.model)
-    train_macs = training_macs(cfg.model)
+    cost, train_macs = distributed.of_main(
+        lambda: (detector_cost(cfg.model), training_macs(cfg.model))
+    )
     versions, git_commit = environment.versions(), environment.git_commit()
 
     with distributed.alone(_training_note(run)):
-        state = train(cfg, run)
+        state = train(cfg, run, train_macs)
     model = instantiate(cfg.model).to(distributed.device())
     model.load_state_dict(state["model"])
     result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
@@ -191,14 +193,14 @@ def _trained_by_another(run: Run) -> Path | None:
     return None if checkpoints.wrong(weights) else weights
 
 
-def train(cfg: DictConfig, run: Run) -> dict[str, Any]:
+def train(cfg: DictConfig, run: Run, macs: float | None) -> dict[str, Any]:
     """The last checkpoint of the run's training, done now as far as it is not, or of a run that was
-    trained in the same way."""
+    trained in the same way; `macs` as of `fit`."""
     folder = Path(run.folder)
     last = folder / LAST_WEIGHTS
     twin = distributed.of_main(lambda: _trained_by_another(run))
     if twin is None:
-        fit_run(cfg, run)
+        fit_run(cfg, run, macs)
         if comm.is_main_process():
             note = _training_note(run)
             note.write_text(os.path.relpath(folder, note.parent.parent))
@@ -208,8 +210,9 @@ def train(cfg: DictConfig, run: Run) -> dict[str, Any]:
     return checkpoints.read(twin or last)
 
 
-def fit_run(cfg: DictConfig, run: Run) -> None:
-    """Train, from the last checkpoint in the run's folder if there is one, to `LAST_WEIGHTS`."""
+def fit_run(cfg: DictConfig, run: Run, macs: float | None = None) -> None:
+    """Train, from the last checkpoint in the run's folder if there is one, to `LAST_WEIGHTS`;
+    `macs` as of `fit`."""
     model = initial_values.construct(lambda: instantiate(cfg.model), cfg.train.seed)
     set_federated_loss(model, run.data.image_counts)
     _, encoder = encoder_of(model)
@@ -227,7 +230,7 @@ def fit_run(cfg: DictConfig, run: Run) -> None:
             cfg.dataloader.train.repeat_threshold,
         )
 
-    fit(cfg, Path(run.folder), model, encoder, stream, training_macs(cfg.model))
+    fit(cfg, Path(run.folder), model, encoder, stream, macs)
 
 
 def set_federated_loss(model: nn.Module, image_counts: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 """Which images a pre-training reads: the embedded ones, ImageNet, or any folder of images."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torchvision.transforms import v2
 from ..data import catalog, mini_classes
 from ..data.images import load
 from ..errors import UserError
+from ..records import write_json
 
 _LAYOUT = "train/<category>/*.jpg, and the same under val/ for validation"
 
@@ -36,9 +38,22 @@ class Images:
     categories: tuple[str, ...]
     digest: str
 
-    def entries(self, split: str) -> list[dict[str, Any]]:
-        """What `ImageMapper` reads, for "train" or "val": file_name, image_id, label."""
+    def write_list(self, path: Path) -> None:
+        """Write the names of all files, unless it is done, for `entries`: to look for ImageNet's
+        1.3 million takes minutes on a cluster's file system, and longer for many processes."""
+        if not path.is_file():
+            roots = dict(train=self.train, val=self.val)
+            found = {split: _files(root) if root else [] for split, root in roots.items()}
+            write_json(path, {split: [name for name, _ in files] for split, files in found.items()})
+
+    def entries(self, split: str, listed: Path | None = None) -> list[dict[str, Any]]:
+        """What `ImageMapper` reads, for "train" or "val": file_name, image_id, label.
+
+        Args:
+            listed: what `write_list` wrote; None: the files are looked for.
+        """
         root = getattr(self, split)
+        names = json.loads(listed.read_text())[split] if listed else [n for n, _ in _files(root)]
         labels = {name: label for label, name in enumerate(self.categories)}
         return [
             dict(
@@ -46,7 +61,7 @@ class Images:
                 image_id=name,
                 label=labels[name.split(os.sep)[0]] if labels else -1,
             )
-            for name, _ in _files(root)
+            for name in names
         ]
 
 

@@ -17,6 +17,7 @@ from .images import Images
 
 FOLDER = "pretrained"  # beside the studies of a scale
 RECORD = "pretraining.json"
+FILES = "files.json"  # names of the images
 ENCODER = "encoder.pth"  # what a detector starts from: the encoder's own keys
 # Words of a detection config's backbone that its encoder must be pre-trained with.
 # Their values where neither says one.

@@ -23,7 +23,7 @@ from ..fit import fit, training_figures
 from ..records import LAST_WEIGHTS, VERSION, write_json
 from ..train import Execute, log_to, now
 from .blocks import features
-from .runs import ENCODER, RECORD, PretrainingRun, copied
+from .runs import ENCODER, FILES, RECORD, PretrainingRun, copied
 
 _LOGGER = logging.getLogger("detectron2")
 
@@ -71,21 +71,23 @@ def _execute(run: PretrainingRun) -> None:
         LazyConfig.save(cfg, str(folder / "config.yaml"))
     torch.set_num_threads(cfg.train.threads or distributed.cores())
     versions, git_commit = environment.versions(), environment.git_commit()
-    macs = step_macs(cfg)
+    macs = distributed.of_main(lambda: step_macs(cfg))
+    files = folder / FILES
+    distributed.of_main(lambda: run.data.write_list(files))
 
     model = _initial(cfg, folder)
 
     def stream() -> Stream:
         mapper = instantiate(cfg.dataloader.train.mapper)
-        return Stream(run.data.entries("train"), mapper, cfg.train.seed)
+        return Stream(run.data.entries("train", files), mapper, cfg.train.seed)
 
     fit(cfg, folder, model, model, stream, macs)
     state = checkpoints.read(folder / LAST_WEIGHTS)
     model = instantiate(cfg.model).to(distributed.device())
     model.load_state_dict(state["model"])
+    figures = validate(model, cfg, run.data.entries("val", files)) if run.data.val else {}
     if not comm.is_main_process():
         return
-    figures = validate(model, cfg, run) if run.data.val else {}
     torch.save(
         {"model": {k: v.cpu() for k, v in model.encoder.state_dict().items()}}, folder / ENCODER
     )
@@ -149,30 +151,35 @@ def step_macs(cfg: DictConfig) -> int | None:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, cfg: DictConfig, run: PretrainingRun) -> dict[str, float]:
+def validate(model: nn.Module, cfg: DictConfig, entries: list[dict[str, Any]]) -> dict[str, float]:
     """Figures of the validation images: means of what the model's `validate` says of each, and the
-    `effective_rank` of the encoder's tokens. Random numbers, as of hidden patches, are the same in
-    each call."""
-    mapper = instantiate(cfg.dataloader.test.mapper)
+    `effective_rank` of the encoder's tokens. Random numbers, as of hidden patches, are those of the
+    batch in each call. Processes share the batches; the figures are the same in all."""
+    test, total = cfg.dataloader.test, len(entries)
+    batches = [range(total)[i : i + test.batch_size] for i in range(0, total, test.batch_size)]
+    mine = range(comm.get_rank(), len(batches), comm.get_world_size())
     loader = DataLoader(
-        _Mapped(run.data.entries("val"), mapper),
-        batch_size=cfg.dataloader.test.batch_size,
-        num_workers=min(cfg.dataloader.test.num_workers, distributed.cores()),
+        _Mapped(entries, instantiate(test.mapper)),
+        batch_sampler=[batches[number] for number in mine],
+        num_workers=min(test.num_workers, distributed.cores()),
         collate_fn=list,
     )
     model.eval()
-    torch.manual_seed(0)
     totals: dict[str, float] = {}
-    products_CC = torch.zeros((), dtype=torch.float64, device=distributed.device())
+    channels = model.encoder.spec.dim
+    products_CC = torch.zeros(channels, channels, dtype=torch.float64, device=distributed.device())
     with autocast(distributed.device().type, precision(cfg.train.amp)):
-        for batch in loader:
+        for number, batch in zip(mine, loader, strict=True):
+            torch.manual_seed(number)
             for name, values in model.validate(batch).items():
                 totals[name] = totals.get(name, 0.0) + float(values.double().sum())
             x_BNC = features(model.encoder, model.cls_token, model.pixels.of(batch))
             x_MC = x_BNC.flatten(0, 1).double()
             products_CC = products_CC + x_MC.T @ x_MC
-    means = {name: total / run.data.counts[1] for name, total in totals.items()}
-    return means | {"effective_rank": effective_rank(products_CC)}
+    of_all = comm.all_gather(totals)
+    sums = {name: sum(each.get(name, 0.0) for each in of_all) for name in of_all[0]}
+    rank = effective_rank(distributed.summed(products_CC.cpu()))
+    return {name: value / total for name, value in sums.items()} | {"effective_rank": rank}
 
 
 def effective_rank(products_CC: Tensor) -> float:

@@ -9,7 +9,16 @@ from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 
-from experiments import checkpoints, config, devices, environment, studies, training_loop
+from experiments import (
+    checkpoints,
+    config,
+    devices,
+    environment,
+    records,
+    studies,
+    train,
+    training_loop,
+)
 from experiments.data import catalog
 from experiments.fit import training_figures
 from experiments.train import fit_run
@@ -170,6 +179,22 @@ def test_what_mixed_precision_becomes(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
         assert devices.precision(amp=True) is expected
         assert devices.precision(amp=False) is torch.float32
+
+
+def test_costs_are_counted_once(small_set, tmp_path, monkeypatch):
+    run = planned(small_set, tmp_path, "global-vs-conv", "none", {"train.max_iter": 1})
+    Path(run.folder).mkdir(parents=True)
+    counted = []
+    for name in ("detector_cost", "training_macs"):
+        count = getattr(train, name)
+        monkeypatch.setattr(
+            train, name, lambda model, name=name, count=count: counted.append(name) or count(model)
+        )
+    train.execute(run)
+    assert counted == ["detector_cost", "training_macs"]
+    record = records.read(Path(run.folder) / "record.json")
+    assert record.train_macs > record.macs
+    assert "mfu" in (Path(run.folder) / "metrics.json").read_text()
 
 
 def test_the_precision_that_training_came_to_is_noted(small_set, tmp_path, monkeypatch):

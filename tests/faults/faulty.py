@@ -71,7 +71,7 @@ if "SUBMITIT_EXECUTOR" in os.environ:
     from experiments import records, train
     from experiments.training_loop import Trainer
 
-    def known(cfg, run):
+    def known(cfg, run, macs):
         global folder, variant
         folder, variant = Path(run.folder), run.variant
         return "fit", {{}}

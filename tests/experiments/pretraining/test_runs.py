@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import instantiate
 from PIL import Image
 
 from experiments import config, records, training_loop
 from experiments.errors import UserError
 from experiments.pretraining import images, runs
-from experiments.pretraining.train import effective_rank, pretrain
+from experiments.pretraining.train import effective_rank, pretrain, validate
 from tests.conftest import ROOT
 from tests.experiments.test_cli import assert_told, experiments, own
 
@@ -48,6 +49,15 @@ class TestImages:
         assert found.categories == ("a", "b")
         assert [e["label"] for e in found.entries("train")] == [0, 0, 0, 1, 1, 1]
         assert found.entries("val")[0]["image_id"] == "a/0.bmp"
+
+    def test_the_list_of_files_is_written_once(self, folder, tmp_path, monkeypatch):
+        found = images.prepare("mini", str(folder))
+        expected = {split: found.entries(split) for split in ("train", "val")}
+        found.write_list(tmp_path / "files.json")
+        monkeypatch.setattr(images, "_files", lambda root: pytest.fail("looked for again"))
+        found.write_list(tmp_path / "files.json")
+        for split, entries in expected.items():
+            assert found.entries(split, tmp_path / "files.json") == entries
 
     def test_any_folder_without_labels(self, tmp_path):
         write_images(tmp_path, "1.png", "deep/er/2.JPG", "deep/3.bmp")
@@ -307,12 +317,21 @@ def test_torchrun_pre_trains_and_trains_in_its_processes(folder, small_set, tmp_
     command = [*torchrun, "--standalone", "--nproc-per-node=2", "-m", "experiments"]
     command += ["run", "pretraining", "--variants", "mae", "--seeds", "1", "--runs", str(tmp_path)]
     command += ["--images", str(folder), *own(small_set)]
+    own_words += " pretraining.dataloader.test.batch_size=2"
     command += ["--overrides", f"train.max_iter=1 train.amp=false {halves} {own_words}"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.rglob(runs.RECORD)
+    # Both processes validate; what they find together is what one finds.
+    cfg = config.load(path.parent / "config.yaml", config.PRETRAINING_PARTS)
+    model = instantiate(cfg.model)
+    state = torch.load(path.parent / "model_final.pth", weights_only=True)
+    model.load_state_dict(state["model"])
+    entries = images.prepare("mini", str(folder)).entries("val")
+    assert validate(model, cfg, entries) == pytest.approx(records.read_json(path)["figures"])
+    assert len(list((path.parent).glob("files.json"))) == 1
     (detector,) = tmp_path.rglob(records.RECORD)
     assert [records.read_json(file)["processes"] for file in (path, detector)] == [2, 2]
 
