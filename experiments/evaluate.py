@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from .reach import Reach
 from .records import COCO_FIGURES, LVIS_FIGURES
 
 PREDICTIONS = "coco_instances_results.json"  # detectron2's name
+_TOGETHER = 2**16  # detections that are in memory at once while they are scored
 _PARTS = "detections"  # folder of what is done of an evaluation under way
 _TASKS = {"box": "bbox", "mask": "segm"}
 
@@ -64,15 +65,30 @@ def figures(truth: Path, predictions: Path, kind: str, rules: str) -> dict[str, 
         kind: "box" or "mask".
         rules: "coco" or "lvis".
     """
-    from_matches, reference = {
-        "coco": (average_precision.coco_figures, pycocotools_figures),
-        "lvis": (average_precision.lvis_figures, lvis_figures),
-    }[rules]
     try:
-        return from_matches(matches.of_file(truth, predictions, kind, rules))
+        return _FROM_MATCHES[rules](matches.of_file(truth, predictions, kind, rules))
     except UserError as error:
         _LOGGER.warning("%s: scored by the reference, it will have no intervals", error)
+        reference = pycocotools_figures if rules == "coco" else lvis_figures
         return reference(truth, predictions, kind)
+
+
+_FROM_MATCHES = {"coco": average_precision.coco_figures, "lvis": average_precision.lvis_figures}
+
+
+def _figures_of_parts(
+    truth: Path,
+    predictions: Path,
+    kinds: Sequence[str],
+    rules: str,
+    parts: Callable[[], Iterable[list[dict]]],
+) -> dict[str, dict[str, float | None]]:
+    """`figures` of each kind, of a file that is at hand in parts (`matches.of_parts`)."""
+    try:
+        found = matches.of_parts(truth, predictions, kinds, rules, parts)
+    except UserError:  # which `figures` tells
+        return {kind: figures(truth, predictions, kind, rules) for kind in kinds}
+    return {kind: _FROM_MATCHES[rules](of_kind) for kind, of_kind in found.items()}
 
 
 def pycocotools_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
@@ -158,6 +174,8 @@ def evaluate(
     name = split.register()
     with contextlib.redirect_stdout(io.StringIO()):
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
+    for image in dicts:  # LVIS's are a GB, and nothing here reads them
+        image.pop("annotations", None)
     content = json.loads(Path(split.json_file).read_bytes())
     categories = sorted(category["id"] for category in content["categories"])
     has_truth, has_cue = "annotations" in content, reach.has_cue(content)
@@ -176,7 +194,7 @@ def evaluate(
         masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
         kinds = ["box", "mask"][: 1 + masks] if has_truth else []
         truth, found = Path(split.json_file), folder / PREDICTIONS
-        scored = {kind: figures(truth, found, kind, split.kind) for kind in kinds}
+        scored = _figures_of_parts(truth, found, kinds, split.kind, lambda: parts.read(ids))
         of_cue = reach.of_files(truth, found) if has_cue else None
         seconds += time.perf_counter() - start
         parts.remove()
@@ -309,25 +327,46 @@ class _Parts:
         Returns:
             Seconds that detecting took.
         """
+        seconds, written = 0.0, False
+        with open(path, "w") as file:
+            file.write("[")
+            for line in self._ordered(images):
+                seconds += line["seconds"]
+                if line["detections"]:
+                    file.write(", " * written + json.dumps(line["detections"])[1:-1])
+                    written = True
+            file.write("]")
+        return seconds
+
+    def read(self, images: list[list[int]]) -> Iterator[list[dict]]:
+        """All detections, in the split's order: those of so many whole batches as make `_TOGETHER`
+        or a little more at a time."""
+        found = []
+        for line in self._ordered(images):
+            found += line["detections"]
+            if len(found) >= _TOGETHER:
+                yield found
+                found = []
+        yield found
+
+    def _ordered(self, images: list[list[int]]) -> Iterator[dict]:
+        """The lines of all batches."""
         lines = self.lines()
         if missing := [number for number in range(len(images)) if number not in lines]:
             raise RuntimeError(
                 f"{self.folder} lacks batches {missing[:9]}: do all processes see it?"
             )
-        results, seconds = [], 0.0
-        for number, ids in enumerate(images):
-            file, offset = lines[number]
-            with open(file, "rb") as part:
-                part.seek(offset)
-                line = json.loads(part.readline())
-            if line["images"] != ids:
-                raise RuntimeError(
-                    f"{file}: batch {number} is of images {line['images']}, not {ids}"
-                )
-            results += line["detections"]
-            seconds += line["seconds"]
-        path.write_text(json.dumps(results))
-        return seconds
+        with contextlib.ExitStack() as stack:
+            parts = {path: stack.enter_context(open(path, "rb")) for path, _ in lines.values()}
+            for number, ids in enumerate(images):
+                path, offset = lines[number]
+                parts[path].seek(offset)
+                line = json.loads(parts[path].readline())
+                if line["images"] != ids:
+                    raise RuntimeError(
+                        f"{path}: batch {number} is of images {line['images']}, not {ids}"
+                    )
+                yield line
 
 
 def set_num_classes(cfg: DictConfig, count: int) -> None:

@@ -6,11 +6,12 @@ Equal to what pycocotools' `COCOeval.evaluate` finds (public file pycocotools/co
 images at once; the areas, boxes and overlaps of masks are pycocotools' own.
 """
 
+import functools
 import hashlib
 import itertools
 import json
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,34 @@ def of_file(truth: Path, predictions: Path, kind: str = "box", rules: str = "coc
     return Matches(**arrays)
 
 
+def of_parts(
+    truth: Path,
+    predictions: Path,
+    kinds: Sequence[str],
+    rules: str,
+    parts: Callable[[], Iterable[list[dict]]],
+) -> dict[str, Matches]:
+    """As `of_file` of each kind, of a file whose detections are at hand in parts: together those of
+    LVIS, 300 an image, would take 10 GB.
+
+    Args:
+        parts: gives them in the file's order, all of an image in one part.
+    """
+    made: dict[str, Matches] = {}
+
+    def make(kind: str) -> dict[str, np.ndarray]:
+        if kind not in made:
+            made.update(_compute(truth, parts(), kinds, str(predictions), rules))
+        return vars(made.pop(kind))
+
+    found = {}
+    for kind in kinds:
+        path = predictions.with_name(f"matches_{kind}.npz")
+        digest = _digest(f"{kind} {rules}", truth, predictions)
+        found[kind] = Matches(**kept(path, digest, functools.partial(make, kind)))
+    return found
+
+
 def compute(
     truth: str | Path | dict,
     predictions: list[dict],
@@ -100,25 +129,55 @@ def compute(
         UserError: a prediction is of no image or category of the truth, is no box or mask, has a
             score outside 0..1, occurs twice, or is a mask of another size than its image.
     """
+    return _compute(truth, [predictions], [kind], name, rules)[kind]
+
+
+def _compute(
+    truth: str | Path | dict,
+    parts: Iterable[list[dict]],
+    kinds: Sequence[str],
+    name: str,
+    rules: str,
+) -> dict[str, Matches]:
+    """As `compute`, of detections in parts, as `of_parts` has them."""
     if isinstance(truth, str | Path):
         truth = read_file(Path(truth), dict)
     try:
-        objects = _Objects(truth, kind, rules == "lvis")
+        objects = {kind: _Objects(truth, kind, rules == "lvis") for kind in kinds}
     except KeyError as error:
         raise UserError(f"the ground truth of {name} has an entry without {error}") from error
-    found = _Detections(predictions, objects, kind, name)
+    del truth  # of LVIS, a GB
+    found: dict[str, list[tuple[np.ndarray, ...]]] = {kind: [] for kind in kinds}
+    number = 0
+    for part in itertools.chain(parts, [[]]):
+        for kind in kinds:
+            found[kind].append(_matched(_Detections(part, objects[kind], kind, name, number), kind))
+        number += len(part)
+    return {kind: _joined(objects[kind], found.pop(kind)) for kind in kinds}
+
+
+def _matched(found: "_Detections", kind: str) -> tuple[np.ndarray, ...]:
+    """Image, category, score, rank, matched and ignored of each detection."""
+    objects = found.objects
     matched, ignored = _match(found, objects, kind)
-    order = np.lexsort((found.image, -found.score, found.category))
     excused = ~_inside(found.area) | objects.partly[found.image, found.category][:, None]  # (D, 4)
     ignored |= np.where(excused, ~matched & _bits(np.ones(len(IOUS), bool)), 0)
+    image, category = (index.astype(np.int32) for index in (found.image, found.category))
+    return image, category, found.score, found.rank.astype(np.uint16), matched, ignored
+
+
+def _joined(objects: "_Objects", parts: list[tuple[np.ndarray, ...]]) -> Matches:
+    image, category, score, rank, matched, ignored = map(np.concatenate, zip(*parts, strict=True))
+    parts.clear()
+    order = np.lexsort((image, -score, category))
     count = np.zeros((len(objects.images), len(objects.categories), len(AREAS)), np.uint16)
     np.add.at(count, (objects.image, objects.category), ~objects.ignored)
     return Matches(
         images=objects.images,
         categories=objects.categories,
-        start=np.searchsorted(found.category[order], np.arange(len(objects.categories) + 1)),
-        image=found.image[order].astype(np.int32),
-        rank=found.rank[order].astype(np.uint16),
+        start=np.searchsorted(category[order], np.arange(len(objects.categories) + 1)),
+        image=image[order],
+        rank=rank[order],
         matched=np.ascontiguousarray(matched[order].T),
         ignored=np.ascontiguousarray(ignored[order].T),
         objects=count,
@@ -164,6 +223,15 @@ class _Objects:
         frequency = {c["id"]: c["frequency"] for c in truth["categories"]} if lvis else {}
         self.frequency = np.array([frequency[i] for i in sorted(frequency)], "U1")
 
+    @functools.cached_property
+    def mask_boxes(self) -> np.ndarray:
+        """(N, 4) around the masks."""
+        return masks.toBbox(self.shape)
+
+    @functools.cached_property
+    def mask_areas(self) -> np.ndarray:
+        return _mask_areas(self.shape)
+
     def _listed(self, images: list[dict], key: str) -> np.ndarray:
         """(I, K) which categories an image has in its list of this name."""
         pairs = [(image["id"], category) for image in images for category in image[key]]
@@ -176,53 +244,64 @@ class _Objects:
 
 class _Detections:
     """The detections that count as arrays, one line each, by image and category, in it by falling
-    score, equal ones as in the file."""
+    score, equal ones as in the file.
 
-    def __init__(self, results: list[dict], objects: _Objects, kind: str, name: str):
+    Args:
+        number: of the first of them in the file, for errors.
+    """
+
+    def __init__(
+        self, results: list[dict], objects: _Objects, kind: str, name: str, number: int = 0
+    ):
+        self.objects = objects
         shape_key = "bbox" if kind == "box" else "segmentation"
         for key in ("image_id", "category_id", "score", shape_key):
             wrong = next((i for i, result in enumerate(results) if key not in result), None)
             if wrong is not None:
-                raise UserError(f"{name} has no {key!r} at entry {wrong}")
+                raise UserError(f"{name} has no {key!r} at entry {number + wrong}")
         image, known = _index(objects.images, [r["image_id"] for r in results])
         if not known.all():
             wrong = int(np.argmin(known))
             value = results[wrong]["image_id"]
             raise UserError(
-                f"{name} has image {value!r} at entry {wrong}, which its ground truth has not"
+                f"{name} has image {value!r} at entry {number + wrong}, which its ground truth has "
+                "not"
             )
         category, known = _index(objects.categories, [r["category_id"] for r in results])
         if not known.all():
             wrong = int(np.argmin(known))
             value = results[wrong]["category_id"]
             raise UserError(
-                f"{name} has category {value!r} at entry {wrong}, which its ground truth has not"
+                f"{name} has category {value!r} at entry {number + wrong}, which its ground truth "
+                "has not"
             )
-        score = _numbers(results, "score", (), name)
+        score = _numbers(results, "score", (), name, number)
         if not ((score >= 0) & (score <= 1)).all():
             wrong = int(np.argmin((score >= 0) & (score <= 1)))
-            raise UserError(f"{name} has score {score[wrong]} at entry {wrong}: it must be in 0..1")
+            raise UserError(
+                f"{name} has score {score[wrong]} at entry {number + wrong}: it must be in 0..1"
+            )
         if kind == "box":
-            boxes = _numbers(results, "bbox", (4,), name)
+            boxes = _numbers(results, "bbox", (4,), name, number)
             fits = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= 0).all(1)
             if not fits.all():
                 wrong = int(np.argmin(fits))
                 raise UserError(
-                    f"{name} has box {boxes[wrong].tolist()} at entry {wrong}: "
+                    f"{name} has box {boxes[wrong].tolist()} at entry {number + wrong}: "
                     "it must be x, y, width, height, finite and not negative in size"
                 )
             self.area = boxes[:, 2] * boxes[:, 3]
         else:
-            for number, result in enumerate(results):
+            for entry, result in enumerate(results, start=number):
                 mask, size = result["segmentation"], objects.sizes[result["image_id"]]
                 if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str | bytes):
                     raise UserError(
-                        f"{name} has entry {number} with a mask that is not COCO's compressed run "
+                        f"{name} has entry {entry} with a mask that is not COCO's compressed run "
                         "lengths: encode it with pycocotools.mask"
                     )
                 if mask.get("size") not in (size, tuple(size)):
                     raise UserError(
-                        f"{name} has a mask of size {mask.get('size')!r} at entry {number}: "
+                        f"{name} has a mask of size {mask.get('size')!r} at entry {entry}: "
                         f"image {result['image_id']} has {size} (height, width)"
                     )
             self.area = _mask_areas([r["segmentation"] for r in results])
@@ -239,7 +318,7 @@ class _Detections:
             first = seen.setdefault((group[i], score[i], str(form)), order[i])
             if first != order[i]:
                 raise UserError(
-                    f"{name} has entry {first} twice, again as {order[i]}: image "
+                    f"{name} has entry {number + first} twice, again as {number + order[i]}: image "
                     f"{result['image_id']}, category {result['category_id']}, score {score[i]}"
                 )
         rank = _ranks(group)
@@ -341,8 +420,7 @@ def _mask_pairs(found: _Detections, objects: _Objects) -> Iterator[tuple[np.ndar
     on each other."""
     if not len(found.group) or not len(objects.group):
         return
-    boxes, targets = (masks.toBbox(shapes) for shapes in (found.shape, objects.shape))
-    areas = _mask_areas(objects.shape)
+    boxes, targets, areas = masks.toBbox(found.shape), objects.mask_boxes, objects.mask_areas
     for detection, target in _candidates(found, objects):
         d, o = boxes[detection], targets[target]
         most = _box_iou(d, o, found.area[detection], areas[target], objects.crowd[target])
@@ -401,8 +479,10 @@ def _index(ids: np.ndarray, values: list) -> tuple[np.ndarray, np.ndarray]:
     return place, whole & (ids[place] == numbers)
 
 
-def _numbers(results: list[dict], key: str, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """(D, *shape) of an entry of the results."""
+def _numbers(
+    results: list[dict], key: str, shape: tuple[int, ...], name: str, number: int
+) -> np.ndarray:
+    """(D, *shape) of an entry of the results, the first of which has this number."""
     values = [result[key] for result in results]
     numbers = _array(values)
     if numbers.shape == (len(values), *shape):
@@ -411,7 +491,9 @@ def _numbers(results: list[dict], key: str, shape: tuple[int, ...], name: str) -
         return np.zeros((0, *shape))
     wrong = next(i for i, value in enumerate(values) if _array(value).shape != shape)
     what = f"{shape[0]} numbers" if shape else "a number"
-    raise UserError(f"{name} has {key} {values[wrong]!r} at entry {wrong}: it must be {what}")
+    raise UserError(
+        f"{name} has {key} {values[wrong]!r} at entry {number + wrong}: it must be {what}"
+    )
 
 
 def _array(values) -> np.ndarray:

@@ -17,7 +17,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 from rich.console import Console
 
-from experiments import config, distributed, evaluate_checkpoint, reach, records
+from experiments import config, distributed, evaluate_checkpoint, matches, reach, records
 from experiments.data.catalog import Split
 from experiments.errors import UserError
 from experiments.evaluate import PREDICTIONS, Result, evaluate
@@ -219,13 +219,38 @@ def test_interrupted_while_it_scores_nothing_is_detected_again(splits, tmp_path,
         raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.evaluate.figures", stop)
+        patch.setattr("experiments.matches.of_parts", stop)
         with pytest.raises(StoppedError):
             evaluate(*untrained(), splits["coco"], tmp_path)
     model, cfg = untrained()
     seen = Seen(model)
     evaluate(model, cfg, splits["coco"], tmp_path)
     assert seen.images == 0
+
+
+def test_what_was_found_is_never_in_memory_as_a_whole(splits, alone, tmp_path, monkeypatch):
+    """Nor are the annotations, while it detects: of LVIS they are 10 GB and one."""
+    parts, of_parts = [], matches.of_parts
+
+    def watched(*arguments):
+        *others, read = arguments
+
+        def each():
+            for part in read():
+                parts.append({detection["image_id"] for detection in part})
+                yield part
+
+        return of_parts(*others, each)
+
+    monkeypatch.setattr(matches, "of_parts", watched)
+    monkeypatch.setattr(matches, "read_results", lambda path: pytest.fail("all of it is read"))
+    monkeypatch.setattr("experiments.evaluate._TOGETHER", 1)
+    result = evaluate(*untrained(), splits["lvis"], tmp_path)
+    assert (result.box, result.mask) == (alone["lvis"][0].box, alone["lvis"][0].mask)
+    assert (tmp_path / PREDICTIONS).read_bytes() == alone["lvis"][1]
+    assert len(parts) >= IMAGES / BATCH
+    assert max(map(len, parts)) <= BATCH
+    assert sum(map(len, parts)) == len(set().union(*parts))
 
 
 def test_seconds_are_over_all_resumes(splits, tmp_path):

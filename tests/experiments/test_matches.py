@@ -4,6 +4,7 @@ apart."""
 import contextlib
 import copy
 import io
+import itertools
 import json
 import os
 
@@ -226,6 +227,32 @@ def test_matches_are_pycocotools(seed, kind):
     figures = average_precision.coco_figures(ours)
     assert list(figures) == list(records.COCO_FIGURES)
     assert list(figures.values()) == pytest.approx((100 * theirs.stats).tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("rules", ["coco", "lvis"])
+@pytest.mark.parametrize("seed", range(3))
+def test_in_parts_they_are_the_same(seed, rules, tmp_path):
+    """Of whole images, in any order of the images; and both kinds at once."""
+    truth, results = (random_set if rules == "coco" else random_lvis_set)(seed)
+    images = [image["id"] for image in truth["images"]]
+    np.random.default_rng(seed).shuffle(images)
+    parts = [[r for r in results if r["image_id"] in some] for some in np.array_split(images, 4)]
+    predictions, file = tmp_path / "results.json", tmp_path / "truth.json"
+    predictions.write_text(json.dumps([*itertools.chain(*parts)]))
+    file.write_text(json.dumps(truth))
+    found = matches.of_parts(file, predictions, matches.KINDS, rules, lambda: parts)
+    for kind in matches.KINDS:
+        expected = vars(matches.compute(truth, [*itertools.chain(*parts)], kind, rules=rules))
+        for name, array in vars(found[kind]).items():
+            assert array.dtype == expected[name].dtype
+            assert np.array_equal(array, expected[name]), name
+        kept = matches.of_file(file, predictions, kind, rules)
+        assert np.array_equal(kept.matched, found[kind].matched)
+    parts[2][1] = parts[2][1] | {"score": 2.0}
+    predictions.write_text(json.dumps([*itertools.chain(*parts)]))
+    entry = len(parts[0]) + len(parts[1]) + 1
+    with pytest.raises(UserError, match=f"has score 2.0 at entry {entry}: it must be in 0..1"):
+        matches.of_parts(file, predictions, matches.KINDS, rules, lambda: parts)
 
 
 def test_the_random_sets_ask_for_every_rule():
