@@ -241,7 +241,7 @@ def eligible(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     same = runs["data"].map(lambda data: data["digest"] == newest)
     other = (~same).sum()
     notes = [f"{other} runs are left out: they are on other data than the last"] if other else []
-    # One row may have run twice on a seed, e.g. on machines with and without bfloat16.
+    # One row may have run twice on a seed, e.g. by two versions of the suite.
     runs = runs[same].drop_duplicates(["setting", "seed"], keep="last")
     marked = reach.not_learned(runs)
     notes += [f"{marked.sum()} runs are left out: {reach.MARK}"] * bool(marked.any())
