@@ -126,7 +126,7 @@ def test_same_curve_however_a_step_is_spread(spreads, name):
                 expected = pytest.approx(line[key], rel=1e-5 if i < 2 else 2e-3, abs=1e-6)
                 assert same[key] == expected, f"{key} of iteration {i}"
     # As close as one micro batch's size makes no curve of another's.
-    assert curve[0]["total_loss"] != pytest.approx(other_curve[0]["total_loss"], rel=1e-2)
+    assert curve[0]["total_loss"] != pytest.approx(other_curve[0]["total_loss"], rel=1e-3)
     assert distance(weights, same_weights) < 0.05 * distance(weights, other_weights)
 
 
