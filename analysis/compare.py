@@ -1,7 +1,6 @@
 """Two runs side by side: what changed, the difference in AP and how sure it is, which categories
 and images moved most, and costs."""
 
-import json
 from pathlib import Path
 from statistics import NormalDist
 
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import average_precision, matches, records
+from experiments.data import annotations
 from experiments.errors import UserError
 from experiments.records import Record
 
@@ -164,7 +164,7 @@ def _same(ours: str | Path, base: str | Path, kind: str) -> list[matches.Matches
 
 
 def _truth(folder: str | Path) -> dict:
-    return json.loads(Path(read(folder).data["val"]).read_bytes())
+    return annotations.read(read(folder).data["val"])
 
 
 def _most_moved(table: pd.DataFrame, by: str) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from . import commands
 from .errors import UserError, unknown
 
 if TYPE_CHECKING:  # they take seconds
+    from .data.catalog import Data
     from .pretraining.runs import PretrainingRun
     from .runs import Run
     from .slurm import Settings
@@ -93,6 +94,8 @@ def run(
         data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
     except UserError as error:
         raise UserError("; ".join([str(error), *missing])) from error
+    if dataset:
+        _say_notes(data)
     # First what encoders start from: it is a part of their runs' identity.
     pretrainings = pretraining.plan_for(
         [row.cfg for row in rows],
@@ -139,6 +142,12 @@ def run(
     from .train import execute
 
     _launch(planning.trainings_first(todo), execute, jobs, gpus, settings)
+
+
+def _say_notes(data: "Data") -> None:
+    """What is odd in the user's own set, and stops nothing."""
+    for note in data.notes:
+        console.print(f"note: {note}", highlight=False)
 
 
 def _settings(launcher: str, gpus: int) -> "Settings | None":

@@ -92,17 +92,19 @@ def test_no_pretrained_weights(small_set, tmp_path):
 BROKEN = {
     "is no valid JSON": "{",
     "it has no list of images": "{}",
-    "annotation 1 is of an image that is not listed": lambda c: c["annotations"][0].update(
-        image_id=99
+    "annotation 1: image 99 is not listed": lambda c: c["annotations"][0].update(image_id=99),
+    "annotation 1: category 99 is not listed": lambda c: c["annotations"][0].update(category_id=99),
+    "annotation 1: another has the id 1 too": lambda c: c["annotations"][1].update(id=1),
+    "annotation 1: no segmentation, where others": lambda c: c["annotations"][0].pop(
+        "segmentation"
     ),
-    "annotation 1 is of a category that is not listed": lambda c: c["annotations"][0].update(
-        category_id=99
+    "annotation at entry 0 .* lacks 'bbox'": lambda c: c["annotations"][0].pop("bbox"),
+    r"image 1 \(gone.bmp\): no file .*/gone\.bmp": lambda c: c["images"][0].update(
+        file_name="gone.bmp"
     ),
-    "annotation id 1 occurs twice": lambda c: c["annotations"][1].update(id=1),
-    "annotation 1 has no segmentation": lambda c: c["annotations"][0].pop("segmentation"),
-    "an entry lacks 'bbox'": lambda c: c["annotations"][0].pop("bbox"),
-    "which is not in": lambda c: c["images"][0].update(file_name="gone.bmp"),
-    "have different categories": lambda c: c["categories"][0].update(name="another"),
+    "category 1 is 'another', in .*json 'warm square'": lambda c: c["categories"][0].update(
+        name="another"
+    ),
 }
 
 
