@@ -17,6 +17,7 @@ from pycocotools import mask as masks
 
 from experiments.data import annotations
 from experiments.data.annotations import parse_split
+from experiments.data.images import load
 from experiments.errors import UserError
 from experiments.matches import read_results
 
@@ -107,14 +108,8 @@ def _image_root(runs: pd.DataFrame) -> Path:
 
 def _pixels(path: Path) -> Image.Image:
     """An image as it lies under a cell: small, pale, of few colors."""
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            image.thumbnail((_SIDE, _SIDE))
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}, which was evaluated on: no sheet of predictions without it"
-        ) from error
+    image = load(str(path))
+    image.thumbnail((_SIDE, _SIDE))
     image = Image.blend(image, Image.new("RGB", image.size, "white"), _FADE)
     return image.quantize(_COLORS, kmeans=2, dither=Image.Dither.NONE).convert("RGB")
 
