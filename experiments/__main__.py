@@ -19,7 +19,7 @@ from .errors import UserError, unknown
 if TYPE_CHECKING:  # they take seconds
     from .data.catalog import Data
     from .pretraining.runs import PretrainingRun
-    from .runs import Run
+    from .runs import Row, Run
     from .slurm import Settings
 
 # Of what the libraries under detectron2 call in each other: nothing that a user can change.
@@ -95,7 +95,7 @@ def run(
     except UserError as error:
         raise UserError("; ".join([str(error), *missing])) from error
     if dataset:
-        _say_notes(data)
+        _fit_to_own(rows, data)
     # First what encoders start from: it is a part of their runs' identity.
     pretrainings = pretraining.plan_for(
         [row.cfg for row in rows],
@@ -144,8 +144,23 @@ def run(
     _launch(planning.trainings_first(todo), execute, jobs, gpus, settings)
 
 
-def _say_notes(data: "Data") -> None:
-    """What is odd in the user's own set, and stops nothing."""
+def _fit_to_own(rows: "list[Row]", data: "Data") -> None:
+    """Make configs those of the user's own set, and say how, and what is odd in it."""
+    from . import config
+
+    for row in rows:
+        config.take_any_size(row.cfg)
+        if not data.has_masks:
+            config.leave_out_masks(row.cfg)
+    for words in dict.fromkeys(config.sizing(row.cfg) for row in rows):
+        shortest, longest = data.sides
+        console.print(
+            f"images of {shortest} to {longest} px a side are {words}; predictions are in their "
+            "own pixels",
+            highlight=False,
+        )
+    if not data.has_masks:
+        console.print("no segmentation: boxes only, Mask R-CNN is Faster R-CNN, without mask head")
     for note in data.notes:
         console.print(f"note: {note}", highlight=False)
 
@@ -286,8 +301,11 @@ def plan(
     bfloat16 = plans.in_bfloat16(device, gpus)
     rows = planning.rows(found, scale, size, words, chosen, bfloat16)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
-    own = dataset or val  # else the sets' known numbers of images: no data is needed
-    images = catalog.prepare(scale, dataset, val, found.dataset).images if own else None
+    images = None  # the sets' known numbers: no data is needed
+    if dataset or val:
+        data = catalog.prepare(scale, dataset, val, found.dataset)
+        _fit_to_own(rows, data)
+        images = data.images
     plans.show(found, rows, scale, seeds, device, gpus, console, images)
     recipes = {
         row.cfg.train.init_weights for row in rows if config.is_recipe(row.cfg.train.init_weights)

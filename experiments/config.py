@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -269,6 +270,40 @@ def resolve(
         # The strategy's own count, written out: the same network is the same run.
         words.count = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
     return cfg
+
+
+def take_any_size(cfg: DictConfig) -> None:
+    """Where a config reads images as they are, of a set of one size, make it resize them to
+    `dataloader.image_size` on the longer side, which the backbone pads to a square; and let none
+    stand on its head in training, as those of the mini set may."""
+    side = "${dataloader.image_size}"
+    for mapper in (cfg.dataloader.train.mapper, cfg.dataloader.test.mapper):
+        if not any(_class(words).startswith("Resize") for words in mapper.augmentations):
+            upright = [words for words in mapper.augmentations if not words.get("vertical")]
+            resize = LazyCall(ResizeShortestEdge)(short_edge_length=side, max_size=side)
+            mapper.augmentations = [*upright, resize]
+
+
+def leave_out_masks(cfg: DictConfig) -> None:
+    """Make Mask R-CNN, or its cascade, one of boxes only, Faster R-CNN; RetinaNet is."""
+    cfg.dataloader.train.mapper.update(use_instance_mask=False, recompute_boxes=False)
+    for part in ("mask_in_features", "mask_pooler", "mask_head"):
+        cfg.model.get("roi_heads", {}).pop(part, None)
+
+
+def sizing(cfg: DictConfig) -> str:
+    """What a config does to the size of images, in words."""
+    side = cfg.dataloader.image_size
+    words = f"resized to {side} px on the longer side"
+    if any(_class(a) == "ResizeScale" for a in cfg.dataloader.train.mapper.augmentations):
+        words += f", in training by large-scale jitter into a crop of {side} x {side} px"
+    return words
+
+
+def _class(words: DictConfig) -> str:
+    """Name of the class that a config makes one of."""
+    target = words["_target_"]
+    return target.rpartition(".")[2] if isinstance(target, str) else target.__name__
 
 
 def check(cfg: DictConfig, where: str) -> nn.Module:

@@ -51,6 +51,8 @@ class Data:
     image_counts: tuple[int, ...]  # of each category, training images with objects of it
     has_rle: bool  # whether objects to train on have masks as run lengths, not polygons
     digest: str  # of both annotation files (images are known by their names in them)
+    has_masks: bool = True  # whether all objects, to train on and to find, have one
+    sides: tuple[int, int] = (0, 0)  # the shortest and the longest side of all images, pixels
     notes: tuple[str, ...] = ()  # what is odd in a file and stops nothing, a line each
 
     @classmethod
@@ -73,6 +75,8 @@ class Data:
             checked[0].image_counts,
             checked[0].has_rle,
             digest[:16],
+            all(file.has_masks for file in files),
+            (min(c.sides[0] for c in checked), max(c.sides[1] for c in checked)),
             tuple(f"{c.split.json_file}: {notes}" for c in files if (notes := c.notes())),
         )
 
@@ -85,6 +89,7 @@ class Checked:
     categories: dict[int, str]  # id -> name, sorted by id
     image_counts: tuple[int, ...]  # of each category, in that order
     has_rle: bool
+    sides: tuple[int, int]  # the shortest and the longest of all images, pixels
     digest: str
 
 
@@ -103,6 +108,7 @@ def _checked(file: AnnotationFile) -> Checked:
     objects = [a for a in annotations if not a.get("iscrowd")]
     pairs = {(a["image_id"], a["category_id"]) for a in objects}
     counts = Counter(category for _, category in pairs)
+    sides = [image[side] for image in file.images for side in ("height", "width")]
     # A file of LVIS's kind has COCO's entries too: read as the one or the other it is other data,
     # as it is if it is read as meant and not as written.
     read_as = b"lvis" * (file.split.kind == "lvis") + b"mended" * file.is_mended
@@ -111,6 +117,7 @@ def _checked(file: AnnotationFile) -> Checked:
         file.categories,
         tuple(counts[category] for category in file.categories),
         any(isinstance(a.get("segmentation"), dict) for a in objects),
+        (min(sides), max(sides)),
         hashlib.sha256(file.bytes + read_as).hexdigest(),
     )
 

@@ -43,6 +43,8 @@ def check_data(splits: dict[str, Split], path: Path, console: Console, jobs: int
     for name, split in splits.items():
         console.print(f"{name}: {split.json_file}\n  images in {split.image_root}", highlight=False)
         files.append(AnnotationFile(name, split))
+    if not all(file.has_masks for file in files):
+        console.print("no segmentation: detectors are trained for boxes only", highlight=False)
     if len(files) == 2:
         check_pair(*files)
     _read_images(files, jobs or len(os.sched_getaffinity(0)), console)
