@@ -33,14 +33,20 @@ def study(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a study, e.g. runs/mini/global-vs-conv.")
     ],
+    dataset: Annotated[str, typer.Option(help="As of the run, with --val: on your own set.")] = "",
+    val: Annotated[str, typer.Option(help="As of the run.")] = "",
     delta: Delta = 0.5,
     keep: Annotated[bool, typer.Option("--keep", help="Copy them to results/ as well.")] = False,
 ) -> None:
     """Write the tables and plots of a study that was run, and print its table: table.csv and
     table.md, runs.csv, AP against MACs, and, where the data have a cue, reach.csv and its curve."""
     with commands.importing():
+        from experiments.data.annotations import set_name, study_folder
+
         from . import plots, reach, results, tables
 
+    if dataset and val:
+        folder = folder.with_name(study_folder(folder.name, set_name(dataset, val)))
     found = results.load(folder, delta)
     found.table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(tables.markdown(found))

@@ -25,6 +25,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from experiments.data.annotations import study_folder
 from experiments.errors import UserError
 from experiments.records import FOREIGN
 
@@ -279,7 +280,11 @@ def _study(found: Results, out: Path) -> _Study:
     config = next(iter([*base.get("config", ()), *records.get("config", ())]), {})
     lines = [line.split(": ", 1) for line in tables.provenance(found)]
     return _Study(
-        id=re.sub(r"[^\w-]+", "-", f"{manifest['scale']}-{manifest['study']}"),
+        id=re.sub(
+            r"[^\w-]+",
+            "-",
+            f"{manifest['scale']}-{study_folder(manifest['study'], manifest.get('own_set', ''))}",
+        ),
         title=tables.title(found),
         results=found,
         overview=_overview(found),

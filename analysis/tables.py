@@ -230,10 +230,11 @@ def caption(results: Results) -> str:
 
 
 def title(results: Results) -> str:
-    """Study, scale and sizes."""
+    """Study, scale, sizes, and a set of the user's own."""
     manifest = results.manifest
     sizes = dict.fromkeys(variant["size"] for variant in manifest["variants"] if variant["size"])
-    return f"{manifest['study']}, {manifest['scale']} scale, {', '.join(sizes)}"
+    own = f", on {manifest['own_set']}" if manifest.get("own_set") else ""
+    return f"{manifest['study']}, {manifest['scale']} scale, {', '.join(sizes)}{own}"
 
 
 def _escaped(text: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,7 +78,7 @@ def run(
     with commands.importing():
         from . import config, distributed
         from . import runs as planning
-        from .data import catalog
+        from .data import annotations, catalog
         from .pretraining import images as pretraining_images
         from .pretraining import runs as pretraining
 
@@ -86,7 +87,8 @@ def run(
     settings = _settings(launcher, gpus)
     bfloat16 = settings.bfloat16 if settings else None
     rows = planning.rows(found, scale, size, words, chosen, bfloat16)
-    folder = runs / scale / found.name
+    own_set = annotations.set_name(dataset, val) if dataset and val else ""
+    folder = runs / scale / annotations.study_folder(found.name, own_set)
     config.check_writable(folder)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words, images)
     missing = planning.missing_weights(row.cfg for row in rows)
@@ -94,8 +96,7 @@ def run(
         data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
     except UserError as error:
         raise UserError("; ".join([str(error), *missing])) from error
-    if dataset:
-        _fit_to_own(rows, data)
+    _say_of_own(rows, data)
     # First what encoders start from: it is a part of their runs' identity.
     pretrainings = pretraining.plan_for(
         [row.cfg for row in rows],
@@ -144,15 +145,13 @@ def run(
     _launch(planning.trainings_first(todo), execute, jobs, gpus, settings)
 
 
-def _fit_to_own(rows: "list[Row]", data: "Data") -> None:
-    """Make configs those of the user's own set, and say how, and what is odd in it."""
+def _say_of_own(rows: "list[Row]", data: "Data") -> None:
+    """Of a set of the user's own, how configs are made to fit it, and what is odd in it."""
     from . import config
 
-    for row in rows:
-        config.take_any_size(row.cfg)
-        if not data.has_masks:
-            config.leave_out_masks(row.cfg)
-    for words in dict.fromkeys(config.sizing(row.cfg) for row in rows):
+    if not data.name:
+        return
+    for words in dict.fromkeys(config.sizing(config.fitted(row.cfg, data)) for row in rows):
         shortest, longest = data.sides
         console.print(
             f"images of {shortest} to {longest} px a side are {words}; predictions are in their "
@@ -304,7 +303,8 @@ def plan(
     images = None  # the sets' known numbers: no data is needed
     if dataset or val:
         data = catalog.prepare(scale, dataset, val, found.dataset)
-        _fit_to_own(rows, data)
+        _say_of_own(rows, data)
+        rows = [replace(row, cfg=config.fitted(row.cfg, data)) for row in rows]
         images = data.images
     plans.show(found, rows, scale, seeds, device, gpus, console, images)
     recipes = {
@@ -334,13 +334,17 @@ def studies(runs: Runs = Path("runs")) -> None:
 def _state(runs: Path, study: str) -> str:
     """How many of the runs that were last asked for are done, at each scale."""
     from . import config, records
+    from .data import annotations
 
     states = []
     for scale in config.SCALES:
-        if (runs / scale / study / records.MANIFEST).is_file():
-            manifest, done = records.load_study(runs / scale / study)
-            states.append(f"{scale} {len(done)} of {len(manifest['runs'])} runs")
-        elif (config.ROOT / "results" / scale / study).is_dir():
+        own = sorted((runs / scale).glob(annotations.study_folder(study, "*")))
+        folders = [f for f in (runs / scale / study, *own) if (f / records.MANIFEST).is_file()]
+        for folder in folders:
+            manifest, done = records.load_study(folder)
+            on = folder.name.removeprefix(study)  # its set, if it is the user's own
+            states.append(f"{scale}{on} {len(done)} of {len(manifest['runs'])} runs")
+        if not folders and (config.ROOT / "results" / scale / study).is_dir():
             states.append(f"{scale} in results/")
     return ", ".join(states) or "nothing yet"
 

@@ -12,7 +12,7 @@ import platform
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.config import LazyCall, LazyConfig, instantiate
@@ -30,6 +30,9 @@ from .errors import UserError, unknown
 from .optim import param_groups
 from .records import NOT_IDENTITY
 from .studies import Study, Variant, Words
+
+if TYPE_CHECKING:
+    from .data.catalog import Data
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "configs" / "pretraining"
@@ -269,6 +272,17 @@ def resolve(
     if isinstance(encoder, ViT) and words.get("count", 0) is None:
         # The strategy's own count, written out: the same network is the same run.
         words.count = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
+    return cfg
+
+
+def fitted(cfg: DictConfig, data: "Data") -> DictConfig:
+    """A copy of a config that reads these data: if they are the user's own, images of any size, and
+    boxes only where there are no masks."""
+    cfg = copy.deepcopy(cfg)
+    if data.name:
+        take_any_size(cfg)
+        if not data.has_masks:
+            leave_out_masks(cfg)
     return cfg
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ _WHOLE = {
     "categories": ("id",),
     "annotations": ("id", "image_id", "category_id", "iscrowd"),
 }
+# Folders that say nothing of the set that they are of.
+_OF_LAYOUT = ("annotations", "train", "images", "labels", "data")
 _EXACT = 2**53  # from here on a float is not one whole number
 _LARGEST = 1e10  # pixels: COCO's evaluation ignores objects of a larger area
 
@@ -78,6 +81,25 @@ def parse_split(text: str) -> Split:
     if not comma:
         raise UserError(f"data set {text!r} is not of the form annotations.json,images/")
     return Split(os.path.abspath(json_file), os.path.abspath(image_root), kind)
+
+
+def set_name(train: str, val: str) -> str:
+    """What folders of a set of the user's own are called by: its folder's name, and six digits that
+    the paths of both its splits make.
+
+    Args:
+        train, val: as `parse_split` reads them.
+    """
+    splits = [parse_split(text) for text in (train, val)]
+    parents = Path(splits[0].json_file).parents
+    name = next((p.name for p in parents if p.name not in _OF_LAYOUT), "")
+    mark = hashlib.sha256(" ".join(map(str, splits)).encode()).hexdigest()[:6]
+    return re.sub(r"[^\w.-]+", "-", f"{name or 'set'}-{mark}")
+
+
+def study_folder(study: str, own_set: str = "") -> str:
+    """The name of a study's folder: on each set of the user's own it has another."""
+    return f"{study}@{own_set}" if own_set else study
 
 
 def parse(path: str | Path) -> tuple[Any, bytes]:

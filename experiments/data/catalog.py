@@ -12,7 +12,7 @@ from pycocotools import mask as masks
 
 from ..errors import UserError, unknown
 from . import defects, mini, mini_lvis
-from .annotations import Split, parse_split
+from .annotations import Split, parse_split, set_name
 from .defects import AnnotationFile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +44,7 @@ _VAL_SPLITS = {
 class Data:
     """What a run trains and evaluates on."""
 
+    name: str  # of a set of the user's own, see `set_name`; "": the suite's
     train: Split
     val: Split
     images: tuple[int, int]  # of train and val
@@ -56,7 +57,7 @@ class Data:
     notes: tuple[str, ...] = ()  # what is odd in a file and stops nothing, a line each
 
     @classmethod
-    def of(cls, train: Split, val: Split) -> "Data":
+    def of(cls, train: Split, val: Split, name: str = "") -> "Data":
         """Read and check both annotation files.
 
         Raises:
@@ -68,6 +69,7 @@ class Data:
         checked = [_checked(file) for file in files]
         digest = hashlib.sha256("".join(c.digest for c in checked).encode()).hexdigest()
         return cls(
+            name,
             train,
             val,
             (checked[0].images, checked[1].images),
@@ -171,7 +173,8 @@ def prepare(
     Raises:
         UserError: another name, or it is not there or broken, with where it was looked for.
     """
-    return Data.of(*find(scale, train, val, dataset))
+    name = set_name(train, val) if train and val else ""
+    return Data.of(*find(scale, train, val, dataset), name)
 
 
 def find(

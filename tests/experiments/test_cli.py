@@ -131,19 +131,19 @@ def test_a_broken_data_set(message, small_set, tmp_path):
 def test_nowhere_to_write(small_set, tmp_path):
     (tmp_path / "file").write_text("")
     done = experiments("run", "global-vs-conv", "--runs", tmp_path / "file", *own(small_set))
-    assert_told(done, f"cannot write to {tmp_path}/file/mini/global-vs-conv")
+    assert_told(done, f"cannot write to {tmp_path}/file/mini/global-vs-conv@small-set")
 
 
 def test_an_old_record_stops_before_anything_trains(small_set, tmp_path):
-    old = tmp_path / "mini" / "global-vs-conv"
     words = ["run", "global-vs-conv", "--seeds", 1, "--variants", "none", "--runs", tmp_path]
-    from experiments import config, studies
+    from experiments import runs, studies
     from experiments.data import catalog
 
     study = studies.find("global-vs-conv")
     data = catalog.prepare("mini", small_set["dataset"], small_set["val"])
-    cfg = config.resolve(study, study.variants[0], "mini", "vit-mini", {})
-    folder = old / f"none-vit-mini-seed0-{config.fingerprint(cfg, data.digest)}"
+    rows = runs.rows(study, "mini", "", {}, ["none"])
+    (run,) = runs.plan(study, study.name, "mini", rows, 1, data, tmp_path)
+    folder = Path(run.folder)
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"version": 0}')
     assert_told(experiments(*words, *own(small_set)), "is of version 0, this suite reads 1")

@@ -15,9 +15,11 @@ from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from experiments import config, records
+from analysis import report, results, tables
+from experiments import __main__ as main
+from experiments import config, records, runs, studies
 from experiments.cost import detector_cost
-from experiments.data import catalog
+from experiments.data import annotations, catalog
 from experiments.data.stream import Stream, training_loader
 from experiments.evaluate import evaluate, set_num_classes
 from tests.conftest import ROOT
@@ -75,10 +77,7 @@ def own(request, tmp_path_factory) -> dict[str, str]:
 def prepared(own, name):
     """Data, and the config of that name made theirs."""
     data = catalog.prepare("mini", own["train"], own["val"])
-    cfg = config.load(ROOT / "configs" / f"{name}.py")
-    config.take_any_size(cfg)
-    if not data.has_masks:
-        config.leave_out_masks(cfg)
+    cfg = config.fitted(config.load(ROOT / "configs" / f"{name}.py"), data)
     set_num_classes(cfg, len(data.categories))
     return data, cfg
 
@@ -168,8 +167,8 @@ def test_boxes_only_from_command_to_report(tmp_path):
     sets = [write(tmp_path, name, masks=False) for name in ("train", "val")]
     options = ["--dataset", sets[0], "--val", sets[1]]
     text = call(
-        "experiments", "run", "global-vs-conv", "--seeds", 1, *options, "--variants", "none,shifted",
-        "--runs", tmp_path / "runs", "--overrides", "train.max_iter=2",
+        "experiments", "run", "global-vs-conv", "--seeds", 1, "--variants", "none,shifted",
+        *options, "--runs", tmp_path / "runs", "--overrides", "train.max_iter=2",
     )  # fmt: skip
     assert "images of 48 to 1600 px a side are resized to 128 px on the longer side" in text
     assert "no segmentation: boxes only" in text
@@ -185,7 +184,7 @@ def test_boxes_only_from_command_to_report(tmp_path):
     found = of_none / "coco_instances_results.json"
     if json.loads(found.read_text()):  # two iterations may find nothing
         call("analysis", "add", folder, "--predictions", found, "--name", "added")
-    call("analysis", "study", folder)
+    call("analysis", "study", folder.with_name("global-vs-conv"), *options)
     table = (folder / "table.md").read_text()
     assert "box AP" in table
     assert "mask AP" not in table
@@ -195,3 +194,48 @@ def test_boxes_only_from_command_to_report(tmp_path):
     assert "not drawn: Error" not in report
     compared = call("analysis", "compare", of_shifted, of_none)
     assert "mask" not in compared.replace(str(tmp_path), "")
+
+
+def test_each_set_has_a_folder_of_its_own(tmp_path):
+    """Two sets under one study: neither its manifest nor its table is the other's."""
+    for name in ("cells", "people"):
+        for split in ("train", "val"):
+            write(tmp_path / name, split, masks=False)
+    folders = []
+    for name in ("cells", "people"):
+        root = tmp_path / name
+        sets = [f"{root}/{split}.json,{root}/{split}" for split in ("train", "val")]
+        data = catalog.prepare("mini", *sets)
+        assert data.name.startswith(f"{name}-")
+        assert data.name == annotations.set_name(*sets)
+        study = studies.find("count")
+        rows = runs.rows(study, "mini", "", {}, ["none"])
+        planned = runs.plan(study, "count", "mini", rows, 1, data, tmp_path / "runs")
+        (folder,) = {Path(run.folder).parent for run in planned}
+        folder.mkdir(parents=True)
+        runs.write_manifest(study, rows, planned, folder, "a command")
+        folders.append(folder)
+        assert folder.name == f"count@{data.name}"
+    found = [results.load(folder) for folder in folders]
+    titles = [tables.title(study) for study in found]
+    assert "cells-" in titles[0]
+    assert "people-" in titles[1]
+    written = report.write(folders, tmp_path / "report")
+    assert written[1].read_text().count("## count, mini scale") == 2
+    assert "mini@cells-" in main._state(tmp_path / "runs", "count")
+
+
+def test_the_embedded_set_keeps_its_folder_and_its_runs_identity(tmp_path):
+    """Runs that were made before there were other folders are found."""
+    data = catalog.Data.of(*(catalog.parse_split(text) for text in own_splits(tmp_path)))
+    study = studies.find("count")
+    rows = runs.rows(study, "mini", "", {}, ["none"])
+    (run,) = runs.plan(study, "count", "mini", rows, 1, data, tmp_path / "runs")
+    assert Path(run.folder).parent == tmp_path / "runs" / "mini" / "count"
+    cfg = rows[0].cfg
+    cfg.train.seed = 0
+    assert run.fingerprint == config.fingerprint(cfg, data.digest)
+
+
+def own_splits(root: Path) -> list[str]:
+    return [write(root, split, masks=True) for split in ("train", "val")]
