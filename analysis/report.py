@@ -31,6 +31,7 @@ from experiments.records import FOREIGN
 
 from . import (
     attention_distance,
+    categories,
     error_types,
     plots,
     prediction_sheet,
@@ -210,6 +211,7 @@ class _Study:
     environment: list[tuple[str, str]]
     commands: list[tuple[str, str]]
     records: list[tuple[str, str, str]]  # row, seed, address relative to the report
+    categories: list[pd.DataFrame]  # AP by category, see `categories.texts`
     drawn: dict[str, list[_Drawn]] = field(default_factory=dict)  # by group
     missing: list[str] = field(default_factory=list)
 
@@ -300,6 +302,7 @@ def _study(found: Results, out: Path) -> _Study:
             (run["variant"], f"{run['seed']:g}", os.path.relpath(run["path"], out))
             for _, run in records.iterrows()
         ],
+        categories=categories.texts(found),
     )
 
 
