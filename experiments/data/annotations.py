@@ -148,7 +148,8 @@ def mended(content: dict, kind: str) -> Iterator[Mend]:
     Whole numbers that are written as floats become whole. In COCO's format a missing or null
     `iscrowd` becomes 0; an `area` that is missing, null, NaN, not above 0 or above 1e10 that of the
     polygons or run lengths, or else of the box. Polygons of less than three corners, which have no
-    area, are left out beside others, and a segmentation of nothing is none.
+    area, are left out beside others; one polygon that is in no list of polygons is in one; and a
+    segmentation of nothing is none.
     """
     for part, keys in _WHOLE.items():
         for entry in _entries(content, part):
@@ -158,6 +159,10 @@ def mended(content: dict, kind: str) -> Iterator[Mend]:
                     entry[key] = number
                     yield Mend("whole number as a float", part, entry, f"{key} {value}")
     for annotation in _entries(content, "annotations"):
+        flat = annotation.get("segmentation")
+        if are_finite(flat) and len(flat) >= 6 and len(flat) % 2 == 0:
+            annotation["segmentation"] = [flat]
+            yield Mend("polygon without a list", "annotations", annotation, "segmentation is flat")
         if few := _without_slivers(annotation):
             what = f"{few} of its polygons have less than 3 corners"
             yield Mend("polygon without area", "annotations", annotation, what)

@@ -62,6 +62,7 @@ KINDS = {
     "whole number as a float": (("note", "taken as the whole number"),) * 2,
     "no iscrowd": (("note", "taken as 0"),) * 2,
     "no area": (("note", "taken from its mask, or else its box"),) * 2,
+    "polygon without a list": (("note", "taken as one polygon"),) * 2,
     "polygon without area": (("note", "left out"),) * 2,
     "annotation id 0": (
         ("note", "like any other"),

@@ -46,6 +46,12 @@ def slivers(coco):
             found["segmentation"] += [[1, 2, 3, 4], []]
 
 
+def flat(coco):
+    for found in coco["annotations"]:
+        if isinstance(found["segmentation"], list) and len(found["segmentation"]) == 1:
+            found["segmentation"] = found["segmentation"][0]
+
+
 # What means the same as the plain set.
 TWINS = {
     "ids of images as floats": as_float("images", "id", "width", "height"),
@@ -60,6 +66,7 @@ TWINS = {
     "no iscrowd": each("annotations", iscrowd=lambda a: a["iscrowd"] or ...),
     "iscrowd true": each("annotations", iscrowd=lambda a: bool(a["iscrowd"])),
     "slivers": slivers,
+    "flat polygons": flat,
     "info null": lambda coco: coco.update(info=None, licenses=None),
 }
 
@@ -212,7 +219,7 @@ REFUSED = {
     "has a 'area' that is not a number": ("annotations", "area", "9"),
     "all annotations are crowd regions": ("annotations", "iscrowd", 1),
     "a polygon of 4 numbers": ("annotations", "segmentation", [[1, 2, 3, 4]]),
-    "segmentation is a list of numbers": ("annotations", "segmentation", [1, 2, 3, 4, 5, 6]),
+    "segmentation is a list of numbers": ("annotations", "segmentation", [1, 2, 3, 4]),
     "a polygon is no list of finite": ("annotations", "segmentation", [[[1, 2], [3, 4]]]),
     "folders end in /, not in": ("images", "file_name", "a\\1.png"),
 }

@@ -154,7 +154,11 @@ CASES = {
     ),
     "two corners": ("broken segmentation", change(segmentation=[[1, 2, 3, 4]])),
     "odd": ("broken segmentation", change(segmentation=[[1, 2, 3, 4, 5, 6, 7]])),
-    "flat": ("broken segmentation", change(segmentation=[1, 2, 30, 4, 5, 60])),
+    "flat": (
+        "polygon without a list",
+        lambda c, f: annotation(c).update(segmentation=annotation(c)["segmentation"][0]),
+    ),
+    "flat box": ("broken segmentation", change(segmentation=[1, 2, 30, 4])),
     "far out": ("broken segmentation", change(segmentation=[[1, 2, 1e30, 4, 5, 60]])),
     "no numbers": ("broken segmentation", change(segmentation=[[1, 2, 3, 4, 5, None]])),
     "a text": ("broken segmentation", change(segmentation="mask")),
