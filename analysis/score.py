@@ -39,8 +39,8 @@ class Scored:
         file = AnnotationFile("val", Split(str(truth), "", self.rules))
         file.refuse_errors()
         self.notes, self._names = file.notes(), categories.names(file.content)
-        read = {path: foreign.read(path, file.has_masks) for path in results}
-        kinds = [kind for kind in matches.KINDS if all(kind in of for _, of in read.values())]
+        read = [foreign.read(path, file.has_masks) for path in results]
+        kinds = [kind for kind in matches.KINDS if all(kind in of for _, of in read)]
         if not kinds:
             raise UserError(
                 f"{' and '.join(map(str, results))} share no kind: one has boxes only, the other "
@@ -49,7 +49,7 @@ class Scored:
         self.runs = {
             kind: [
                 matches.compute(file.content, found, kind, str(path), self.rules)
-                for path, (found, _) in read.items()
+                for path, (found, _) in zip(results, read, strict=True)
             ]
             for kind in kinds
         }

@@ -96,7 +96,6 @@ def run(
         data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
     except UserError as error:
         raise UserError("; ".join([str(error), *missing])) from error
-    _say_of_own(rows, data)
     # First what encoders start from: it is a part of their runs' identity.
     pretrainings = pretraining.plan_for(
         [row.cfg for row in rows],
@@ -117,6 +116,7 @@ def run(
     processes = distributed.started_by_torchrun() or gpus
     for r in [*needed, *todo]:
         config.check_processes(r.cfg, processes)
+    _say_of_own(rows, data)
     console.print(
         f"{found.question}\n"
         f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"

@@ -111,16 +111,13 @@ def _checked(file: AnnotationFile) -> Checked:
     pairs = {(a["image_id"], a["category_id"]) for a in objects}
     counts = Counter(category for _, category in pairs)
     sides = [image[side] for image in file.images for side in ("height", "width")]
-    # A file of LVIS's kind has COCO's entries too: read as the one or the other it is other data,
-    # as it is if it is read as meant and not as written.
-    read_as = b"lvis" * (file.split.kind == "lvis") + b"mended" * file.is_mended
     return Checked(
         len(file.images),
         file.categories,
         tuple(counts[category] for category in file.categories),
         any(isinstance(a.get("segmentation"), dict) for a in objects),
         (min(sides), max(sides)),
-        hashlib.sha256(file.bytes + read_as).hexdigest(),
+        file.digest,
     )
 
 
@@ -136,6 +133,7 @@ def dicts(split: Split) -> list[dict]:
     content = split.read()
     categories = sorted(content["categories"], key=lambda c: c["id"])
     if split.kind == "coco":  # it prints a table of them
+        MetadataCatalog.pop(split.name, None)  # of the file as it was
         MetadataCatalog.get(split.name).thing_classes = [c["name"] for c in categories]
     index = {category["id"]: i for i, category in enumerate(categories)}
     entries = {

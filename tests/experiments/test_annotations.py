@@ -221,7 +221,7 @@ REFUSED = {
     "a polygon of 4 numbers": ("annotations", "segmentation", [[1, 2, 3, 4]]),
     "segmentation is a list of numbers": ("annotations", "segmentation", [1, 2, 3, 4]),
     "a polygon is no list of finite": ("annotations", "segmentation", [[[1, 2], [3, 4]]]),
-    "folders end in /, not in": ("images", "file_name", "a\\1.png"),
+    "folders end in /, not in": ("images", "file_name", "a\\{}.png"),
 }
 
 
@@ -229,7 +229,11 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_cannot_be_counted_is_refused(message, which, plain, tmp_path):
     part, key, value = REFUSED[message]
-    change = each(part, **{key: lambda entry: value})
+
+    def make(entry):
+        return value.format(entry["id"]) if isinstance(value, str) else value
+
+    change = each(part, **{key: make})
     splits = plain | {which: written(plain, tmp_path, change)[which]}
     with pytest.raises(UserError, match=message) as caught:
         catalog.Data.of(splits["train"], splits["val"])

@@ -180,6 +180,8 @@ CASES = {
 }
 # What else some of them make.
 ALSO = {
+    "annotation without box": {"category without objects"},
+    "category 1.5": {"category without objects"},
     "image without width": {"unknown image", "category without objects"},
     "id is a text": {"unknown image", "category without objects"},
     "all crowds": {"image with crowds only", "category without objects"},
@@ -516,7 +518,7 @@ def test_what_starts_is_no_error_and_gets_through_whatever_it_is(source, tmp_pat
     anywhere = [place for place in places(whole) if 0 < len(place) < 6]  # few single corners
     draw = random.Random(0)
     refused = 0
-    for _ in range(120):
+    for _ in range(80):
         coco = copy.deepcopy(whole)
         *path, last = draw.choice(anywhere)
         node = coco
@@ -540,7 +542,7 @@ def test_what_starts_is_no_error_and_gets_through_whatever_it_is(source, tmp_pat
         found = detections(source)
         for which in ("box", "mask"):
             assert coco_figures(compute(splits["val"].json_file, found, which))["AP"] is not None
-    assert 20 < refused < 110
+    assert 20 < refused < 79
 
 
 def test_real_coco_has_no_errors(coco, tmp_path):

@@ -228,7 +228,7 @@ ILLEGAL = {
     "another has the id 1 too, 0.bmp": lambda coco: coco["images"][1].update(id=1),
     "annotation 1: another has the id 1 too": lambda coco: coco["annotations"][1].update(id=1),
     "2 categories have the id 1": lambda coco: coco["categories"].append(dict(id=1, name="x")),
-    "annotation 1: 'ignore' is none of": lambda coco: coco["annotations"][0].update(ignore=1),
+    "annotation 1: 'ignore' is no word of": lambda coco: coco["annotations"][0].update(ignore=1),
 }
 
 
