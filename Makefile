@@ -95,7 +95,7 @@ ablation-%: $(INSTALLED) ## Run a study and write its tables and plots, e.g. mak
 		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" \
 		$(data_options) --images "$$IMAGES" \
 		$(if $(filter 1,$(YES)),--yes); \
-	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" --delta "$$DELTA" $(if $(filter 1,$(KEEP)),--keep) || exit; exit $$code
+	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" $(data_options) --delta "$$DELTA" $(if $(filter 1,$(KEEP)),--keep) || exit; exit $$code
 
 .PHONY: pretrain
 pretrain: $(INSTALLED) ## Pre-train an encoder, show how it learned: RECIPE= SCALE= SIZE= IMAGES=

@@ -33,25 +33,34 @@ def study(
     folder: Annotated[
         Path, typer.Argument(help="Folder of a study, e.g. runs/mini/global-vs-conv.")
     ],
+    dataset: Annotated[str, typer.Option(help="As of the run, with --val: on your own set.")] = "",
+    val: Annotated[str, typer.Option(help="As of the run.")] = "",
     delta: Delta = 0.5,
     keep: Annotated[bool, typer.Option("--keep", help="Copy them to results/ as well.")] = False,
 ) -> None:
     """Write the tables and plots of a study that was run, and print its table: table.csv and
-    table.md, runs.csv, AP against MACs, and, where the data have a cue, reach.csv and its curve."""
+    table.md, runs.csv, categories.csv, AP against MACs, and, where the data have a cue, reach.csv
+    and its curve."""
     with commands.importing():
-        from . import plots, reach, results, tables
+        from experiments.data.annotations import set_name, study_folder
 
+        from . import categories, plots, reach, results, tables
+
+    if dataset and val:
+        folder = folder.with_name(study_folder(folder.name, set_name(dataset, val)))
     found = results.load(folder, delta)
     found.table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(tables.markdown(found))
     tables.runs(found).to_csv(folder / "runs.csv", index=False)
-    written = [folder / name for name in ("table.csv", "table.md", "runs.csv")]
+    categories.of_study(found).to_csv(folder / "categories.csv", index=False)
+    written = [folder / n for n in ("table.csv", "table.md", "runs.csv", "categories.csv")]
     written += plots.ap_vs_macs(found, folder / "ap_vs_macs")
     if len(counts := reach.counts(tables.in_order(found))):
         counts.to_csv(folder / "reach.csv", index=False)
         written += [folder / "reach.csv", *plots.reach_curve(found, folder / "reach_curve")]
 
-    for text in (tables.summary(found.table), *tables.all_details(found.table)):
+    shown = (tables.summary(found.table), *tables.all_details(found.table))
+    for text in (*shown, *categories.texts(found)):
         console.print(tables.render(text, "text") + "\n", highlight=False)
     for note in found.notes:
         console.print(note, highlight=False)
@@ -200,10 +209,52 @@ def compare(
     _show(two_runs.cost_table(*runs), "costs")
 
 
-def _with_interval(table: pd.DataFrame) -> pd.DataFrame:
+@app.command()
+def score(
+    truth: Annotated[Path, typer.Argument(help="Annotation file, COCO's format or LVIS's.")],
+    results: Annotated[Path, typer.Argument(help="Detections, COCO's result format.")],
+    base: Annotated[
+        Path | None,
+        typer.Argument(metavar="RESULTS2", help="Others that they are compared with."),
+    ] = None,
+    delta: Delta = 0.5,
+    top: Annotated[int, typer.Option(help="Categories to show of each; 0: all.", min=0)] = 20,
+) -> None:
+    """Score detections of any detector, without a run or images: figures with 95 % intervals over
+    images, AP by category; of two files their difference."""
+    with commands.importing():
+        from .compare import most_moved
+        from .score import Scored
+
+    scored = Scored(truth, [results, *([base] if base else [])])
+    counted = next(iter(scored.runs.values()))[0]
+    console.print(
+        f"{scored.rules.upper()}'s rules, {len(counted.images)} images, "
+        f"{counted.objects[:, :, 0].sum()} objects",
+        highlight=False,
+    )
+    if scored.notes:
+        console.print(f"note: {truth}: {scored.notes}", highlight=False)
+    if base:
+        console.print(f"ours: {results}\nbase: {base}", highlight=False)
+    for kind in scored.runs:
+        table = scored.figures(kind, delta)
+        _show(_with_interval(table, "+" * bool(base)), f"{kind} AP and AR, 0 to 100")
+        table = scored.categories(kind)
+        table = most_moved(table, "difference") if base else table
+        shown = table.head(top) if top else table
+        title = f"{kind} AP by category" + ", those that moved most first" * bool(base)
+        _show(_with_interval(shown, "+" * bool(base)), title)
+        if len(shown) < len(table):
+            console.print(
+                f"and {len(table) - len(shown)} more categories: --top 0", highlight=False
+            )
+
+
+def _with_interval(table: pd.DataFrame, sign: str = "+") -> pd.DataFrame:
     """Low and high as one column of text."""
     bounds = zip(table["low"], table["high"], strict=True)
-    text = [f"{low:+.2f} .. {high:+.2f}" for low, high in bounds]
+    text = ["" if pd.isna(low) else f"{low:{sign}.2f} .. {high:{sign}.2f}" for low, high in bounds]
     return table.drop(columns=["low", "high"]).assign(**{"95 % interval": text})
 
 

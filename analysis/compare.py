@@ -1,19 +1,20 @@
 """Two runs side by side: what changed, the difference in AP and how sure it is, which categories
 and images moved most, and costs."""
 
-import json
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
 from experiments import average_precision, matches, records
+from experiments.data import annotations
 from experiments.errors import UserError
 from experiments.records import Record
 
 from . import reach
-from .bootstrap import DELTA, Draws, Estimate, of_run, paired, resample
+from .bootstrap import DELTA, Draws, Estimate, of_run, paired
+from .categories import names
+from .categories import table as of_categories
 from .results import SAME, flat_config
 from .results import changes as changed
 
@@ -92,35 +93,13 @@ def kinds(ours: str | Path, base: str | Path) -> list[str]:
 
 
 def categories(ours: str | Path, base: str | Path, kind: str = "box") -> pd.DataFrame:
-    """AP of each category, those that moved most first.
-
-    Returns:
-        Columns category, objects, base, ours, difference, low and high (95 % interval over images,
-        of each on its own: the widest of many differences look larger than they are).
+    """AP of each category, those that moved most first: `analysis.categories.table`.
 
     Raises:
         UserError: as of `ap_table`.
     """
     found = _same(ours, base, kind)
-    names = {c["id"]: c["name"] for c in _truth(ours)["categories"]}
-    weights = resample(len(found[0].images))
-    aps = [average_precision.of_categories(run)[:, 0] for run in found]
-    drawn = [average_precision.of_categories(run, weights)[:, :, 0] for run in found]
-    difference = aps[0] - aps[1]
-    moves = np.ma.masked_invalid(drawn[0] - drawn[1])  # a resample may lack a category
-    half = NormalDist().inv_cdf(0.975) * moves.std(axis=1, ddof=1).filled(np.nan)
-    table = pd.DataFrame(
-        dict(
-            category=[names[number] for number in found[0].categories],
-            objects=found[0].objects[:, :, 0].sum(0),
-            base=aps[1],
-            ours=aps[0],
-            difference=difference,
-            low=difference - half,
-            high=difference + half,
-        )
-    )
-    return _most_moved(table[table["objects"] > 0], "difference")
+    return most_moved(of_categories(found, names(_truth(ours))), "difference")
 
 
 def images(ours: str | Path, base: str | Path, kind: str = "box") -> pd.DataFrame:
@@ -143,7 +122,7 @@ def images(ours: str | Path, base: str | Path, kind: str = "box") -> pd.DataFram
     adds = (whole[0] - whole[1]) - (less[0] - less[1])
     numbers = found[0].images
     table = pd.DataFrame(dict(image=numbers, file=[names[i] for i in numbers], adds=adds))
-    return _most_moved(table.dropna(subset="adds"), "adds")
+    return most_moved(table.dropna(subset="adds"), "adds")
 
 
 def _paired(
@@ -164,10 +143,10 @@ def _same(ours: str | Path, base: str | Path, kind: str) -> list[matches.Matches
 
 
 def _truth(folder: str | Path) -> dict:
-    return json.loads(Path(read(folder).data["val"]).read_bytes())
+    return annotations.read(read(folder).data["val"])
 
 
-def _most_moved(table: pd.DataFrame, by: str) -> pd.DataFrame:
+def most_moved(table: pd.DataFrame, by: str) -> pd.DataFrame:
     return table.sort_values(by, key=np.abs, ascending=False, kind="stable", ignore_index=True)
 
 

@@ -12,7 +12,6 @@ neither right nor wrong, is no error; recalls are pycocotools' floats. All else 
 """
 
 import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from pycocotools import mask as masks
 
 from experiments import matches, records
+from experiments.data import annotations
 from experiments.kept import kept
 
 from . import style
@@ -65,7 +65,7 @@ def of_run(folder: str | Path, kind: str = "box") -> pd.DataFrame | None:
             digest.update(hashlib.file_digest(file, "sha256").digest())
 
     def make() -> dict[str, np.ndarray]:
-        found = compute(*(json.loads(path.read_bytes()) for path in files), kind)
+        found = compute(annotations.read(files[0]), matches.read_results(files[1]), kind)
         return {column: found[column].to_numpy() for column in found}
 
     arrays = kept(folder / f"errors_{kind}.npz", digest.hexdigest(), make)

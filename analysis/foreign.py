@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments import reach, records
 from experiments.average_precision import coco_figures, lvis_figures
+from experiments.data import annotations
 from experiments.errors import UserError
 from experiments.matches import of_file, read_results
 from experiments.records import FOREIGN, Record
@@ -56,20 +57,8 @@ def add(
             f"no run of {study} is finished: what to score {predictions} on is not known"
         )
     data = runs.iloc[0]["data"]
-    results = read_results(predictions)
-    if not results:
-        raise UserError(f"{predictions} holds no detection: nothing to compare")
-    keys = {"box": "bbox", "mask": "segmentation"}
-    # All entries must have what one has.
-    kinds = [kind for kind, key in keys.items() if any(key in result for result in results)]
-    if not kinds:
-        raise UserError(f"{predictions} has neither bbox nor segmentation at any entry")
-    wrong = first_broken([result.get("segmentation") for result in results])
-    if wrong is not None:
-        raise UserError(
-            f"{predictions} has a mask at entry {wrong} whose run lengths are broken: they do not "
-            "add up to its height times its width"
-        )
+    objects = annotations.read(data["val"]).get("annotations", ())
+    _, kinds = read(predictions, any("segmentation" in o for o in objects))
 
     folder = study / FOREIGN / name
     scratch = folder.with_name(f".{name}")
@@ -93,6 +82,35 @@ def add(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def read(predictions: Path, has_masks: bool) -> tuple[list[dict], list[str]]:
+    """What a file in COCO's result format holds, and of "box" and "mask" what its entries have.
+
+    Args:
+        has_masks: whether there are masks to compare its with.
+
+    Raises:
+        UserError: it is not of that format, holds nothing, or masks that are broken.
+    """
+    results = read_results(predictions)
+    if not results:
+        raise UserError(f"{predictions} holds no detection: nothing to compare")
+    keys = {"box": "bbox", "mask": "segmentation"}
+    # All entries must have what one has.
+    kinds = [kind for kind, key in keys.items() if any(key in result for result in results)]
+    if not kinds:
+        raise UserError(f"{predictions} has neither bbox nor segmentation at any entry")
+    wrong = first_broken([result.get("segmentation") for result in results])
+    if wrong is not None:
+        raise UserError(
+            f"{predictions} has a mask at entry {wrong} whose run lengths are broken: they do not "
+            "add up to its height times its width"
+        )
+    kinds = [kind for kind in kinds if kind == "box" or has_masks]
+    if not kinds:
+        raise UserError(f"{predictions} has masks only, and the annotations have none")
+    return results, kinds
 
 
 def _record(

@@ -1,6 +1,5 @@
 """The same images with every variant's predictions: what is right, wrong and missed."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,11 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 from pycocotools import mask as masks
 
-from experiments.data.catalog import parse_split
+from experiments.data import annotations
+from experiments.data.annotations import parse_split
+from experiments.data.images import load
 from experiments.errors import UserError
+from experiments.matches import read_results
 
 from . import style
 from .error_types import FOREGROUND, by_image, match, overlaps, run_lengths
@@ -72,9 +74,9 @@ def picture(results: Results, path: Path, images: int = 6) -> list[Path]:
     runs = runs.sort_values("seed", kind="stable").drop_duplicates("variant").set_index("variant")
     runs = runs.loc[[v for v in results.table["variant"] if v in runs.index]]
     root = _image_root(runs)
-    truth = _read(Path(runs["data"].iloc[0]["val"]))
+    truth = annotations.read(runs["data"].iloc[0]["val"])
     sheet = {
-        variant: _judged(truth, _read(Path(run["path"]).parent / run["predictions"]))
+        variant: _judged(truth, read_results(Path(run["path"]).parent / run["predictions"]))
         for variant, run in runs.iterrows()
     }
     table = _table(truth, sheet)
@@ -96,13 +98,6 @@ def picture(results: Results, path: Path, images: int = 6) -> list[Path]:
     return written
 
 
-def _read(path: Path) -> list | dict:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}, which a run's record names: {error}") from error
-
-
 def _image_root(runs: pd.DataFrame) -> Path:
     """The folder of images that the first run with a config of ours was evaluated on."""
     for config in runs["config"]:
@@ -113,14 +108,8 @@ def _image_root(runs: pd.DataFrame) -> Path:
 
 def _pixels(path: Path) -> Image.Image:
     """An image as it lies under a cell: small, pale, of few colors."""
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            image.thumbnail((_SIDE, _SIDE))
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}, which was evaluated on: no sheet of predictions without it"
-        ) from error
+    image = load(str(path))
+    image.thumbnail((_SIDE, _SIDE))
     image = Image.blend(image, Image.new("RGB", image.size, "white"), _FADE)
     return image.quantize(_COLORS, kmeans=2, dither=Image.Dither.NONE).convert("RGB")
 

@@ -25,11 +25,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from experiments.data.annotations import study_folder
 from experiments.errors import UserError
 from experiments.records import FOREIGN
 
 from . import (
     attention_distance,
+    categories,
     error_types,
     plots,
     prediction_sheet,
@@ -209,6 +211,7 @@ class _Study:
     environment: list[tuple[str, str]]
     commands: list[tuple[str, str]]
     records: list[tuple[str, str, str]]  # row, seed, address relative to the report
+    categories: list[pd.DataFrame]  # AP by category, see `categories.texts`
     drawn: dict[str, list[_Drawn]] = field(default_factory=dict)  # by group
     missing: list[str] = field(default_factory=list)
 
@@ -279,7 +282,11 @@ def _study(found: Results, out: Path) -> _Study:
     config = next(iter([*base.get("config", ()), *records.get("config", ())]), {})
     lines = [line.split(": ", 1) for line in tables.provenance(found)]
     return _Study(
-        id=re.sub(r"[^\w-]+", "-", f"{manifest['scale']}-{manifest['study']}"),
+        id=re.sub(
+            r"[^\w-]+",
+            "-",
+            f"{manifest['scale']}-{study_folder(manifest['study'], manifest.get('own_set', ''))}",
+        ),
         title=tables.title(found),
         results=found,
         overview=_overview(found),
@@ -295,6 +302,7 @@ def _study(found: Results, out: Path) -> _Study:
             (run["variant"], f"{run['seed']:g}", os.path.relpath(run["path"], out))
             for _, run in records.iterrows()
         ],
+        categories=categories.texts(found),
     )
 
 

@@ -11,7 +11,7 @@ from tabulate import tabulate
 from experiments.errors import UserError, unknown
 from experiments.reach import FOUND, LEARNED
 
-from . import reach
+from . import categories, reach
 from .results import FIGURES, KINDS, PAPER_SIZES, Results, paper_column, paper_data
 
 # How a table may be written, and what tabulate calls that.
@@ -185,7 +185,7 @@ def whole(results: Results, form: str) -> str:
     """The table with its question, caption and provenance in one of `FORMATS`, but csv."""
     if form == "md":
         return markdown(results)
-    texts = [summary(results.table), *all_details(results.table)]
+    texts = [summary(results.table), *all_details(results.table), *categories.texts(results)]
     rendered = [render(text, form) for text in texts]
     lines = [title(results), results.manifest["question"]]
     below = [caption(results), *results.notes, *provenance(results)]
@@ -230,10 +230,11 @@ def caption(results: Results) -> str:
 
 
 def title(results: Results) -> str:
-    """Study, scale and sizes."""
+    """Study, scale, sizes, and a set of the user's own."""
     manifest = results.manifest
     sizes = dict.fromkeys(variant["size"] for variant in manifest["variants"] if variant["size"])
-    return f"{manifest['study']}, {manifest['scale']} scale, {', '.join(sizes)}"
+    own = f", on {manifest['own_set']}" if manifest.get("own_set") else ""
+    return f"{manifest['study']}, {manifest['scale']} scale, {', '.join(sizes)}{own}"
 
 
 def _escaped(text: pd.DataFrame) -> pd.DataFrame:
@@ -254,7 +255,11 @@ def markdown(results: Results) -> str:
         "",
         *(f"- {note}" for note in results.notes),
         *[""] * bool(results.notes),
-        *(line for text in all_details(results.table) for line in (render(_escaped(text)), "")),
+        *(
+            line
+            for text in (*all_details(results.table), *categories.texts(results))
+            for line in (render(_escaped(text)), "")
+        ),
         *(f"- {line}" for line in provenance(results)),
         "",
     ]

@@ -1,7 +1,6 @@
 """The trained encoders of a study's runs, and images of their validation sets to try them on."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def encoder_and_images(folder: Path, images: int) -> tuple[nn.Module, Tensor]:
     split = catalog.test_split(cfg.dataloader.test.dataset)
     mapper = instantiate(cfg.dataloader.test.mapper)
     try:
-        listed = json.loads(Path(split.json_file).read_bytes())["images"]
+        listed = split.read()["images"]
         listed.sort(key=lambda image: image["id"])
         images = min(images, len(listed))
         chosen = [listed[i * len(listed) // images] for i in range(images)]

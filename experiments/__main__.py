@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,9 +19,10 @@ from .errors import UserError, unknown
 
 if TYPE_CHECKING:  # they take seconds
     from . import slurm
+    from .data.catalog import Data
     from .launch import Launch
     from .pretraining.runs import PretrainingRun
-    from .runs import Run
+    from .runs import Row, Run
     from .slurm import Settings
 
     _Stage = tuple[list[Run] | list[PretrainingRun], Callable[..., str]]
@@ -80,7 +82,7 @@ def run(
     with commands.importing():
         from . import config, distributed
         from . import runs as planning
-        from .data import catalog
+        from .data import annotations, catalog
         from .pretraining import images as pretraining_images
         from .pretraining import runs as pretraining
 
@@ -91,7 +93,8 @@ def run(
         words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
         chosen = [name.strip() for name in variants.split(",") if name.strip()]
         rows = planning.rows(found, scale, size, words, chosen)
-        folder = runs / scale / found.name
+        own_set = annotations.set_name(dataset, val) if dataset and val else ""
+        folder = runs / scale / annotations.study_folder(found.name, own_set)
         config.check_writable(folder)
         config.check_pretraining_words([row.cfg for row in rows], pretraining_words, images)
         missing = planning.missing_weights(row.cfg for row in rows)
@@ -118,6 +121,7 @@ def run(
         processes = distributed.started_by_torchrun() or gpus
         for r in [*needed, *todo]:
             config.check_processes(r.cfg, processes)
+        _say_of_own(rows, data)
         console.print(
             f"{found.question}\n"
             f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
@@ -148,6 +152,25 @@ def run(
     from .train import execute
 
     _launch([*_levels(needed), (todo, execute)], jobs, gpus, settings)
+
+
+def _say_of_own(rows: "list[Row]", data: "Data") -> None:
+    """Of a set of the user's own, how configs are made to fit it, and what is odd in it."""
+    from . import config
+
+    if not data.name:
+        return
+    for words in dict.fromkeys(config.sizing(config.fitted(row.cfg, data)) for row in rows):
+        shortest, longest = data.sides
+        console.print(
+            f"images of {shortest} to {longest} px a side are {words}; predictions are in their "
+            "own pixels",
+            highlight=False,
+        )
+    if not data.has_masks:
+        console.print("no segmentation: boxes only, Mask R-CNN is Faster R-CNN, without mask head")
+    for note in data.notes:
+        console.print(f"note: {note}", highlight=False)
 
 
 def _settings(launcher: str, gpus: int) -> "Settings | None":
@@ -296,8 +319,12 @@ def plan(
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     rows = planning.rows(found, scale, size, words, chosen)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
-    own = dataset or val  # else the sets' known numbers of images: no data is needed
-    images = catalog.prepare(scale, dataset, val, found.dataset).images if own else None
+    images = None  # the sets' known numbers: no data is needed
+    if dataset or val:
+        data = catalog.prepare(scale, dataset, val, found.dataset)
+        _say_of_own(rows, data)
+        rows = [replace(row, cfg=config.fitted(row.cfg, data)) for row in rows]
+        images = data.images
     plans.show(found, rows, scale, seeds, device, gpus, console, images)
     recipes = {
         row.cfg.train.init_weights for row in rows if config.is_recipe(row.cfg.train.init_weights)
@@ -326,13 +353,17 @@ def studies(runs: Runs = Path("runs")) -> None:
 def _state(runs: Path, study: str) -> str:
     """How many of the runs that were last asked for are done, at each scale."""
     from . import config, records
+    from .data import annotations
 
     states = []
     for scale in config.SCALES:
-        if (runs / scale / study / records.MANIFEST).is_file():
-            manifest, done = records.load_study(runs / scale / study)
-            states.append(f"{scale} {len(done)} of {len(manifest['runs'])} runs")
-        elif (config.ROOT / "results" / scale / study).is_dir():
+        own = sorted((runs / scale).glob(annotations.study_folder(study, "*")))
+        folders = [f for f in (runs / scale / study, *own) if (f / records.MANIFEST).is_file()]
+        for folder in folders:
+            manifest, done = records.load_study(folder)
+            on = folder.name.removeprefix(study)  # its set, if it is the user's own
+            states.append(f"{scale}{on} {len(done)} of {len(manifest['runs'])} runs")
+        if not folders and (config.ROOT / "results" / scale / study).is_dir():
             states.append(f"{scale} in results/")
     return ", ".join(states) or "nothing yet"
 

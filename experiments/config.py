@@ -12,10 +12,11 @@ import platform
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -29,6 +30,9 @@ from .errors import UserError, unknown
 from .optim import param_groups
 from .records import NOT_IDENTITY
 from .studies import Study, Variant, Words
+
+if TYPE_CHECKING:
+    from .data.catalog import Data
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAINING = ROOT / "configs" / "pretraining"
@@ -280,6 +284,51 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
     if isinstance(encoder, ViT) and words.get("count", 0) in (None, "all"):
         own = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
         words.count = own if words.count is None else encoder.spec.depth
+
+
+def fitted(cfg: DictConfig, data: "Data") -> DictConfig:
+    """A copy of a config that reads these data: if they are the user's own, images of any size, and
+    boxes only where there are no masks."""
+    cfg = copy.deepcopy(cfg)
+    if data.name:
+        take_any_size(cfg)
+        if not data.has_masks:
+            leave_out_masks(cfg)
+    return cfg
+
+
+def take_any_size(cfg: DictConfig) -> None:
+    """Where a config reads images as they are, of a set of one size, make it resize them to
+    `dataloader.image_size` on the longer side, which the backbone pads to a square; and let none
+    stand on its head in training, as those of the mini set may."""
+    side = "${dataloader.image_size}"
+    for mapper in (cfg.dataloader.train.mapper, cfg.dataloader.test.mapper):
+        if not any(_class(words).startswith("Resize") for words in mapper.augmentations):
+            upright = [words for words in mapper.augmentations if not words.get("vertical")]
+            resize = LazyCall(ResizeShortestEdge)(short_edge_length=side, max_size=side)
+            mapper.augmentations = [*upright, resize]
+
+
+def leave_out_masks(cfg: DictConfig) -> None:
+    """Make Mask R-CNN, or its cascade, one of boxes only, Faster R-CNN; RetinaNet is."""
+    cfg.dataloader.train.mapper.update(use_instance_mask=False, recompute_boxes=False)
+    for part in ("mask_in_features", "mask_pooler", "mask_head"):
+        cfg.model.get("roi_heads", {}).pop(part, None)
+
+
+def sizing(cfg: DictConfig) -> str:
+    """What a config does to the size of images, in words."""
+    side = cfg.dataloader.image_size
+    words = f"resized to {side} px on the longer side"
+    if any(_class(a) == "ResizeScale" for a in cfg.dataloader.train.mapper.augmentations):
+        words += f", in training by large-scale jitter into a crop of {side} x {side} px"
+    return words
+
+
+def _class(words: DictConfig) -> str:
+    """Name of the class that a config makes one of."""
+    target = words["_target_"]
+    return target.rpartition(".")[2] if isinstance(target, str) else target.__name__
 
 
 def check(cfg: DictConfig, where: str) -> nn.Module:

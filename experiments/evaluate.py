@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from . import average_precision, distributed, matches, reach, test_time
 from .config import plain_config, without_keys
-from .data.catalog import Split
+from .data import annotations
+from .data.annotations import Split
 from .errors import UserError
 from .reach import Reach
 from .records import COCO_FIGURES, LVIS_FIGURES
@@ -94,7 +95,9 @@ def _figures_of_parts(
 def pycocotools_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
     """`COCO_FIGURES` as of `figures`, by the reference; there must be detections."""
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(truth))
+        coco = COCO()
+        coco.dataset = _numbered(truth, "coco")
+        coco.createIndex()
         scores = COCOeval(coco, coco.loadRes(of_kind(predictions, kind)), _TASKS[kind])
         scores.evaluate()
         scores.accumulate()
@@ -104,10 +107,24 @@ def pycocotools_figures(truth: Path, predictions: Path, kind: str) -> dict[str, 
 
 def lvis_figures(truth: Path, predictions: Path, kind: str) -> dict[str, float | None]:
     """`LVIS_FIGURES` as of `figures`, by the reference; there must be detections."""
-    lvis = LVIS(str(truth))
+    lvis = _Lvis(_numbered(truth, "lvis"))
     scores = _LvisEval(lvis, LVISResults(lvis, of_kind(predictions, kind)), _TASKS[kind])
     scores.run()
     return _named(LVIS_FIGURES, [scores.results[figure] for figure in LVIS_FIGURES])
+
+
+def _numbered(truth: Path, rules: str) -> dict:
+    """What an annotation file holds, its annotations numbered from 1: to the references, a match to
+    0 is none."""
+    content = annotations.read(truth, rules)
+    for number, annotation in enumerate(content["annotations"], 1):
+        annotation["id"] = number
+    return content
+
+
+class _Lvis(LVIS):
+    def _load_json(self, content: dict) -> dict:
+        return content
 
 
 class _LvisEval(LVISEval):
@@ -122,7 +139,7 @@ class _LvisEval(LVISEval):
 def of_kind(predictions: Path, kind: str) -> list[dict]:
     """Detections of that kind alone: where there is a box too, COCO takes a mask's size from it."""
     left_out = {"mask": "bbox", "box": "segmentation"}[kind]
-    results = json.loads(predictions.read_bytes())
+    results = matches.read_results(predictions)
     return [{k: v for k, v in result.items() if k != left_out} for result in results]
 
 
@@ -176,10 +193,11 @@ def evaluate(
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
     for image in dicts:  # LVIS's are a GB, and nothing here reads them
         image.pop("annotations", None)
-    content = json.loads(Path(split.json_file).read_bytes())
+    content = split.read()
     categories = sorted(category["id"] for category in content["categories"])
-    has_truth, has_cue = "annotations" in content, reach.has_cue(content)
-    del content
+    objects, has_cue = content.get("annotations", ()), reach.has_cue(content)
+    has_truth, has_masks = bool(objects), any("segmentation" in o for o in objects)
+    del content, objects
     size = cfg.dataloader.test.batch_size
     batches = [range(len(dicts))[i : i + size] for i in range(0, len(dicts), size)]
     parts = _Parts(folder / _PARTS, identity(model, cfg, split))
@@ -191,7 +209,7 @@ def evaluate(
         ids = [[dicts[i]["image_id"] for i in batch] for batch in batches]
         seconds = parts.merge(ids, folder / PREDICTIONS)
         start = time.perf_counter()
-        masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
+        masks = has_masks and getattr(getattr(model, "roi_heads", None), "mask_on", False)
         kinds = ["box", "mask"][: 1 + masks] if has_truth else []
         truth, found = Path(split.json_file), folder / PREDICTIONS
         scored = _figures_of_parts(truth, found, kinds, split.kind, lambda: parts.read(ids))

@@ -84,6 +84,8 @@ def evaluate_checkpoint(
     config.set_words(cfg, config.parse_overrides(overrides), "OVERRIDES")
     found = find_split(split or cfg.dataloader.test.dataset)
     set_num_classes(cfg, distributed.of_main(lambda: _categories(found)))
+    if "," in split:
+        config.take_any_size(cfg)
     config.check(cfg, str(config_file))
     model = instantiate(cfg.model).to(distributed.device())
     try:

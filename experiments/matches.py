@@ -3,13 +3,13 @@ kept once.
 
 Equal to what pycocotools' `COCOeval.evaluate` finds (public file pycocotools/cocoeval.py), or
 `LVISEval.evaluate` of the package lvis (0.5.3, lvis/eval.py and results.py), computed for all
-images at once; the areas, boxes and overlaps of masks are pycocotools' own.
+images at once; the areas, boxes and overlaps of masks are pycocotools' own. One thing is not
+theirs: a match to an object whose annotation id is 0 counts, where both take it for none.
 """
 
 import functools
 import hashlib
 import itertools
-import json
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import numpy as np
 from pycocotools import mask as masks
 
 from . import records
+from .data import annotations
 from .errors import UserError
 from .kept import kept
 
@@ -28,7 +29,7 @@ IOUS = np.linspace(0.5, 0.95, 10)
 AREAS = np.array([(0, 1e10), (0, 32**2), (32**2, 96**2), (96**2, 1e10)])
 DETECTIONS = 100  # per image and category, those of the highest scores; COCO's limit
 LVIS_DETECTIONS = 300  # per image, of all categories
-_VERSION = 2  # of the file; raise it when matching changes
+_VERSION = 3  # of the file; raise it when matching changes
 _BLOCK = 2**16  # detections whose overlaps are in memory at once
 
 
@@ -141,7 +142,7 @@ def _compute(
 ) -> dict[str, Matches]:
     """As `compute`, of detections in parts, as `of_parts` has them."""
     if isinstance(truth, str | Path):
-        truth = read_file(Path(truth), dict)
+        truth = annotations.read(truth, rules)
     try:
         objects = {kind: _Objects(truth, kind, rules == "lvis") for kind in kinds}
     except KeyError as error:
@@ -196,25 +197,23 @@ class _Objects:
         self.sizes = {i["id"]: [i["height"], i["width"]] for i in truth["images"]}
         if self.images.dtype.kind != "i" or self.categories.dtype.kind != "i":
             raise UserError("the ground truth's ids of images and categories are no whole numbers")
-        annotations = truth["annotations"]
-        image, image_known = _index(self.images, [a["image_id"] for a in annotations])
-        category, category_known = _index(self.categories, [a["category_id"] for a in annotations])
-        area = np.array([a["area"] for a in annotations], float)
+        listed = truth["annotations"]
+        image, image_known = _index(self.images, [a["image_id"] for a in listed])
+        category, category_known = _index(self.categories, [a["category_id"] for a in listed])
+        area = np.array([a["area"] for a in listed], float)
         known = image_known & category_known & ((area > 0) | (not lvis))  # lvis drops empty ones
         order = np.lexsort((category, image))
         order = order[known[order]]
-        annotations = [annotations[i] for i in order]
+        listed = [listed[i] for i in order]
         self.image, self.category = image[order], category[order]
         self.group = self.image * len(self.categories) + self.category
-        marked = np.array([bool(a.get("ignore" if lvis else "iscrowd")) for a in annotations], bool)
+        marked = np.array([bool(a.get("ignore" if lvis else "iscrowd")) for a in listed], bool)
         self.crowd = marked & (not lvis)
         self.ignored = marked[:, None] | ~_inside(area[order])  # (N, 4)
-        # pycocotools and lvis take a match to the id 0 for none.
-        self.counts = np.array([a["id"] != 0 for a in annotations], bool)
         if kind == "box":
-            self.shape = np.array([a["bbox"] for a in annotations], float).reshape(-1, 4)
+            self.shape = np.array([a["bbox"] for a in listed], float).reshape(-1, 4)
         else:
-            self.shape = [_encoded(a, self.sizes[a["image_id"]]) for a in annotations]
+            self.shape = [_encoded(a, self.sizes[a["image_id"]]) for a in listed]
         # What LVIS says of its images and categories.
         images = truth["images"] if lvis else []
         self.partly = self._listed(images, "not_exhaustive_category_ids")
@@ -369,7 +368,7 @@ def _match(found: _Detections, objects: _Objects, kind: str) -> tuple[np.ndarray
         _, area, threshold = np.nonzero(some)
         taken[o[pick[some]], area, threshold] = True
         at = np.arange(len(AREAS))[:, None]
-        matched[d[starts]] = _bits(some & objects.counts[o[pick]])
+        matched[d[starts]] = _bits(some)
         ignored[d[starts]] = _bits(some & ignore[pick, at])
     return matched, ignored
 
@@ -519,27 +518,19 @@ def read_results(path: Path) -> list[dict]:
     Raises:
         UserError: it is not there, or not of that format.
     """
-    results = read_file(path, list)
+    results, _ = annotations.parse(path)
+    if not isinstance(results, list):
+        raise UserError(f"{path} is no list of detections in COCO's format")
     wrong = next((i for i, result in enumerate(results) if not isinstance(result, dict)), None)
     if wrong is not None:
         raise UserError(
             f"{path} has {reprlib.repr(results[wrong])} at entry {wrong}: it is no detection"
         )
+    for result in results:
+        for key in ("image_id", "category_id"):
+            if type(result.get(key)) is float:
+                result[key] = annotations.whole(result[key])
     return results
-
-
-def read_file(path: Path, kind: type) -> list | dict:
-    """What a JSON file holds: detections (list) or annotations (dict); UserError if it does not."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(content, kind):
-        what = "list of detections" if kind is list else "annotation file"
-        raise UserError(f"{path} is no {what} in COCO's format")
-    return content
 
 
 def _digest(what: str, *paths: Path) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as masks
 
+from .data import annotations
 from .errors import UserError
-from .matches import read_file, read_results
+from .matches import read_results
 
 SHOWN = "self"  # the distance of objects that show the cue
 BY_CONVS = "convs"
@@ -126,7 +127,7 @@ def of_files(truth: Path, predictions: Path) -> Reach | None:
     Raises:
         UserError: a file cannot be read, too.
     """
-    content = read_file(truth, dict)
+    content = annotations.read(truth)
     if not has_cue(content):
         return None
     try:

@@ -1,6 +1,5 @@
 """Runs: what a study comes to at one scale, size and number of seeds, and where each run lies."""
 
-import copy
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from backbones.weights import read as read_weights
 from backbones.weights.fit import fit_encoder
 
 from . import config
+from .data.annotations import study_folder
 from .data.catalog import Data
 from .errors import UserError
 from .pretraining import runs as pretraining
@@ -129,11 +129,12 @@ def plan(
     runs = []
     for seed in range(seeds):
         for row in rows:
-            cfg = copy.deepcopy(row.cfg)
+            cfg = config.fitted(row.cfg, data)
             cfg.train.seed = seed
             name = row.variant.name
             mark = config.fingerprint(cfg, data.digest)
-            here = runs_root / scale / study.name / f"{name}-{row.size}-seed{seed}-{mark}"
+            here = runs_root / scale / study_folder(study.name, data.name)
+            here /= f"{name}-{row.size}-seed{seed}-{mark}"
             there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
             folder = here if here in there or not there else there[0]
             runs.append(
@@ -165,6 +166,7 @@ def write_manifest(
             source=_source(study, runs[0]),
             question=study.question,
             scale=runs[0].scale,
+            own_set=runs[0].data.name,
             base=rows[0].variant.name,
             variants=[
                 dict(

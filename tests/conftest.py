@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.data import mini
+from experiments.data import annotations, mini
 
 # Two test processes share two cores.
 torch.set_num_threads(1)
@@ -34,6 +34,11 @@ def write_set(root: Path, split: str, count: int) -> Path:
     path = root / f"{split}.json"
     path.write_text(json.dumps(coco))
     return path
+
+
+def study_folder(runs: Path, study: str, own: dict[str, str], scale: str = "mini") -> Path:
+    """Of a study on a set as of `small_set`."""
+    return runs / scale / annotations.study_folder(study, annotations.set_name(*own.values()))
 
 
 @pytest.fixture(scope="session")

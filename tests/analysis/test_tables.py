@@ -28,7 +28,8 @@ def test_markdown(study):
     assert "48.9 / 43.9" in text
     assert "- device: a CPU, threads 1" in text
     blocks = [b.splitlines() for b in text.split("\n\n") if b.startswith("|")]
-    assert [len(lines) for lines in blocks] == [5, 5, 5]  # AP, and details of boxes and masks
+    # AP, details of boxes and masks, and three categories of each.
+    assert [len(lines) for lines in blocks] == [5, 5, 5, 5, 5]
     assert "| global " in blocks[2][3]
     row = table.loc["global"]
     bounds = (row.ap75_mask_diff_low, row.ap75_mask_diff_high)
@@ -83,10 +84,11 @@ def test_the_formats(study):
     found = results.load(study)
     texts = {form: tables.whole(found, form) for form in tables.FORMATS if form != "csv"}
     assert texts["md"] == tables.markdown(found)
-    assert texts["latex"].count(r"\\") == 3 * 4  # AP, and details of boxes and of masks
+    # AP, details of boxes and of masks, three categories of each.
+    assert texts["latex"].count(r"\\") == 5 * 4
     around = re.sub(r"\\begin.*\\end{tabular}\n", "", texts["latex"], flags=re.DOTALL)
     assert all(line.startswith("% ") for line in around.splitlines())
-    assert texts["html"].count("<tr>") == 3 * 4
+    assert texts["html"].count("<tr>") == 5 * 4
     assert "some-study, mini scale, vit-mini" in texts["text"]
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, study_folder
 
 PAGE = ROOT / "docs" / "your-own-variant.md"
 
@@ -48,9 +48,10 @@ def test_the_commands_make_the_table(grid_file, small_set, tmp_path):
         "--overrides", "train.max_iter=2 train.log_period=1",
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    table = python("-m", "analysis", "study", tmp_path / "mini" / "grid")
+    folder = study_folder(tmp_path, "grid", small_set)
+    table = python("-m", "analysis", "study", folder)
     assert table.returncode == 0, table.stdout + table.stderr
-    rows = pd.read_csv(tmp_path / "mini" / "grid" / "table.csv").set_index("variant")
+    rows = pd.read_csv(folder / "table.csv").set_index("variant")
     assert list(rows.index) == ["none", "global", "grid"]
     # Same groups of 16 tokens as windows, so the same products; global attention has more.
     assert rows.macs["grid"] == rows.macs["none"] < rows.macs["global"]

@@ -107,7 +107,15 @@ BLANK = np.zeros((128, 128))
 # Name of a case: kind of defect, and what makes it.
 CASES = {
     "image without width": ("incomplete entry", lambda c, f: c["images"][0].pop("width")),
-    "annotation without area": ("incomplete entry", lambda c, f: annotation(c).pop("area")),
+    "annotation without box": ("incomplete entry", lambda c, f: annotation(c).pop("bbox")),
+    "annotation without area": ("no area", lambda c, f: annotation(c).pop("area")),
+    "annotation without iscrowd": ("no iscrowd", lambda c, f: annotation(c).pop("iscrowd")),
+    "category 1.0": (
+        "whole number as a float",
+        lambda c, f: annotation(c).update(category_id=float(annotation(c)["category_id"])),
+    ),
+    "category 1.5": ("incomplete entry", change(category_id=1.5)),
+    "all crowds": ("no objects", lambda c, f: [a.update(iscrowd=1) for a in c["annotations"]]),
     "id is a text": ("incomplete entry", lambda c, f: c["images"][0].update(id="1")),
     "no object": ("incomplete entry", lambda c, f: c["annotations"].append(None)),
     "image id": ("duplicate image id", lambda c, f: c["images"][1].update(id=1)),
@@ -120,7 +128,7 @@ CASES = {
     "category": ("unknown category", change(category_id=99)),
     "categories": ("different categories", lambda c, f: c["categories"][0].update(name="another")),
     "ignore": ("marked ignore", change(ignore=1)),
-    "segmentation []": ("no segmentation", change(segmentation=[])),
+    "segmentation []": ("some without segmentation", change(segmentation=[])),
     "gone": ("missing image", lambda c, f: (f / "0.bmp").unlink()),
     "cut": ("unreadable image", cut),
     "empty file": ("unreadable image", lambda c, f: (f / "0.bmp").write_bytes(b"")),
@@ -135,12 +143,23 @@ CASES = {
     "negative": ("box of negative size", change(bbox=[30, 30, -10, 10])),
     "zero": ("box without area", change(bbox=[30, 30, 0, 10])),
     "beside": ("box outside the image", moved_out),
-    "x1 y1": ("box far from its mask", corners),
+    "x1 y1": ("box by its corners", corners),
     "shifted": ("box differs from its mask", shifted(3, 3)),
-    "area 0": ("area not above 0", area_0),
-    "area NaN": ("area not above 0", change(area=float("nan"))),
-    "two corners": ("invalid polygon", change(segmentation=[[1, 2, 3, 4]])),
-    "odd": ("invalid polygon", change(segmentation=[[1, 2, 3, 4, 5, 6, 7]])),
+    "area 0": ("no area", area_0),
+    "area NaN": ("no area", change(area=float("nan"))),
+    "area 1e11": ("no area", change(area=1e11)),
+    "sliver": (
+        "polygon without area",
+        lambda c, f: annotation(c)["segmentation"].append([1, 2, 3, 4]),
+    ),
+    "two corners": ("broken segmentation", change(segmentation=[[1, 2, 3, 4]])),
+    "odd": ("broken segmentation", change(segmentation=[[1, 2, 3, 4, 5, 6, 7]])),
+    "flat": (
+        "polygon without a list",
+        lambda c, f: annotation(c).update(segmentation=annotation(c)["segmentation"][0]),
+    ),
+    "flat box": ("broken segmentation", change(segmentation=[1, 2, 30, 4])),
+    "far out": ("broken segmentation", change(segmentation=[[1, 2, 1e30, 4, 5, 60]])),
     "no numbers": ("broken segmentation", change(segmentation=[[1, 2, 3, 4, 5, None]])),
     "a text": ("broken segmentation", change(segmentation="mask")),
     "line": ("empty mask", change(segmentation=[[9, 9, 19, 9, 29, 9]])),
@@ -161,8 +180,11 @@ CASES = {
 }
 # What else some of them make.
 ALSO = {
+    "annotation without box": {"category without objects"},
+    "category 1.5": {"category without objects"},
     "image without width": {"unknown image", "category without objects"},
     "id is a text": {"unknown image", "category without objects"},
+    "all crowds": {"image with crowds only", "category without objects"},
     "image id": {"unknown image", "category without objects"},
     "category id": {"different categories", "category without objects"},
     "x1 y1": {"box partly outside"},
@@ -215,17 +237,37 @@ def test_a_whole_set_has_none(source, tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_each_defect_is_found_and_no_other(case, split, source, tmp_path):
     kind, make = CASES[case]
-    code, defects, text = check(build(source, tmp_path, make, split), tmp_path)
+    splits = build(source, tmp_path, make, split)
+    code, defects, text = check(splits, tmp_path)
     (found,) = [defect for defect in defects if defect["kind"] == kind]
     assert {d["kind"] for d in defects} - {kind} <= ALSO.get(case, set())
     severity = KINDS[kind][split == "val"][0]
     if kind != "different categories":
         assert (found["split"], found["severity"]) == (split, severity)
     assert code == any(defect["severity"] == "error" for defect in defects)
+    refusal = refused(splits)
+    assert bool(refusal) == any(d["severity"] == "error" for d in of_files(defects))
+    assert "\n" not in refusal
+    assert not refusal or ".json: " in refusal
     if found["image_id"]:
         assert f" image {found['image_id']} ({found['file']})" in text
     assert found["what"] in text
     assert f"1 {kind}" in text
+
+
+def of_files(defects):
+    """Those that are in the annotation files, not in images."""
+    of_images = ("unreadable image", "wrong size", "in train and val", "same image twice")
+    return [defect for defect in defects if defect["kind"] not in of_images]
+
+
+def refused(splits) -> str:
+    """Why no run starts: one line that names a file; "" if one does."""
+    try:
+        catalog.Data.of(splits["train"], splits["val"])
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def trained(splits, data, config="coco/mask_rcnn_vit_b"):
@@ -275,7 +317,7 @@ def test_training_does_what_is_said(case, source, tmp_path):
     without_masks = trained(splits, data, "coco/retinanet_vit_b")
     lost = sum(map(len, all_objects)) - sum(map(len, without_masks))
     if not lost_images:
-        assert lost == (kind in ("box without area", "invalid polygon"))
+        assert lost == (kind == "box without area")
 
 
 def detections(root):
@@ -291,36 +333,27 @@ def detections(root):
     return found
 
 
-# Broken segmentations are left out: pycocotools may read and write memory by them.
 SCORED = [
     case
     for case, (kind, _) in CASES.items()
-    if KINDS[kind][1][1].startswith(("scored", "an object", "evaluated"))
-    and kind != "broken segmentation"
+    if KINDS[kind][1][1].startswith(("taken", "left out", "an object", "evaluated"))
 ]
 
 
+@pytest.mark.parametrize("which", ["box", "mask"])
 @pytest.mark.parametrize("case", SCORED)
-def test_evaluating_does_what_is_said(case, source, tmp_path):
+def test_evaluating_does_what_is_said(case, which, source, tmp_path):
     kind, make = CASES[case]
     splits = build(source, tmp_path, make, "val")
-    found = detections(source)
-    if KINDS[kind][1][0] == "note":
-        for which in ("box", "mask"):
-            compute(splits["val"].json_file, found, which)
-        return
-    harm = False
-    for which in ("box", "mask"):
-        whole = compute(source / "val.json", found, which)
-        assert coco_figures(whole)["AP"] == pytest.approx(100)
-        try:
-            scored = compute(splits["val"].json_file, found, which)
-        except (TypeError, ValueError):
-            harm = True
-        else:
-            harm |= coco_figures(scored)["AP"] < 99.9
-            harm |= not np.array_equal(scored.objects, whole.objects)
-    assert harm
+    whole = compute(source / "val.json", detections(source), which)
+    scored = compute(splits["val"].json_file, detections(source), which)
+    consequence = KINDS[kind][1][1]
+    if consequence.startswith(("taken", "left out")):
+        assert coco_figures(scored) == coco_figures(whole)
+        assert np.array_equal(scored.objects, whole.objects)
+    elif consequence.startswith("an object"):
+        none = {"box without area": "box", "empty mask": "mask"}[kind]
+        assert (coco_figures(scored)["AP"] < 99.9) == (which == none)
 
 
 def test_defects_name_image_file_and_annotation(source, tmp_path):
@@ -409,10 +442,11 @@ def test_run_lengths_that_fit_are_no_defect(source, tmp_path):
 
 
 LVIS = {
-    "ids of categories": lambda c: c["categories"][0].update(id=40),
+    "LVIS numbers its categories": lambda c: c["categories"][0].update(id=40),
     "frequency": lambda c: c["categories"][0].update(frequency="x"),
     "neg_category_ids has [7]": lambda c: c["images"][0]["neg_category_ids"].append(7),
-    "no list of polygons": lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]),
+    "a polygon of 4 numbers": lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]),
+    "no list of polygons": lambda c: c["annotations"][0].update(segmentation=dict(counts=[1])),
     "lacks 'not_exhaustive_category_ids'": lambda c: c["images"][0].pop(
         "not_exhaustive_category_ids"
     ),
@@ -476,31 +510,39 @@ def places(node, path=()):
             yield from places(node[key], (*path, key))
 
 
-def test_what_stops_a_run_is_an_error_whatever_it_is(source, tmp_path):
-    """A random value anywhere in the file: no crash, and no silence where no run would start."""
+def test_what_starts_is_no_error_and_gets_through_whatever_it_is(source, tmp_path):
+    """A random value anywhere in the file: what a run refuses is an error of check-data and the
+    other way round, and what it takes is trained on and scored without a crash."""
     splits = build(source, tmp_path)
-    whole = json.loads((source / "train.json").read_text())
+    whole = json.loads((source / "val.json").read_text())
     anywhere = [place for place in places(whole) if 0 < len(place) < 6]  # few single corners
     draw = random.Random(0)
     refused = 0
-    for _ in range(60):
+    for _ in range(80):
         coco = copy.deepcopy(whole)
         *path, last = draw.choice(anywhere)
         node = coco
         for key in path:
             node = node[key]
         node[last] = draw.choice(JUNK)
-        (tmp_path / "train.json").write_text(json.dumps(coco))
+        (tmp_path / "val.json").write_text(json.dumps(coco))
         try:
-            code = check({"train": splits["train"]}, tmp_path, jobs=1)[0]
+            _, defects, _ = check({"val": splits["val"]}, tmp_path, jobs=1)
+            wrong = any(defect["severity"] == "error" for defect in of_files(defects))
         except UserError:
-            code = 2
+            wrong = True
         try:
-            catalog.read_split(splits["train"])
+            catalog.read_split(splits["val"])
         except UserError:
             refused += 1
-            assert code, (path, last, node[last])
-    assert refused > 5
+            assert wrong, (path, last, node[last])
+            continue
+        assert not wrong, (path, last, node[last])
+        assert catalog.dicts(splits["val"])
+        found = detections(source)
+        for which in ("box", "mask"):
+            assert coco_figures(compute(splits["val"].json_file, found, which))["AP"] is not None
+    assert 20 < refused < 79
 
 
 def test_real_coco_has_no_errors(coco, tmp_path):
@@ -529,6 +571,23 @@ def test_of_many_notes_some_are_shown_and_all_are_kept(source, tmp_path):
     splits = build(source, tmp_path, make)
     code, defects, text = check({"train": splits["train"]}, tmp_path)
     assert (code, len(defects)) == (0, 30)
-    assert text.count("  train: category ") == 20
-    assert "  ... and 10 more, see " in text
+    assert text.count("  train: category ") == 3
+    assert "  ... and 27 more, see " in text
     text.encode()
+
+
+def test_one_cause_is_one_line_with_a_count(source, tmp_path):
+    def make(coco, folder):
+        for found in coco["annotations"]:
+            del found["bbox"]
+        coco["annotations"][0]["image_id"] = "1"
+
+    splits = build(source, tmp_path, make)
+    count = len(json.loads((tmp_path / "train.json").read_text())["annotations"])
+    _, defects, text = check(splits, tmp_path)
+    title = f"error: incomplete entry (annotation lacks 'bbox'), {count - 1} in train: no run"
+    assert text.count("annotation at entry") == 3 + 1
+    assert title in text
+    assert len([d for d in defects if d["kind"] == "incomplete entry"]) == count
+    with pytest.raises(UserError, match=f"; {count - 1} of another kind, make check-data lists"):
+        catalog.read_split(splits["train"])

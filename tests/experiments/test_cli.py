@@ -92,17 +92,19 @@ def test_no_pretrained_weights(small_set, tmp_path):
 BROKEN = {
     "is no valid JSON": "{",
     "it has no list of images": "{}",
-    "annotation 1 is of an image that is not listed": lambda c: c["annotations"][0].update(
-        image_id=99
+    "annotation 1: image 99 is not listed": lambda c: c["annotations"][0].update(image_id=99),
+    "annotation 1: category 99 is not listed": lambda c: c["annotations"][0].update(category_id=99),
+    "annotation 1: another has the id 1 too": lambda c: c["annotations"][1].update(id=1),
+    "annotation 1: no segmentation, where others": lambda c: c["annotations"][0].pop(
+        "segmentation"
     ),
-    "annotation 1 is of a category that is not listed": lambda c: c["annotations"][0].update(
-        category_id=99
+    "annotation at entry 0 .* lacks 'bbox'": lambda c: c["annotations"][0].pop("bbox"),
+    r"image 1 \(gone.bmp\): no file .*/gone\.bmp": lambda c: c["images"][0].update(
+        file_name="gone.bmp"
     ),
-    "annotation id 1 occurs twice": lambda c: c["annotations"][1].update(id=1),
-    "annotation 1 has no segmentation": lambda c: c["annotations"][0].pop("segmentation"),
-    "an entry lacks 'bbox'": lambda c: c["annotations"][0].pop("bbox"),
-    "which is not in": lambda c: c["images"][0].update(file_name="gone.bmp"),
-    "have different categories": lambda c: c["categories"][0].update(name="another"),
+    "category 1 is 'another', in .*json 'warm square'": lambda c: c["categories"][0].update(
+        name="another"
+    ),
 }
 
 
@@ -129,19 +131,19 @@ def test_a_broken_data_set(message, small_set, tmp_path):
 def test_nowhere_to_write(small_set, tmp_path):
     (tmp_path / "file").write_text("")
     done = experiments("run", "global-vs-conv", "--runs", tmp_path / "file", *own(small_set))
-    assert_told(done, f"cannot write to {tmp_path}/file/mini/global-vs-conv")
+    assert_told(done, f"cannot write to {tmp_path}/file/mini/global-vs-conv@small-set")
 
 
 def test_an_old_record_stops_before_anything_trains(small_set, tmp_path):
-    old = tmp_path / "mini" / "global-vs-conv"
     words = ["run", "global-vs-conv", "--seeds", 1, "--variants", "none", "--runs", tmp_path]
-    from experiments import config, studies
+    from experiments import runs, studies
     from experiments.data import catalog
 
     study = studies.find("global-vs-conv")
     data = catalog.prepare("mini", small_set["dataset"], small_set["val"])
-    cfg = config.resolve(study, study.variants[0], "mini", "vit-mini", {})
-    folder = old / f"none-vit-mini-seed0-{config.fingerprint(cfg, data.digest)}"
+    rows = runs.rows(study, "mini", "", {}, ["none"])
+    (run,) = runs.plan(study, study.name, "mini", rows, 1, data, tmp_path)
+    folder = Path(run.folder)
     folder.mkdir(parents=True)
     (folder / "record.json").write_text('{"version": 0}')
     assert_told(experiments(*words, *own(small_set)), "is of version 0, this suite reads 1")

@@ -1,14 +1,20 @@
 """Image files of every kind are read right, and broken ones are named."""
 
+import json
+import re
 import warnings
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from experiments.data import images
+from analysis import prediction_sheet
+from experiments.data import images, sheet
+from experiments.data.annotations import Split
 from experiments.errors import UserError
+from tests.conftest import ROOT
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (20, 31, 3), dtype=np.uint8)
@@ -115,3 +121,49 @@ def test_broken_files_are_named_in_one_line(kind, reason, tmp_path):
         images.read(str(path))
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_sheet_shows_images_as_training_reads_them(tmp_path, monkeypatch):
+    """Turned by EXIF data, and of 16 bits."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.tile(PIXELS, (2, 2, 1))).save(tmp_path / "turned.png", exif=exif)
+    deep = RANDOM.integers(0, 2**16, (30, 40)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    names = {"turned.png": (62, 40), "deep.png": (30, 40)}
+    coco = dict(
+        images=[
+            dict(id=i, file_name=name, height=size[0], width=size[1])
+            for i, (name, size) in enumerate(names.items())
+        ],
+        categories=[dict(id=1, name="a")],
+        annotations=[
+            dict(id=i, image_id=i, category_id=1, iscrowd=0, bbox=[2, 2, 9, 9], area=81)
+            for i in range(2)
+        ],
+    )
+    (tmp_path / "set.json").write_text(json.dumps(coco))
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    sheet.write(Split(str(tmp_path / "set.json"), str(tmp_path)), tmp_path / "sheet.png")
+    for axis, (name, size) in zip(drawn[0].axes, names.items(), strict=False):
+        expected = images.read(str(tmp_path / name))
+        assert expected.shape[:2] == size
+        np.testing.assert_array_equal(axis.images[0].get_array(), expected)
+        assert len(axis.patches) == 1  # boxes alone are drawn too
+        small = prediction_sheet._pixels(tmp_path / name)
+        assert small.size == size[::-1]
+        darkness = np.asarray(small, float).mean() - 127.5
+        assert darkness == pytest.approx(expected.mean() / 2, abs=4)
+
+
+def test_no_other_place_opens_images_of_data_sets():
+    """`report` and `prediction_sheet` open pictures that they drew."""
+    opening = {
+        str(path.relative_to(ROOT))
+        for room in ("experiments", "analysis")
+        for path in (ROOT / room).rglob("*.py")
+        if re.search(r"Image\.open\(|imread\(|\bread_image\(|decode_image\(", path.read_text())
+    }
+    drawn = {"analysis/report.py", "analysis/prediction_sheet.py"}
+    assert opening - drawn == {"experiments/data/images.py"}

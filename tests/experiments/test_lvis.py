@@ -533,19 +533,22 @@ def _drop(part, index, key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_drop("images", 0, "neg_category_ids"), "no LVIS detection set: an entry lacks 'neg_cat"),
-        (_drop("images", 0, "coco_url"), "an entry lacks 'coco_url'"),
-        (_drop("categories", 0, "frequency"), "an entry lacks 'frequency'"),
+        (_drop("images", 0, "neg_category_ids"), "lacks 'neg_category_ids'"),
+        (_drop("images", 0, "coco_url"), "lacks 'coco_url'"),
+        (_drop("categories", 0, "frequency"), "lacks 'frequency'"),
         (_change("categories", 0, frequency="x"), "category 1 has frequency 'x': LVIS knows r, c"),
         (_change("categories", 3, id=9), "LVIS numbers its categories 1, 2, 3"),
-        (_change("images", 0, not_exhaustive_category_ids=[7]), "unknown not_exhaustive_category"),
+        (
+            _change("images", 0, not_exhaustive_category_ids=[7]),
+            "its not_exhaustive_category_ids has [7], which are no categories",
+        ),
         (
             _change("images", 0, coco_url="http://a/val/none.bmp"),
-            "lists val/none.bmp, which is not",
+            "val/none.bmp",
         ),
         (_change("annotations", 0, segmentation={"counts": [1]}), "no list of polygons"),
-        (_change("annotations", 0, segmentation=[[1, 2, 3, 4]]), "no list of polygons"),
-        (_change("annotations", 0, image_id=99), "is of an image that is not listed"),
+        (_change("annotations", 0, segmentation=[[1, 2, 3, 4]]), "a polygon of 4 numbers"),
+        (_change("annotations", 0, image_id=99), "image 99 is not listed"),
     ],
 )
 def test_a_file_that_is_no_lvis_set(small, tmp_path, change, message):
@@ -560,7 +563,7 @@ def test_a_file_that_is_no_lvis_set(small, tmp_path, change, message):
 
 
 def test_a_coco_set_is_no_lvis_set(small_set):
-    with pytest.raises(UserError, match="no LVIS detection set: an entry lacks 'frequency'"):
+    with pytest.raises(UserError, match="lacks 'coco_url'"):
         catalog.prepare("mini", f"lvis:{small_set['dataset']}", f"lvis:{small_set['val']}")
 
 

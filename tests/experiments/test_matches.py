@@ -71,7 +71,8 @@ def rectangle(box: list[float]) -> dict:
 def random_set(seed: int, images: int = 12, categories: int = 3) -> tuple[dict, list[dict]]:
     """Crowds, objects on each other and of all sizes, equal scores, equal overlaps, more than 100
     detections of a category in an image, images and a category without objects or detections, ids
-    with gaps and not in order, an object with id 0, objects of images that are not listed."""
+    with gaps and not in order, objects of images that are not listed. No id is 0: a match to it is
+    none to the references, and counts here."""
     random = np.random.default_rng(seed)
     image_ids = (3 * random.permutation(images) + 7).tolist()
     category_ids = (2 * random.permutation(categories + 2) + 1).tolist()
@@ -85,7 +86,7 @@ def random_set(seed: int, images: int = 12, categories: int = 3) -> tuple[dict, 
             for box in boxes.tolist():
                 annotations.append(
                     dict(
-                        id=len(annotations),
+                        id=len(annotations) + 1,
                         image_id=image,
                         category_id=category,
                         bbox=box,

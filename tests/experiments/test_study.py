@@ -15,7 +15,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import environment, records
-from tests.conftest import ROOT
+from tests.conftest import ROOT, study_folder
 
 TINY = ["train.max_iter=8", "train.log_period=1", "train.checkpoint_period=3", "train.amp=false"]
 
@@ -44,7 +44,7 @@ def finished(small_set, tmp_path_factory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     done = call(*study_command(small_set, runs))
     assert done.returncode == 0, done.stdout + done.stderr
-    return runs / "mini" / "global-vs-conv"
+    return study_folder(runs, "global-vs-conv", small_set)
 
 
 def folder_of(study: Path, variant: str) -> Path:
@@ -105,7 +105,7 @@ def test_a_second_call_trains_nothing(finished, small_set):
 
 def test_same_seed_same_weights_and_figures(finished, small_set, tmp_path):
     assert call(*study_command(small_set, tmp_path, variants="shifted")).returncode == 0
-    again = folder_of(tmp_path / "mini" / "global-vs-conv", "shifted")
+    again = folder_of(study_folder(tmp_path, "global-vs-conv", small_set), "shifted")
     first = folder_of(finished, "shifted")
     assert again.name == first.name
     torch.testing.assert_close(weights(again), weights(first), rtol=0, atol=0)
@@ -119,7 +119,7 @@ def test_killed_and_resumed_is_as_if_undisturbed(finished, small_set, tmp_path):
     process = subprocess.Popen(
         command(*words), cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL
     )
-    study = tmp_path / "mini" / "global-vs-conv"
+    study = study_folder(tmp_path, "global-vs-conv", small_set)
     deadline = time.monotonic() + 120
     while not list(study.glob("none-*/model_0*.pth")):
         assert process.poll() is None, "ended before the first checkpoint"
@@ -147,7 +147,7 @@ def test_two_commands_at_once_train_each_run_once(finished, small_set, tmp_path)
     for process in both:
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output
-    run = folder_of(tmp_path / "mini" / "global-vs-conv", "none")
+    run = folder_of(study_folder(tmp_path, "global-vs-conv", small_set), "none")
     assert (run / "log.txt").read_text().count("Starting training from iteration") == 1
     torch.testing.assert_close(weights(run), weights(folder_of(finished, "none")), rtol=0, atol=0)
 
@@ -157,7 +157,7 @@ def test_ctrl_c_stops_within_seconds(small_set, tmp_path):
     process = subprocess.Popen(
         command(*words), cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
-    study = tmp_path / "mini" / "global-vs-conv"
+    study = study_folder(tmp_path, "global-vs-conv", small_set)
     deadline = time.monotonic() + 120
     while not list(study.glob("none-*/model_0*.pth")):
         assert process.poll() is None
@@ -215,7 +215,7 @@ def test_rows_that_differ_at_test_time_share_one_training(small_set, tmp_path):
     ]  # fmt: skip
     done = call(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    study = tmp_path / "mini" / "system-level"
+    study = study_folder(tmp_path, "system-level", small_set)
     folders = [folder_of(study, name) for name in ("hard-nms", "soft-nms")]
     first, second = sorted(folders, key=lambda f: (f / "model_final.pth").is_symlink())
     assert not (first / "model_final.pth").is_symlink()
@@ -237,7 +237,7 @@ def test_a_table_of_several_models_and_detectors(small_set, tmp_path):
     ]  # fmt: skip
     done = call(*words)
     assert done.returncode == 0, done.stdout + done.stderr
-    study = tmp_path / "mini" / "plain-vs-hierarchical"
+    study = study_folder(tmp_path, "plain-vs-hierarchical", small_set)
     done = call("analysis", "study", study)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(study / "table.csv").set_index("variant")

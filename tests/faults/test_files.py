@@ -10,6 +10,7 @@ import torch
 import analysis.__main__
 import experiments.__main__
 from experiments import checkpoints, view
+from tests.conftest import study_folder
 from tests.faults.faulty import Faulty, call_here, error_of, mount, unmount
 
 pytestmark = pytest.mark.faults
@@ -174,17 +175,18 @@ def test_a_disk_that_is_full_or_read_only_at_the_start(small_set, tmp_path):
     mounted = []
     try:
         mount(faulty.root / "runs", 1, mounted)
-        (faulty.root / "runs" / "mini" / "faulty").mkdir(parents=True)
+        folder = study_folder(faulty.root / "runs", "faulty", small_set)
+        folder.mkdir(parents=True)
         (faulty.root / "runs" / "filler").write_bytes(bytes(1 << 20))
         code, output = call_here(experiments.__main__, *faulty.command()[5:])
         assert (code, output.count("\n")) == (2, 1)
-        assert f"error: cannot write to {faulty.root}/runs/mini/faulty: No space left" in output
+        assert f"error: cannot write to {folder}: No space left" in output
         assert "--runs" in output
         (faulty.root / "runs" / "filler").unlink()
         subprocess.run(["mount", "-o", "remount,ro", faulty.root / "runs"], check=True)
         code, output = call_here(experiments.__main__, *faulty.command()[5:])
         assert (code, output.count("\n")) == (2, 1)
-        assert f"error: cannot write to {faulty.root}/runs/mini/faulty: Read-only" in output
+        assert f"error: cannot write to {folder}: Read-only" in output
     finally:
         for folder in mounted:
             unmount(folder)

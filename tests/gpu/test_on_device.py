@@ -7,6 +7,7 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from backbones import ViT
 from experiments import records
 from experiments.train import fit_run
 from tests.backbones.test_attention import SMALL, assert_same, outputs_and_gradients, twins
-from tests.conftest import ROOT
+from tests.conftest import ROOT, study_folder
 from tests.experiments.test_distributed import planned
 
 STRATEGIES = ["none", "global", "conv", "shifted"]
@@ -94,7 +95,7 @@ def test_a_detector_trains_and_goes_on_where_it_stopped(device, small_set, tmp_p
     """Four steps; and the last two again from the checkpoint in between: the same weights, on a GPU
     but for the order of its atomic sums."""
     run = planned(small_set, tmp_path, "global-vs-conv", "global", words(device))
-    folder = tmp_path / "mini" / "global-vs-conv" / os.path.basename(run.folder)
+    folder = Path(run.folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = []
     for _ in range(2):
@@ -141,7 +142,7 @@ def study(request, small_set, tmp_path_factory):
         command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return request.param, root / "mini" / "global-vs-conv", done.stdout
+    return request.param, study_folder(root, "global-vs-conv", small_set), done.stdout
 
 
 def test_a_mini_study(study):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from experiments import records
-from tests.conftest import ROOT, write_set
+from tests.conftest import ROOT, study_folder, write_set
 from tests.slurm import cluster as private
 
 pytestmark = pytest.mark.slurm
@@ -66,7 +66,7 @@ class Study:
     ):
         self.environment = os.environ | cluster | {"OMP_NUM_THREADS": "1"}
         self.small_set, self.runs = small_set, runs
-        self.name, self.folder = name, runs / "mini" / name
+        self.name, self.folder = name, study_folder(runs, name, small_set)
 
     def start(self, *words: str, overrides: str = "", settings: str = "") -> subprocess.Popen:
         """The command, under way."""
