@@ -38,12 +38,17 @@ def encoder_of(detector: nn.Module) -> tuple[str, nn.Module]:
 def fit_encoder(encoder: nn.Module, contents: Contents, strict: bool) -> tuple[State, Account]:
     """What to load into an encoder (which may be on the meta device), and the account of it.
 
+    Residual modules are new for a file without any: who trains an encoder that has them wants them.
+
     Raises:
         WeightsError: see `load_encoder`.
     """
     account = Account(_title(contents))
     account.dropped = {k: (_AROUND, v.numel()) for k, v in contents.detector.items()}
-    return _fit(encoder, encoder, "", contents.encoder, contents, account, strict)
+    new = contents.new
+    if not any(".residual." in key for key in contents.encoder):
+        new += r"|\.residual\."
+    return _fit(encoder, encoder, "", contents.encoder, contents, account, strict, new)
 
 
 def fit_detector(model: nn.Module, contents: Contents, strict: bool) -> tuple[State, Account]:
@@ -59,7 +64,8 @@ def fit_detector(model: nn.Module, contents: Contents, strict: bool) -> tuple[St
         )
     name, encoder = encoder_of(model)
     state = {f"{name}.{k}": v for k, v in contents.encoder.items()} | contents.detector
-    return _fit(model, encoder, f"{name}.", state, contents, Account(_title(contents)), strict)
+    account = Account(_title(contents))
+    return _fit(model, encoder, f"{name}.", state, contents, account, strict, contents.new)
 
 
 def _title(contents: Contents) -> str:
@@ -74,6 +80,7 @@ def _fit(
     contents: Contents,
     account: Account,
     strict: bool,
+    new_keys: str,
 ) -> tuple[State, Account]:
     own = module.state_dict()
     account.dropped |= contents.dropped
@@ -91,7 +98,7 @@ def _fit(
         for key in [k for k in state if k.startswith(f"{prefix}neck.")]:
             account.dropped[key] = ("SAM's neck: this encoder has none", state.pop(key).numel())
 
-    new = re.compile(contents.new)
+    new = re.compile(new_keys)
     absent = {k: v for k, v in own.items() if k not in state}
     account.new = sizes((k, v) for k, v in absent.items() if new.search(k.removeprefix(prefix)))
     account.missing = sizes((k, v) for k, v in absent.items() if k not in account.new)
