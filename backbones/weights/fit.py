@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..activations import TanhGELU
 from ..positions import resized_positions, resized_table
 from ..vit import ViT
 from .account import Account, group, sizes
 from .contents import Contents, State, WeightsError, is_finite, square_grid
+from .own import own_encoder
 from .words import encoder_words, known_heads
 
 _AROUND = "neck and heads of a detector"
@@ -66,6 +68,39 @@ def fit_detector(model: nn.Module, contents: Contents, strict: bool) -> tuple[St
     state = {f"{name}.{k}": v for k, v in contents.encoder.items()} | contents.detector
     account = Account(_title(contents))
     return _fit(model, encoder, f"{name}.", state, contents, account, strict, contents.new)
+
+
+def fit_own(contents: Contents) -> tuple[Account, str]:
+    """What loading does with a file and the encoder that it is of: the account of it, including the
+    parts of a detector around it, and why loading refuses it; "" where it does not.
+
+    Raises:
+        WeightsError: loading refuses it even if not strict.
+    """
+    account, refusal = Account(_title(contents)), ""
+    encoder = own_encoder(contents)
+    if encoder is None:
+        account.dropped = dict(contents.dropped)
+        account.unexpected = sizes(contents.encoder.items())
+        refusal = f"{_title(contents)}: its encoder is no ViT, no Swin and no MViTv2"
+    else:
+        try:
+            _, account = fit_encoder(encoder, contents, strict=True)
+        except WeightsError as error:
+            _, account = fit_encoder(encoder, contents, strict=False)
+            refusal = str(error)
+    if refusal and contents.format == "detectron2" and not account.missing:
+        # A run's, with parts of the user's own.
+        account.notes.append(f"only an encoder that has {_some([*account.unexpected])} loads it")
+        refusal = ""
+    unknown = contents.unknown_parts()
+    for key, tensor in contents.detector.items():
+        account.dropped.pop(key, None)
+        (account.unexpected if key in unknown else account.loaded)[key] = tensor.numel()
+    if unknown:
+        parts = ", ".join(dict.fromkeys(group(key) for key in unknown))
+        account.notes.append(f"only a detector that has {parts} loads that")
+    return account, refusal
 
 
 def _title(contents: Contents) -> str:
@@ -265,6 +300,11 @@ def resized_patches(kernel_ECpp: Tensor, wanted: tuple[int, int]) -> Tensor:
     return resized.unflatten(2, wanted).to(kernel_ECpp.dtype)
 
 
+def _activation(module: nn.Module) -> type:
+    tanh = isinstance(module, nn.GELU) and module.approximate == "tanh"
+    return TanhGELU if tanh else type(module)
+
+
 def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
     """What the file's model computes otherwise though every tensor fits, and what is not known."""
     if not isinstance(encoder, ViT) or not encoder_words(contents):
@@ -272,7 +312,7 @@ def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
     block = encoder.blocks[0]
     own = dict(
         norm_eps=getattr(block.norm1, "eps", None),
-        act_layer=type(block.mlp.act),
+        act_layer=_activation(block.mlp.act),
         num_heads=block.attn.num_heads,
     )
     theirs = dict(act_layer=nn.GELU) | contents.settings | {"num_heads": known_heads(contents)}
