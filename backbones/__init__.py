@@ -1,7 +1,7 @@
 """Detection backbones: the ViTDet encoder, its variants, and their necks."""
 
 from . import conv_blocks as _conv_blocks  # noqa: F401  (registers its entries)
-from .activations import QuickGELU
+from .activations import QuickGELU, TanhGELU
 from .build import SIZES, build_backbone, build_encoder
 from .norms import LayerNorm2d, TokenBatchNorm
 from .partition import Partition, ShiftedWindows, Windows
@@ -43,6 +43,7 @@ __all__ = [
     "ShiftedWindows",
     "SimpleFeaturePyramid",
     "StageFPN",
+    "TanhGELU",
     "TokenBatchNorm",
     "ViT",
     "Windows",

@@ -58,8 +58,8 @@ def build_encoder(
         size: one of `SIZES`.
         block_norm: the blocks' norms, a word of `NORMS`: "layer" or "batch"; in place of `ViT`'s
             `norm_layer`, which is used if it is among the words.
-        activation: the MLPs', a word of `ACTIVATIONS`: "gelu", "relu6" or "quick_gelu"; in place of
-            `ViT`'s `act_layer`, likewise.
+        activation: the MLPs', a word of `ACTIVATIONS`: "gelu", "gelu_tanh", "relu6" or
+            "quick_gelu"; in place of `ViT`'s `act_layer`, likewise.
         **words: `ViT`'s arguments, over those of the size: ``propagation="conv"``, ``count=4``,
             ``placement="even"``, ``use_rel_pos=True``, ``img_size=1024``, ...
 

@@ -20,9 +20,9 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from backbones import ACTIVATIONS, CONV_BLOCKS, NORMS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
+from backbones.meta import on_meta
 from backbones.weights import WeightsError, catalog
 
 from . import test_time
@@ -445,17 +445,9 @@ def init_weights(cfg: DictConfig) -> Path | None:
         raise UserError(str(error)) from error
 
 
-class _ScheduleOnCpu(TorchFunctionMode):
-    """Swin and MViT read their drop path rates off a `linspace`, which a meta tensor has not."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        on_cpu = {"device": "cpu"} if func is torch.linspace else {}
-        return func(*args, **(kwargs or {}), **on_cpu)
-
-
 def build_on_meta(cfg_model: DictConfig) -> nn.Module:
     """The model that a config describes, on the meta device: shapes without memory."""
-    with torch.device("meta"), _ScheduleOnCpu():
+    with on_meta():
         return instantiate(cfg_model)
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 
 from backbones import SIZES
-from backbones.weights import FORMATS, Account, Contents, WeightsError, encoder_words, read
-from backbones.weights.account import sizes
+from backbones.weights import FORMATS, Contents, WeightsError, encoder_words, read
+from backbones.weights.fit import fit_own
 from backbones.weights.writers import convert
 
 from .errors import UserError
@@ -16,10 +16,12 @@ _OF_A_SIZE = ("embed_dim", "depth", "num_heads", "patch_size", "stem", "pre_norm
 
 
 def show(path: Path, console: Console) -> None:
-    """Print format, sizes, and by group what a module would be given and what is left out.
+    """Print format, sizes, and by group what loading does with it: what the file's own encoder and
+    detector would be given, what is left out, what is refused.
 
     Raises:
-        UserError: the file cannot be read, or is of no known format.
+        UserError: the file cannot be read, is of no known format or of a model that no encoder here
+            computes, or loading refuses it.
     """
     contents = _read(path)
     console.print(
@@ -28,11 +30,14 @@ def show(path: Path, console: Console) -> None:
     )
     if words := encoder_words(contents):
         console.print(f"encoder: {_in_words(contents, words)}")
-    title = "what load_encoder" + (" and load_detector" if contents.detector else "") + " would use"
-    account = Account(title, dropped=contents.dropped)
-    account.loaded = sizes((contents.encoder | contents.detector).items())
-    account.notes = contents.notes
+    try:
+        account, refusal = fit_own(contents)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+    account.title = "what loading does"
     console.print(str(account))
+    if refusal:
+        raise UserError(refusal)
 
 
 def write(path: Path, to: str, out: Path, console: Console) -> None:

@@ -41,7 +41,8 @@ def read(path: str | Path) -> Contents:
     Tensors of a .pth or .safetensors file stay in the file until they are used (memory-mapped).
 
     Raises:
-        WeightsError: the file cannot be read safely, or no format recognises its keys.
+        WeightsError: the file cannot be read safely, no format recognises its keys, or it is of a
+            model that computes another function than the encoders here.
         OSError: there is no such file.
     """
     state, config = read_state(Path(path)), read_config(Path(path))
@@ -57,6 +58,8 @@ def read(path: str | Path) -> Contents:
     try:
         contents = form.convert(state)
         form.configure(contents, config)
+        if contents.doubt:
+            raise WeightsError(contents.doubt)
     except WeightsError as error:
         raise WeightsError(f"{path} ({word}): {error}") from error
     contents.path, contents.format = Path(path), word

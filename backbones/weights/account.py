@@ -21,7 +21,7 @@ _GROUPS = (
     (r"blocks\.\d+\.(mlp|proj)\.", "MLPs"),
     (r"blocks\.\d+\.norm\d\.(running_|num_batches)", "statistics of batch norms"),
     (r"blocks\.\d+\.norm\d\.", "norms"),
-    (r"(^|net\.)neck\.", "SAM's neck"),
+    (r"(^|net\.|bottom_up\.)neck\.[0-3]\.(weight|bias)$", "SAM's neck"),
     (r"^proposal_generator\.", "region proposals"),
     (r"^roi_heads\.", "box and mask heads"),
     (r"^head\.", "RetinaNet's head"),

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from ..registries import WordRegistry
+from .account import group
 
 State = dict[str, Tensor]
 
 # Formats of weights: subclasses of `Format`. A file has the one format that recognises its keys.
 FORMATS = WordRegistry("FORMATS")
+
+
+# What detectron2's detectors, and this suite's, have around an encoder.
+DETECTOR_PARTS = r"^(backbone|proposal_generator|roi_heads|head)\."
 
 
 class WeightsError(ValueError):
@@ -29,7 +34,8 @@ class Contents:
         encoder: tensors of the encoder, by the keys of `ViT` (or of detectron2's SwinTransformer or
             MViT). `pos_embed` is (1, `prefix` + rows * columns, C), as in the file.
         detector: tensors around the encoder, by their keys in a detectron2 detector:
-            "backbone.simfp_2...", "proposal_generator...", "roi_heads...".
+            "backbone.simfp_2...", "proposal_generator...", "roi_heads..."; and what else is
+            there, see `unknown_parts`.
         dropped: why each of the other keys of the file is left out, and its size; see `drop`.
         prefix: leading entries of `pos_embed` that belong to no patch (cls token, registers).
         grid: rows and columns of `pos_embed`; None: a square.
@@ -42,6 +48,9 @@ class Contents:
             "norm_eps", "act_layer" (a class; None: it may be any), "num_heads", "window_size",
             "window_block_indexes".
         notes: what conversion did to tensors beyond their names, a line each.
+        doubt: why the file may be of a model that computes something else, where no tensor shows
+            it; a format's `configure` clears it if a config.json says whose the file is.
+        around: what another implementation's detector has around the encoder, which is left out.
         format: word of the format; set by `read`.
         path: of the file; set by `read`.
         tensors, bytes, dtypes: of the whole file, before conversion; set by `read`.
@@ -57,6 +66,8 @@ class Contents:
     new: str = r"^mask_token$"
     settings: dict = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    doubt: str = ""
+    around: tuple[str, ...] = ()
     format: str = ""
     path: Path = Path()
     tensors: int = 0
@@ -66,6 +77,11 @@ class Contents:
     def drop(self, key: str, tensor: Tensor, why: str) -> None:
         """Account for a key of the file that is left out."""
         self.dropped[key] = (why, tensor.numel())
+
+    def unknown_parts(self) -> State:
+        """Tensors around the encoder that are of no detector of detectron2 or of this suite: only a
+        detector with these keys loads them, and nothing is written with them."""
+        return {k: v for k, v in self.detector.items() if not re.search(DETECTOR_PARTS, k)}
 
 
 def square_grid(patches: int) -> tuple[int, int] | None:
@@ -97,6 +113,8 @@ class Format:
         registers: of those keys, that of register tokens, which an encoder may have as well.
         fuse: names, between dots, of tensors that become one along their first axis, in this order;
             its name is "qkv". Applied after `rename`.
+        needs: keys of the encoder that each file of this format has. One without them is of another
+            model, which may compute what it does not show (rotary positions).
         new, settings: as of `Contents`.
     """
 
@@ -107,6 +125,7 @@ class Format:
     registers: str = r"(?!)"  # nothing
     rename: tuple[tuple[str, str], ...] = ()
     fuse: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     new: str = NEW_IN_DETECTION
     settings: dict = {"norm_eps": 1e-6}
 
@@ -138,6 +157,12 @@ class Format:
         if self.fuse:
             contents.encoder = _fused(contents.encoder, self.fuse)
         self.finish(contents)
+        for key in self.needs:
+            if key not in contents.encoder:
+                raise WeightsError(
+                    f"has no {group(key)}: {key}, without which it is of another model than "
+                    f"{self.title}"
+                )
         return contents
 
     def configure(self, contents: Contents, config: dict) -> None:

@@ -23,11 +23,14 @@ import torch
 from torch import Tensor
 
 from .contents import State, WeightsError
+from .foreign import refuse_foreign
 from .pickles import NUMPY_NAMES, TORCH_NAMES, Array, Storage, Unpickler
 
-# Where checkpoints keep their model; "teacher": DINO's, "blobs": Caffe2's.
+# Where checkpoints keep their model, the first that is there. "teacher": DINO's, "blobs": Caffe2's,
+# "target_encoder": I-JEPA's, "module": DeepSpeed's, "weights": Perception Encoder's.
 _MODELS = (
     *("model", "state_dict", "model_state", "model_state_dict", "teacher", "model_ema", "blobs"),
+    *("target_encoder", "module", "weights"),
 )
 # What wrappers put before every key: DistributedDataParallel, torch.compile, Lightning.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -55,6 +58,8 @@ _DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 )
+# Read for their keys, which say whose they are, and then refused: tables of rotary positions.
+_COMPLEX = (torch.complex64, torch.complex128)
 
 
 def read_state(path: Path) -> State:
@@ -65,12 +70,18 @@ def read_state(path: Path) -> State:
     holds beside its model is left out.
 
     Raises:
-        WeightsError: the file is of another kind, damaged, names code, or holds no tensors.
+        WeightsError: the file is of another kind, damaged, names code, holds no tensors, or is of a
+            model that no encoder here computes.
         OSError: there is no such file, or it may not be read.
     """
     state = _read(path)
     while prefix := next((p for p in _PREFIXES if _before_all(p, state)), ""):
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    with _one_line(path):
+        refuse_foreign(state)
+        for key, tensor in state.items():
+            if tensor.dtype in _COMPLEX:
+                raise WeightsError(_no_numbers(key, tensor))
     return state
 
 
@@ -305,7 +316,28 @@ def _model(content: Any) -> dict:
     if not isinstance(content, dict):
         raise WeightsError("it holds no dict of tensors")
     found = (dict.get(content, name) for name in _MODELS)
-    return next((model for model in found if isinstance(model, dict)), content)
+    model = next((model for model in found if isinstance(model, dict)), content)
+    inside = [
+        name
+        for name, part in dict.items(model)
+        if isinstance(part, dict) and any(map(_is_data, dict.values(part)))
+    ]
+    if inside and not any(map(_is_data, dict.values(model))):
+        names = ", ".join(map(str, inside[:5]))
+        raise WeightsError(
+            f"its tensors lie in {names}: save the one that is the model alone, as "
+            "torch.save(checkpoint[NAME], OUT)"
+        )
+    return model
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, Tensor | Array)
+
+
+def _no_numbers(key: str, tensor: Tensor) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{key} is {kind}, not dense floating-point or whole numbers"
 
 
 def _usable(state: dict, size: int) -> State:
@@ -320,9 +352,8 @@ def _usable(state: dict, size: int) -> State:
     for key, tensor in state.items():
         if not isinstance(key, str) or not key.isprintable() or len(key) > _LONGEST_KEY:
             raise WeightsError(f"it has a tensor whose key is no name: {ascii(key)[:80]}")
-        if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise WeightsError(f"{key} is {kind}, not dense floating-point or whole numbers")
+        if tensor.layout != torch.strided or tensor.dtype not in (*_DTYPES, *_COMPLEX):
+            raise WeightsError(_no_numbers(key, tensor))
         if (view := (tensor.data_ptr(), tensor.shape, tensor.stride())) not in seen:
             seen.add(view)
             left -= tensor.nbytes

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..activations import TanhGELU
 from ..positions import resized_positions, resized_table
 from ..vit import ViT
 from .account import Account, group, sizes
 from .contents import Contents, State, WeightsError, is_finite, square_grid
+from .own import own_encoder
 from .words import encoder_words, known_heads
 
 _AROUND = "neck and heads of a detector"
@@ -38,12 +40,17 @@ def encoder_of(detector: nn.Module) -> tuple[str, nn.Module]:
 def fit_encoder(encoder: nn.Module, contents: Contents, strict: bool) -> tuple[State, Account]:
     """What to load into an encoder (which may be on the meta device), and the account of it.
 
+    Residual modules are new for a file without any: who trains an encoder that has them wants them.
+
     Raises:
         WeightsError: see `load_encoder`.
     """
     account = Account(_title(contents))
     account.dropped = {k: (_AROUND, v.numel()) for k, v in contents.detector.items()}
-    return _fit(encoder, encoder, "", contents.encoder, contents, account, strict)
+    new = contents.new
+    if not any(".residual." in key for key in contents.encoder):
+        new += r"|\.residual\."
+    return _fit(encoder, encoder, "", contents.encoder, contents, account, strict, new)
 
 
 def fit_detector(model: nn.Module, contents: Contents, strict: bool) -> tuple[State, Account]:
@@ -59,7 +66,41 @@ def fit_detector(model: nn.Module, contents: Contents, strict: bool) -> tuple[St
         )
     name, encoder = encoder_of(model)
     state = {f"{name}.{k}": v for k, v in contents.encoder.items()} | contents.detector
-    return _fit(model, encoder, f"{name}.", state, contents, Account(_title(contents)), strict)
+    account = Account(_title(contents))
+    return _fit(model, encoder, f"{name}.", state, contents, account, strict, contents.new)
+
+
+def fit_own(contents: Contents) -> tuple[Account, str]:
+    """What loading does with a file and the encoder that it is of: the account of it, including the
+    parts of a detector around it, and why loading refuses it; "" where it does not.
+
+    Raises:
+        WeightsError: loading refuses it even if not strict.
+    """
+    account, refusal = Account(_title(contents)), ""
+    encoder = own_encoder(contents)
+    if encoder is None:
+        account.dropped = dict(contents.dropped)
+        account.unexpected = sizes(contents.encoder.items())
+        refusal = f"{_title(contents)}: its encoder is no ViT, no Swin and no MViTv2"
+    else:
+        try:
+            _, account = fit_encoder(encoder, contents, strict=True)
+        except WeightsError as error:
+            _, account = fit_encoder(encoder, contents, strict=False)
+            refusal = str(error)
+    if refusal and contents.format == "detectron2" and not account.missing:
+        # A run's, with parts of the user's own.
+        account.notes.append(f"only an encoder that has {_some([*account.unexpected])} loads it")
+        refusal = ""
+    unknown = contents.unknown_parts()
+    for key, tensor in contents.detector.items():
+        account.dropped.pop(key, None)
+        (account.unexpected if key in unknown else account.loaded)[key] = tensor.numel()
+    if unknown:
+        parts = ", ".join(dict.fromkeys(group(key) for key in unknown))
+        account.notes.append(f"only a detector that has {parts} loads that")
+    return account, refusal
 
 
 def _title(contents: Contents) -> str:
@@ -74,6 +115,7 @@ def _fit(
     contents: Contents,
     account: Account,
     strict: bool,
+    new_keys: str,
 ) -> tuple[State, Account]:
     own = module.state_dict()
     account.dropped |= contents.dropped
@@ -91,7 +133,7 @@ def _fit(
         for key in [k for k in state if k.startswith(f"{prefix}neck.")]:
             account.dropped[key] = ("SAM's neck: this encoder has none", state.pop(key).numel())
 
-    new = re.compile(contents.new)
+    new = re.compile(new_keys)
     absent = {k: v for k, v in own.items() if k not in state}
     account.new = sizes((k, v) for k, v in absent.items() if new.search(k.removeprefix(prefix)))
     account.missing = sizes((k, v) for k, v in absent.items() if k not in account.new)
@@ -258,6 +300,11 @@ def resized_patches(kernel_ECpp: Tensor, wanted: tuple[int, int]) -> Tensor:
     return resized.unflatten(2, wanted).to(kernel_ECpp.dtype)
 
 
+def _activation(module: nn.Module) -> type:
+    tanh = isinstance(module, nn.GELU) and module.approximate == "tanh"
+    return TanhGELU if tanh else type(module)
+
+
 def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
     """What the file's model computes otherwise though every tensor fits, and what is not known."""
     if not isinstance(encoder, ViT) or not encoder_words(contents):
@@ -265,7 +312,7 @@ def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
     block = encoder.blocks[0]
     own = dict(
         norm_eps=getattr(block.norm1, "eps", None),
-        act_layer=type(block.mlp.act),
+        act_layer=_activation(block.mlp.act),
         num_heads=block.attn.num_heads,
     )
     theirs = dict(act_layer=nn.GELU) | contents.settings | {"num_heads": known_heads(contents)}

@@ -361,6 +361,8 @@ _STORAGES = {
     "Int": torch.int32,
     "Long": torch.int64,
     "Bool": torch.bool,
+    "ComplexFloat": torch.complex64,
+    "ComplexDouble": torch.complex128,
 }
 _NUMPY_TYPES = {
     "f4": torch.float32,

@@ -79,7 +79,10 @@ def _detector(contents: Contents) -> tuple[State, list[str]]:
         encoder["pos_embed"], notes = _positions(contents, cls_token=contents.prefix > 0)
     name = "backbone.net" if encoder_words(contents) else "backbone.bottom_up"
     state = {f"{name}.{k}": v.contiguous() for k, v in encoder.items()}
-    return state | {k: v.contiguous() for k, v in contents.detector.items()}, notes
+    unknown = contents.unknown_parts()
+    state |= {k: v.contiguous() for k, v in contents.detector.items() if k not in unknown}
+    left = [*contents.around, *dict.fromkeys(group(key) for key in unknown)]
+    return state, notes + ([f"left out: {', '.join(left)}"] if left else [])
 
 
 def _unsaid(contents: Contents) -> list[str]:
@@ -93,7 +96,7 @@ def _unsaid(contents: Contents) -> list[str]:
     own = assumed | words | {"norm_eps": words["norm_layer"].keywords["eps"]}
     assumed["norm_eps"] = 1e-6
     if contents.settings.get("act_layer", nn.GELU) is None:
-        own["act_layer"] = "GELU or QuickGELU"
+        own["act_layer"] = "not known"
     return [
         f"not in the written file: {word}={getattr(own[word], '__name__', own[word])}"
         for word in ("norm_eps", "act_layer", "num_heads", "window_size", "window_block_indexes")
@@ -112,7 +115,7 @@ def _hf(contents: Contents, out: Path) -> list[str]:
             f"{words['mlp_ratio']}"
         )
     encoder = {k: v for k, v in contents.encoder.items() if not k.startswith("neck.")}
-    notes = [_left_out(contents)] if contents.detector else []
+    notes = _left_out(contents)
     if len(encoder) < len(contents.encoder):
         notes.append("left out: SAM's neck")
     if "pos_embed" in encoder:
@@ -151,6 +154,8 @@ def _hf(contents: Contents, out: Path) -> list[str]:
         use_relative_position_embeddings=words["use_rel_pos"],
         window_size=words["window_size"],
     )
+    if contents.settings.get("act_layer", nn.GELU) is None:
+        notes.append("config.json has hidden_act=gelu: the file does not show its activation")
     if not words["use_rel_pos"] and "window_block_indexes" not in contents.settings:
         notes.append("config.json has no windows: the file does not show which blocks have them")
     out.mkdir()
@@ -177,8 +182,7 @@ def _sam(contents: Contents, out: Path) -> list[str]:
     pos_1PC, notes = _positions(contents, cls_token=False, grid=(side, side))
     encoder["pos_embed"] = pos_1PC.unflatten(1, (side, side))
     encoder = {re.sub(r"\.mlp\.fc([12])\.", r".mlp.lin\1.", k): v for k, v in encoder.items()}
-    if contents.detector:
-        notes.append(_left_out(contents))
+    notes += _left_out(contents)
     torch.save({f"image_encoder.{k}": v.contiguous() for k, v in encoder.items()}, out)
     return notes + _unsaid(contents)
 
@@ -207,9 +211,9 @@ def _refuse(contents: Contents, whose: str, pattern: str) -> None:
         )
 
 
-def _left_out(contents: Contents) -> str:
-    parts = dict.fromkeys(group(key) for key in contents.detector)
-    return f"left out: {', '.join(parts)}"
+def _left_out(contents: Contents) -> list[str]:
+    parts = [*contents.around, *dict.fromkeys(group(key) for key in contents.detector)]
+    return [f"left out: {', '.join(parts)}"] if parts else []
 
 
 def _positions(

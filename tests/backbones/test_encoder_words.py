@@ -124,6 +124,7 @@ class TestNormsAndActivations:
         ("word", "function"),
         [
             ("gelu", nn.functional.gelu),
+            ("gelu_tanh", lambda x: nn.functional.gelu(x, approximate="tanh")),
             ("relu6", lambda x: x.clamp(0, 6)),
             ("quick_gelu", lambda x: x * torch.sigmoid(1.702 * x)),
         ],

@@ -5,6 +5,7 @@ import torch
 
 from backbones import build_encoder
 from backbones.weights import FORMATS, load_encoder
+from backbones.weights.foreign import MODELS
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "weights.md").read_text()
@@ -18,6 +19,10 @@ def format_row(word: str, form: type) -> str:
 def test_formats():
     rows = [format_row(word, form) for word, form in FORMATS]
     assert "".join(rows) in PAGE
+
+
+def test_models_that_are_refused():
+    assert "".join(f"| {model.name} | {model.why} |\n" for model in MODELS) in PAGE
 
 
 def test_example(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from rich.console import Console
 from segment_anything.modeling import ImageEncoderViT
 
 from backbones import build_backbone, build_encoder
+from backbones.weights import WeightsError, load_encoder
 from experiments import weights
 from experiments.config import base_path, build_on_meta, load
 from experiments.errors import UserError
@@ -49,6 +50,83 @@ def test_named_sizes_are_named(tmp_path):
     torch.save(build_encoder("vit-ti").state_dict(), tmp_path / "encoder.pth")
     (line,) = (x for x in lines_of(weights.show, tmp_path / "encoder.pth") if "encoder:" in x)
     assert line.startswith("encoder: vit-ti: embed_dim=192, depth=12, num_heads=3, norm_eps=1e-06")
+
+
+def detector(path, encoder: dict, **more) -> dict:
+    state = {f"backbone.net.{k}": v for k, v in encoder.items()}
+    state |= {
+        "backbone.simfp_2.0.weight": torch.ones(3),
+        "head.cls_score.bias": torch.ones(1),
+    } | more
+    torch.save({"model": state}, path)
+
+
+def test_what_is_shown_is_what_loading_does(tmp_path):
+    """A tensor less, one too many, NaN: told in the words of loading, with exit code 2."""
+    words = dict(
+        embed_dim=192, depth=2, num_heads=3, use_rel_pos=True, propagation="global", count=1
+    )
+    encoder = build_encoder("vit-ti", **words)
+    path, state = tmp_path / "detector.pth", encoder.state_dict()
+    detector(path, state)
+    lines = lines_of(weights.show, path)
+    assert "what loading does" in lines
+    assert "loaded pyramid 1 3" in lines
+    assert "loaded RetinaNet's head 1 1" in lines
+
+    detector(path, {k: v for k, v in state.items() if k != "blocks.1.norm2.weight"})
+    with pytest.raises(
+        UserError, match=r"no norms: blocks.1.norm2.weight. Its encoder has"
+    ) as told:
+        weights.show(path, Console(file=io.StringIO()))
+    with pytest.raises(WeightsError) as loading:
+        load_encoder(build_encoder("vit-ti", **words), path)
+    assert str(told.value) == str(loading.value)
+    done = experiments("weights", path)
+    assert done.returncode == 2
+    assert re.search(r"missing +norms +1 +192 +e.g. blocks.1.norm2.weight", done.stdout)
+
+    detector(path, state | {"blocks.0.norm1.bias": torch.full((192,), torch.nan)})
+    with pytest.raises(UserError, match=r"blocks.0.norm1.bias has 192 values that are NaN"):
+        weights.show(path, Console(file=io.StringIO()))
+
+    # A run's, of a residual module and a part of the user's own.
+    own = {"backbone.net.blocks.1.residual.gate.weight": torch.ones(5)}
+    detector(path, state, **own, **{"memory.bank": torch.ones(7)})
+    lines = lines_of(weights.show, path)
+    assert "unexpected residual modules 1 5 e.g. blocks.1.residual.gate.weight" in lines
+    assert "only an encoder that has blocks.1.residual.gate.weight loads it" in lines
+    assert "only a detector that has memory loads that" in lines
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            "backbone.net.rope_win.freqs_cos backbone.net.blocks.0.attn.q_proj.weight",
+            "it is of EVA-02-Det: rotary positions and gated MLPs",
+        ),
+        (
+            "backbone.net.transformer.resblocks.0.ln_1.weight backbone.simfp_2.0.weight",
+            "it is of PE-Det, a detector on Perception Encoder: rotary positions",
+        ),
+        (
+            "backbone.bottom_up.encoder.blocks.0.attn.qkv.weight "
+            "backbone.bottom_up.decoder.decoder_blocks.0.attn.qkv.weight",
+            "it is of MIMDet: its encoder reads a share of the patches",
+        ),
+    ],
+)
+def test_detectors_of_others_are_refused_wherever_they_are_named(keys, told, small_set, tmp_path):
+    """By the command that shows a file, by its conversion, and before a run trains."""
+    path = tmp_path / "model_final.pth"
+    torch.save({"model": {key: torch.ones(1) for key in keys.split()}}, path)
+    assert_told(experiments("weights", path), f"cannot read {path}: {told}")
+    with pytest.raises(UserError, match=re.escape(told)):
+        weights.write(path, "detectron2", tmp_path / "out.pth", Console())
+    words = ["run", "global-vs-conv", "--variants", "none", "--runs", tmp_path / "runs"]
+    done = experiments(*words, *own(small_set), "--overrides", f"train.init_weights={path}")
+    assert_told(done, f"cannot read {path}: {told}")
 
 
 def test_a_file_is_converted(sam, tmp_path):

@@ -4,6 +4,7 @@ from . import (  # noqa: F401
     clip,
     detectron2,
     hierarchical,
+    mmdetection,
     segment_anything,
     simple_vit,
     timm,

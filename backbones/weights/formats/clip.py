@@ -40,6 +40,7 @@ class OpenClip(Format):
         (r"\.mlp\.c_fc\.", ".mlp.fc1."),
         (r"\.mlp\.c_proj\.", ".mlp.fc2."),
     )
+    needs = ("pos_embed",)
     settings = {"norm_eps": 1e-5, "act_layer": None}
 
     def convert(self, state: State) -> Contents:
@@ -96,6 +97,12 @@ class HfClip(HuggingFace):
         (r"\.self_attn\.", ".attn."),
     )
     fuse = ("q_proj", "k_proj", "v_proj")
+    needs = ("pos_embed",)
+    models = tuple(
+        f"{name}{part}"
+        for name in ("clip", "altclip", "chinese_clip", "clipseg", "metaclip_2")
+        for part in ("", "_vision_model")
+    )
     # QuickGELU in OpenAI's, GELU in LAION's: a config.json says which.
     settings = {"norm_eps": 1e-5, "act_layer": None}
 

@@ -13,14 +13,18 @@ from ..contents import (
     WeightsError,
     square_grid,
 )
+from .shared import join_biases
 
 # What stands in front of an encoder's keys: in a whole detector, in a backbone alone (encoder and
 # pyramid), in a detector without a pyramid, in an encoder alone.
 _IN_FRONT = ("backbone.net.", "backbone.bottom_up.", "net.", "bottom_up.", "backbone.", "")
-_VIT = re.compile(
+VIT_KEYS = re.compile(
     r"(pos_embed|registers|mask_token)$|patch_embed\.|norm_pre\.|neck\."
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|attn\.rel_pos_[hw]$|mlp\.fc[12]|residual)"
 )
+
+# What mmdetection's detectors have around the encoder.
+MMDETECTION = re.compile(r"(neck|rpn_head|roi_head|bbox_head|mask_head)\.")
 
 # What detection adds to a plain ViT, Swin and MViT.
 _ADDED = re.compile(rf"{NEW_IN_DETECTION}|^norm\d\.|^scale\d_norm\.")
@@ -49,7 +53,8 @@ class Detectron2(Format):
         # timm's samvit_* has the keys of a ViT with SAM's neck, and positions as (1, H, W, C).
         flat = all(v.ndim == 3 for k, v in state.items() if k == f"{front}pos_embed")
         blocks = any(k.endswith(".attn.qkv.weight") for k in keys)
-        return flat and blocks and all(map(_VIT.match, keys))
+        theirs = front and any(map(MMDETECTION.match, state))
+        return flat and blocks and all(map(VIT_KEYS.match, keys)) and not theirs
 
     def finish(self, contents: Contents) -> None:
         state, front = contents.encoder, _in_front(contents.encoder)
@@ -60,17 +65,18 @@ class Detectron2(Format):
         contents.detector = {around + k: v for k, v in state.items() if not k.startswith(front)}
         if not contents.detector and not any(_ADDED.search(k) for k in contents.encoder):
             contents.new = _ADDED.pattern  # a pre-trained encoder in these keys
+        join_biases(contents)  # EVA-01's detectors
         if "blocks.0.norm1.running_mean" in contents.encoder:
             contents.settings["norm_eps"] = 1e-5
         if "pos_embed" in contents.encoder:
-            contents.prefix = _cls_tokens(contents.encoder["pos_embed"])
+            contents.prefix = cls_tokens(contents.encoder["pos_embed"])
 
 
 def _in_front(state: State) -> str:
     return next((front for front in _IN_FRONT if any(k.startswith(front) for k in state)), "")
 
 
-def _cls_tokens(pos_embed: Tensor) -> int:
+def cls_tokens(pos_embed: Tensor) -> int:
     """How many entries of (1, P, C) positions, 0 or 1, stand in front of a square of patches."""
     for count in (0, 1) if pos_embed.ndim == 3 else ():
         if square_grid(pos_embed.shape[1] - count):

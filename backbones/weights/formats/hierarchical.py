@@ -1,4 +1,4 @@
-"""Swin and MViTv2, whose releases have the keys of detectron2's modules."""
+"""Swin and MViTv2, whose releases have the keys of detectron2's modules, and timm's Swin."""
 
 import re
 
@@ -16,9 +16,12 @@ class _Hierarchical(Format):
 
 @FORMATS.register("swin")
 class Swin(_Hierarchical):
-    """microsoft/Swin-Transformer's `swin_*`, and detectron2's `SwinTransformer` alone."""
+    """microsoft/Swin-Transformer's `swin_*`, timm's, and detectron2's `SwinTransformer` alone.
 
-    title = "microsoft/Swin-Transformer swin_*"
+    timm merges patches in front of a stage, the others behind the stage before: the same function.
+    """
+
+    title = "microsoft/Swin-Transformer swin_*, timm swin_*"
     mark = r"^layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$"
     drop = {
         r"^norm\.": "norm behind the last block",
@@ -26,6 +29,20 @@ class Swin(_Hierarchical):
         r"\.attn_mask$": "masks of shifted windows: computed for each image",
     }
     new = r"^norm\d\."
+
+    def finish(self, contents: Contents) -> None:
+        super().finish(contents)
+        # Computed from the window when a module is built; timm does not save it.
+        contents.new += r"|\.relative_position_index$"
+        state = contents.encoder
+        merging = {int(m[1]) for k in state if (m := re.match(r"layers\.(\d+)\.downsample\.", k))}
+        if merging and 0 not in merging:
+            contents.encoder = {
+                re.sub(
+                    r"^layers\.(\d+)(?=\.downsample\.)", lambda m: f"layers.{int(m[1]) - 1}", k
+                ): v
+                for k, v in state.items()
+            }
 
 
 @FORMATS.register("mvitv2")

@@ -1,6 +1,7 @@
 """segment-anything's `sam_vit_*`."""
 
-from ..contents import FORMATS, Contents, Format, WeightsError
+from ..contents import FORMATS, Contents, Format
+from .shared import map_positions
 
 
 @FORMATS.register("sam")
@@ -18,11 +19,4 @@ class SegmentAnything(Format):
     new = Contents.new  # relative positions and the neck are all there
 
     def finish(self, contents: Contents) -> None:
-        if "pos_embed" in contents.encoder:
-            pos_1HWC = contents.encoder["pos_embed"]
-            if pos_1HWC.ndim != 4:
-                raise WeightsError(
-                    f"pos_embed is {tuple(pos_1HWC.shape)}, not (1, rows, columns, channels)"
-                )
-            contents.grid = tuple(pos_1HWC.shape[1:3])
-            contents.encoder["pos_embed"] = pos_1HWC.flatten(1, 2)
+        map_positions(contents)

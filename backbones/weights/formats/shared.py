@@ -16,6 +16,45 @@ def unbiased_stem(contents: Contents) -> None:
         contents.notes.append("the bias of the patch embedding is zero: CLIP has none")
 
 
+def join_biases(contents: Contents) -> None:
+    """The bias of q, k and v from those of q and v, "blocks.0.attn.q_bias" (BEiT, EVA-01), where k
+    has none: zeros.
+
+    Raises:
+        WeightsError: a block has one of the two alone, or a bias of q, k and v beside them, or they
+            have other shapes.
+    """
+    state = contents.encoder
+    for key in [k for k in state if re.search(r"\.attn\.[qv]_bias$", k)]:
+        attention = key[: -len("q_bias")]
+        if key not in state:
+            continue  # of v, joined to q's
+        q, v = (state.pop(f"{attention}{name}_bias", None) for name in "qv")
+        if q is None or v is None or f"{attention}qkv.bias" in state:
+            raise WeightsError(f"has {key}, but biases of q and v of one block go together, alone")
+        if q.ndim != 1 or q.shape != v.shape:
+            raise WeightsError(f"{attention}q_bias {tuple(q.shape)}, v_bias {tuple(v.shape)}")
+        state[f"{attention}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    if any(key.endswith(".attn.k_bias") for key in state):
+        raise WeightsError("has biases of q, k and v in three, which are not read")
+
+
+def map_positions(contents: Contents) -> None:
+    """SAM's absolute positions, (1, rows, columns, channels), as (1, rows * columns, channels).
+
+    Raises:
+        WeightsError: they are no map.
+    """
+    if "pos_embed" in contents.encoder:
+        pos_1HWC = contents.encoder["pos_embed"]
+        if pos_1HWC.ndim != 4:
+            raise WeightsError(
+                f"pos_embed is {tuple(pos_1HWC.shape)}, not (1, rows, columns, channels)"
+            )
+        contents.grid = tuple(pos_1HWC.shape[1:3])
+        contents.encoder["pos_embed"] = pos_1HWC.flatten(1, 2)
+
+
 def fold_layer_scale(contents: Contents) -> None:
     """LayerScale (arXiv:2103.17239), "blocks.0.ls1.gamma", into the linear map in front of it.
 

@@ -1,19 +1,23 @@
-"""timm's `vit_*` and `samvit_*`, and the releases that have their keys: MAE, DeiT, DINO, DINOv2."""
+"""timm's `vit_*` and `samvit_*`, and the releases that have their keys: MAE, DeiT, DINO, iBOT,
+DINOv2, I-JEPA, EVA-01."""
 
+import math
 import re
 
+from ...activations import QuickGELU, TanhGELU
 from ..contents import FORMATS, Contents, Format, State, WeightsError, square_grid
-from .shared import fold_layer_scale, unbiased_stem
+from .shared import fold_layer_scale, join_biases, map_positions, unbiased_stem
 
 # Tokens beside the patches, in the order of their positions.
 _TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens")
 
-_MASK_TOKEN = r"^mask_token$"
+_MASK_TOKEN = r"^(mask_token|masked_embed)$"
+# What self-distillation has beside the encoder, in the teacher of DINO, iBOT and DINOv2.
+_HEADS = r"^((dino|ibot)_head|head)\."
 
 # What `ViT` cannot compute, by pattern of its keys. Anything else unknown ends as "unexpected".
 _NOT_VIT = {
     r"\.attn\.[qk]_norm\.": "norms of queries and keys",
-    r"\.attn\.[qv]_bias$": "biases of q and v alone (BEiT, EVA)",
     r"\.(attn|mlp)\.(sub_)?norm\.": "norms inside attention or MLP",
     r"\.mlp\.(w\d+|fc1_[gx])\.": "gated MLPs (SwiGLU)",
     r"(^|\.)rope": "rotary positions",
@@ -22,14 +26,23 @@ _NOT_VIT = {
 }
 
 
+_DOUBT = (
+    "has LayerScale as gamma_1: so have DeiT III's own files, and models whose rotary positions "
+    "leave no tensor (timm's vit_*_rope_ape_*, naver-ai/rope-vit). Take timm's deit3_*; or, where "
+    "it is DeiT III, put it as pytorch_model.bin beside a config.json of "
+    '{"architecture": "deit3_..."} and name the folder'
+)
+
+
 class _Timm(Format):
     drop = {
         r"^cls_token$": "cls token",
         r"^dist_token$": "distillation token",
         r"^(reg_token|register_tokens)$": "registers",
         _MASK_TOKEN: "mask token",
+        r"^((dino|ibot)_head\.|head\.(mlp|last_layer))": "head of self-distillation",
         r"^(fc_)?norm\.": "norm behind the last block",
-        r"^(head|head_dist|pre_logits)\.": "classifier's head",
+        r"^(head|head_dist|pre_logits|lm_head)\.": "classifier's head",
         r"^attn_pool\.": "attention pooling in front of the head",
     }
     registers = r"^(reg_token|register_tokens)$"
@@ -39,8 +52,27 @@ class _Timm(Format):
         (r"\.gamma_([12])$", r".ls\1.gamma"),  # LayerScale in DeiT III's own files
     )
 
+    def convert(self, state: State) -> Contents:
+        contents = super().convert(_bare(state))
+        if any(re.search(r"\.gamma_[12]$", key) for key in state):
+            contents.doubt = _DOUBT
+        return contents
+
+    def configure(self, contents: Contents, config: dict) -> None:
+        """By the architecture that timm's config.json names."""
+        name = str(config.get("architecture", ""))
+        if re.search(r"_(rope|pe|dinov3)(_|$)", name):
+            raise WeightsError(
+                f"config.json says it is {name[:80]!a}: its rotary positions are none of ViT's"
+            )
+        if name.startswith("deit3_"):
+            contents.doubt = ""
+        if "_quickgelu_" in name:
+            contents.settings["act_layer"] = QuickGELU
+
     def finish(self, contents: Contents) -> None:
         state = contents.encoder
+        join_biases(contents)  # EVA-01
         for key in state:
             if what := next((w for p, w in _NOT_VIT.items() if re.search(p, key)), None):
                 raise WeightsError(f"has {key}: {what}, which ViT does not compute")
@@ -72,6 +104,23 @@ class _Timm(Format):
                 "behind attention and MLP, where ViT has none"
             )
         self.positions(contents)
+        self.activation(contents)
+
+    def activation(self, contents: Contents) -> None:
+        """Say that it is not known, or that it is a tanh GELU, of what may be SigLIP: timm has some
+        of its sizes with it, others with GELU."""
+        stem = _shape(contents.encoder, "patch_embed.proj.weight")
+        if len(stem) != 4 or "norm_pre.weight" in contents.encoder:
+            return
+        dim, _, patch, _ = stem
+        side = math.isqrt(_shape(contents.encoder, "pos_embed")[1] - contents.prefix)
+        pooled = "attn_pool.latent" in contents.dropped
+        others = {*_TOKENS, "fc_norm.weight", "blocks.0.ls1.gamma"} & contents.dropped.keys()
+        averaged = dim in (768, 1024, 1152, 1536) and not others
+        if pooled or averaged:
+            tanh = dim == 1536 or (dim, patch) == (1152, 16)
+            tanh |= pooled and ((dim, patch) == (768, 32) or (dim, side) == (1024, 32))
+            contents.settings["act_layer"] = TanhGELU if tanh else None
 
     def positions(self, contents: Contents) -> None:
         """Say which entries of `pos_embed` belong to patches.
@@ -101,17 +150,27 @@ class _Timm(Format):
                 contents.registers = key, registers_1RC + positions_1RC
 
 
+def _bare(state: State) -> State:
+    """A teacher's encoder and heads by timm's keys: its encoder's have "backbone." in front."""
+    around = [key for key in state if not key.startswith("backbone.")]
+    if "backbone.cls_token" not in state or not all(re.match(_HEADS, key) for key in around):
+        return state
+    return {key.removeprefix("backbone."): tensor for key, tensor in state.items()}
+
+
 @FORMATS.register("timm")
 class Timm(_Timm):
     """`timm.models.VisionTransformer` (arXiv:2010.11929), and what has its keys: MAE's encoders
-    (facebookresearch/mae, `mae_pretrain_vit_*.pth`), DeiT, DeiT III, DINO and DINOv2.
+    (facebookresearch/mae, `mae_pretrain_vit_*.pth`), DeiT, I-JEPA's target encoders, EVA-01, and
+    DINO's, iBOT's and DINOv2's encoders, alone or as a training's teacher.
 
-    LayerScale is folded into the linear map in front of it. A file does not show the activation
-    (GELU here; CLIP's may be QuickGELU, SigLIP 2's tanh GELU) nor the number of heads; nor the
-    rotary positions of timm's `vit_*_rope_ape_*`, which must not be loaded.
+    LayerScale is folded into the linear map in front of it. A file does not show the number of
+    heads, nor, for CLIP's and SigLIP's, the activation. LayerScale under the names of DeiT III's
+    own files (`gamma_1`) is also that of models with rotary positions, which leave no tensor: such
+    a file is refused unless a config.json says that it is `deit3_*`.
     """
 
-    title = "timm vit_* and deit*; MAE's mae_pretrain_vit_*.pth; DeiT, DINO, DINOv2"
+    title = "timm vit_*, deit* and eva_giant_*; MAE, DeiT, DINO, iBOT, DINOv2, I-JEPA, EVA-01"
     mark = r"^blocks\.(\d+\.)+attn\.qkv\.weight$"
     without = r"^decoder_|^neck\.|\.attn\.pool_"
 
@@ -119,6 +178,7 @@ class Timm(_Timm):
         # A plain encoder in detectron2's keys has none of these; a mask token it may have.
         left_out = [pattern for pattern in self.drop if pattern != _MASK_TOKEN]
         own = "|".join([*left_out, r"\.ls[12]\.gamma$", r"\.gamma_[12]$"])
+        state = _bare(state)
         return super().recognises(state) and any(re.search(own, k) for k in state)
 
 
@@ -152,12 +212,10 @@ class SamViT(_Timm):
         state = contents.encoder
         if not any(k.endswith(".attn.rel_pos_h") for k in state):
             raise WeightsError("has no relative positions, as SAM's encoder has")
-        if "pos_embed" in state:
-            shape = _shape(state, "pos_embed")
-            if len(shape) != 4:
-                raise WeightsError(f"pos_embed is {shape}, not (1, rows, columns, channels)")
-            contents.grid = shape[1:3]
-            state["pos_embed"] = state["pos_embed"].flatten(1, 2)
+        map_positions(contents)
+
+    def activation(self, contents: Contents) -> None:
+        """GELU."""
 
 
 def _shape(state: State, key: str) -> tuple[int, ...]:

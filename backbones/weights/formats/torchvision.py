@@ -25,6 +25,8 @@ class Torchvision(Format):
         (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
     )
 
+    needs = ("pos_embed",)
+
     def finish(self, contents: Contents) -> None:
         contents.prefix = 1
         if stem := [k for k in contents.encoder if k.startswith("patch_embed.proj.conv_bn_relu_")]:

@@ -1,4 +1,4 @@
-"""transformers' `ViT*`, `ViTMAE*`, `VitDet*` and `Dinov2*`.
+"""transformers' `ViT*`, `ViTMAE*`, `VitDet*`, `Dinov2*`, `Siglip*` and `Sam*`.
 
 Keys are those that `save_pretrained` writes ("encoder.layer.0.attention.attention.query.weight")
 or, where they differ, those of transformers 5's modules ("layers.0.attention.q_proj.weight").
@@ -9,9 +9,9 @@ import re
 
 from torch import nn
 
-from ...activations import QuickGELU
-from ..contents import FORMATS, Contents, Format, WeightsError
-from .shared import fold_layer_scale
+from ...activations import QuickGELU, TanhGELU
+from ..contents import FORMATS, Contents, Format, State, WeightsError, square_grid
+from .shared import fold_layer_scale, map_positions
 
 _CLASSIFIER_BLOCKS = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),
@@ -23,16 +23,34 @@ _CLASSIFIER_BLOCKS = (
     (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
 )
 # By transformers' `hidden_act`.
-ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS = {
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": TanhGELU,
+    "quick_gelu": QuickGELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
 
 
 class HuggingFace(Format):
-    """A format whose folders say in config.json what the weights do not show."""
+    """A format whose folders say in config.json what the weights do not show.
+
+    Class attributes:
+        models: transformers' `model_type` of those that compute what the format says. Others may
+            have its keys.
+    """
+
+    models: tuple[str, ...] = ()
 
     def configure(self, contents: Contents, config: dict) -> None:
         for part in ("vision_config", "backbone_config"):
             if isinstance(config.get(part), dict):
                 config = config[part]
+        if (model := config.get("model_type", self.models[0])) not in self.models:
+            raise WeightsError(
+                f"config.json has model_type={str(model)[:80]!a}: another model than "
+                f"{self.title}, whatever its keys"
+            )
         for word, key, allowed in (
             ("norm_eps", "layer_norm_eps", lambda v: isinstance(v, float) and 0 < v < 1),
             ("num_heads", "num_attention_heads", _is_count),
@@ -64,8 +82,8 @@ def _grid(contents: Contents, config: dict) -> tuple[int, int] | None:
 
 
 def _entries(contents: Contents) -> int:
-    pos_embed = contents.encoder["pos_embed"]
-    return pos_embed.shape[1] - contents.prefix if pos_embed.ndim == 3 else 0
+    pos_embed = contents.encoder.get("pos_embed")
+    return 0 if pos_embed is None or pos_embed.ndim != 3 else pos_embed.shape[1] - contents.prefix
 
 
 def _is_count(value) -> bool:
@@ -82,7 +100,9 @@ class HfViT(HuggingFace):
     encoder of `ViTMAE*`, `DeiT*`, `ViTMSN*` (of norm_eps 1e-6) and `IJepa*`."""
 
     title = "transformers ViT*, ViTMAE*, DeiT*, ViTMSN*, IJepa*"
+    models = ("vit", "vit_mae", "deit", "vit_msn", "ijepa")
     mark = r"^((vit|deit|ijepa)\.)?(encoder\.layer|layers)\.\d+\.layernorm_before\."
+    needs = ("pos_embed",)
     drop = {
         r"\bembeddings\.cls_token$": "cls token",
         r"\bembeddings\.distillation_token$": "distillation token",
@@ -105,7 +125,14 @@ class HfViT(HuggingFace):
 
     def finish(self, contents: Contents) -> None:
         tokens = [k for k in contents.dropped if re.search(r"\b(cls|distillation)_token$", k)]
-        contents.prefix = len(tokens)
+        if channels := _entries(contents) and contents.encoder["pos_embed"].shape[2]:
+            contents.prefix = sum(contents.dropped[k][1] // channels for k in tokens)
+        entries = _entries(contents)
+        if not contents.prefix and not square_grid(entries) and square_grid(entries - 1):
+            raise WeightsError(
+                "has a position of a class token and no class token: it is of ViTPose, which adds "
+                "that position to every patch's, and ViT does not"
+            )
 
 
 @FORMATS.register("hf-dinov2")
@@ -114,6 +141,8 @@ class HfDinov2(HuggingFace):
     linear map in front of it."""
 
     title = "transformers Dinov2*, Dinov2WithRegisters*"
+    models = ("dinov2", "dinov2_with_registers")
+    needs = ("pos_embed",)
     mark = r"^(dinov2(_with_registers)?\.)?encoder\.layer\.\d+\.layer_scale1\.lambda1$"
     drop = {
         r"\bembeddings\.cls_token$": "cls token",
@@ -144,6 +173,7 @@ class HfVitDet(HuggingFace):
     """`transformers.VitDetModel`, `VitDetBackbone`, and the latter in `VitMatteForImageMatting`."""
 
     title = "transformers VitDet*"
+    models = ("vitdet", "vitmatte")
     mark = r"^((backbone|vitdet)\.)?encoder\.layer\.\d+\.attention\.qkv\."
     drop = {r"^decoder\.": "VitMatte's decoder"}
     rename = (
@@ -157,3 +187,86 @@ class HfVitDet(HuggingFace):
 
     def finish(self, contents: Contents) -> None:
         contents.prefix = 1
+
+
+@FORMATS.register("hf-siglip")
+class HfSiglip(HuggingFace):
+    """`transformers.SiglipModel`, `SiglipVisionModel`, `SiglipForImageClassification`: SigLIP's and
+    SigLIP 2's of one image size (arXiv:2303.15343), whose GELU is a tanh."""
+
+    title = "transformers Siglip*"
+    models = ("siglip_vision_model", "siglip")
+    mark = r"^(vision_model\.)?encoder\.layers\.\d+\.layer_norm1\."
+    without = r"\bpre_la\w*norm\.|\bclass_embedding$|\.self_attn\.qkv\."
+    drop = {
+        r"^text_(model|projection)\.": "text tower",
+        r"^logit_(scale|bias)$": "scale of the contrastive loss",
+        r"\bembeddings\.position_ids$": "indexes of positions",
+        r"\bpost_layernorm\.": "norm behind the last block",
+        r"^(vision_model\.)?head\.": "attention pooling",
+        r"^classifier\.": "classifier's head",
+    }
+    rename = (
+        (r"^vision_model\.", ""),
+        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+        (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
+        (r"\.layer_norm([12])\.", r".norm\1."),
+        (r"\.self_attn\.out_proj\.", ".attn.proj."),
+        (r"\.self_attn\.", ".attn."),
+    )
+    fuse = ("q_proj", "k_proj", "v_proj")
+    needs = ("pos_embed",)
+    settings = {"norm_eps": 1e-6, "act_layer": TanhGELU}
+
+    def recognises(self, state: State) -> bool:
+        patches = r"^(vision_model\.)?embeddings\.patch_embedding\.bias$"  # CLIP's have none
+        return super().recognises(state) and any(re.search(patches, k) for k in state)
+
+    def finish(self, contents: Contents) -> None:
+        if "pos_embed" in contents.encoder:
+            contents.encoder["pos_embed"] = contents.encoder["pos_embed"][None]
+
+
+@FORMATS.register("hf-sam")
+class HfSam(HuggingFace):
+    """`transformers.SamModel`, `SamVisionModel`, `SamHQ*` (arXiv:2304.02643)."""
+
+    title = "transformers Sam*, SamHQ*"
+    models = ("sam_vision_model", "sam", "sam_hq_vision_model", "sam_hq")
+    mark = r"^(vision_encoder\.)?layers\.\d+\.mlp\.lin1\."
+    drop = {
+        r"^prompt_encoder\.": "SAM's prompt encoder",
+        r"^mask_decoder\.": "SAM's mask decoder",
+        r"^shared_image_embedding\.": "positions of SAM's prompts",
+    }
+    rename = (
+        (r"^vision_encoder\.", ""),
+        (r"^layers\.(\d+)\.", r"blocks.\1."),
+        (r"^(blocks\.\d+)\.layer_norm([12])\.", r"\1.norm\2."),
+        (r"\.mlp\.lin([12])\.", r".mlp.fc\1."),
+        (r"^patch_embed\.projection\.", "patch_embed.proj."),
+        (r"^neck\.conv1\.", "neck.0."),
+        (r"^neck\.layer_norm1\.", "neck.1."),
+        (r"^neck\.conv2\.", "neck.2."),
+        (r"^neck\.layer_norm2\.", "neck.3."),
+    )
+    new = Contents.new  # relative positions and the neck are all there
+
+    def configure(self, contents: Contents, config: dict) -> None:
+        grid = contents.grid  # the positions are a map
+        super().configure(contents, config)
+        contents.grid = grid
+        config = config.get("vision_config", config)
+        if isinstance(config, dict) and "global_attn_indexes" in config:
+            whole = config["global_attn_indexes"]
+            if not _is_indexes(whole):
+                raise WeightsError(
+                    f"config.json has global_attn_indexes={whole!r}: ViT cannot say it"
+                )
+            keys = (re.match(r"blocks\.(\d+)\.", key) for key in contents.encoder)
+            windowed = {int(m[1]) for m in keys if m} - set(whole)
+            contents.settings["window_block_indexes"] = sorted(windowed)
+
+    def finish(self, contents: Contents) -> None:
+        map_positions(contents)

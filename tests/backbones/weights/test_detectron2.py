@@ -25,7 +25,9 @@ from backbones.weights import (
     load_encoder,
     read,
 )
-from backbones.weights.fit import fit_detector
+from backbones.weights.account import group
+from backbones.weights.fit import fit_detector, fit_own
+from backbones.weights.writers import convert
 from experiments import config
 from tests.conftest import ROOT
 
@@ -309,6 +311,85 @@ def test_a_detector_without_pyramid(tmp_path):
     account = load_detector(loaded, tmp_path / "detector.pth", show=silent)
     assert_whole(account, loaded)
     assert_same_outputs(loaded.backbone, saved.backbone)
+
+
+def test_eva_01s_detector(tmp_path):
+    """Biases of q and v, none of k."""
+    theirs = randomized(d2.ViT(**SMALL, **PLANS["global"]))
+    state = {}
+    for key, tensor in theirs.state_dict().items():
+        if key.endswith("qkv.bias"):
+            tensor[48:96] = 0
+            q, _, v = tensor.chunk(3)
+            state |= {key.replace("qkv.bias", f"{n}_bias"): b for n, b in (("q", q), ("v", v))}
+        else:
+            state[key] = tensor
+    torch.save({f"backbone.net.{k}": v for k, v in state.items()}, tmp_path / "eva.pth")
+    ours = ViT(**encoder_words(read(tmp_path / "eva.pth")))
+    assert_whole(load_encoder(ours, tmp_path / "eva.pth", show=silent), ours)
+    assert_same_outputs(ours, theirs)
+
+
+# ---- Detectors of others, on the same encoder ---------------------------------------------------
+
+MMDET = {
+    "neck.lateral_convs.0.conv.weight": "pyramid of mmdetection's detector",
+    "neck.fpn1.0.weight": "pyramid of mmdetection's detector",
+    "rpn_head.rpn_conv.0.conv.weight": "heads of mmdetection's detector",
+    "roi_head.bbox_head.fc_cls.weight": "heads of mmdetection's detector",
+    "data_preprocessor.mean": "pixel mean and std: those of the config are used",
+}
+
+
+@pytest.mark.parametrize("plan", ["global", "no cls token", "no positions"])
+def test_mmdetections_vitdet(plan, tmp_path):
+    """Its encoder is detectron2's, its pyramid and heads are not, and go nowhere unsaid."""
+    theirs = randomized(d2.ViT(**SMALL, **PLANS[plan]))
+    state = {f"backbone.{k}": v for k, v in theirs.state_dict().items()}
+    state |= {key: torch.ones(3) for key in MMDET}
+    path = tmp_path / "mmdet.pth"
+    torch.save({"state_dict": state, "meta": {"epoch": 100}}, path)
+    contents = read(path)
+    assert contents.format == "mmdet"
+    assert not contents.detector
+    ours = ViT(**encoder_words(contents))
+    account = load_encoder(ours, path, show=silent)
+    assert_whole(account, ours)
+    assert {k: why for k, (why, _) in account.dropped.items()} == MMDET
+    assert "SAM's neck" not in str(account)
+    assert_same_outputs(ours, theirs)
+    with pytest.raises(WeightsError, match=r"holds an encoder only \(mmdet\), no detector"):
+        load_detector(instantiate(mini_model("mask_rcnn_vit_mini")), path)
+    notes = convert(contents, "detectron2", tmp_path / "out.pth")
+    assert "left out: pyramid of mmdetection's detector, heads of mmdetection's detector" in notes
+    written = torch.load(tmp_path / "out.pth")["model"]
+    assert all(key.startswith("backbone.net.") for key in written)
+    assert read(tmp_path / "out.pth").encoder.keys() == contents.encoder.keys()
+
+
+def test_parts_of_no_known_detector_are_never_passed_through(tmp_path):
+    """A DETR on detectron2's encoder (detrex): the encoder loads, the rest is named, left out of a
+    conversion, and loads into a detector that has it."""
+    saved, loaded = (nn.ModuleDict(dict(neck=nn.Linear(48, 4), transformer=nn.Linear(4, 4)))
+                     for _ in range(2))  # fmt: skip
+    saved.backbone, loaded.backbone = nn.Module(), nn.Module()
+    saved.backbone.net = randomized(d2.ViT(**SMALL, **PLANS["global"]))
+    path = tmp_path / "detr.pth"
+    torch.save({"model": saved.state_dict()}, path)
+    contents = read(path)
+    assert {group(key) for key in contents.unknown_parts()} == {"neck", "transformer"}
+    account, refusal = fit_own(contents)
+    assert not refusal
+    assert account.unexpected.keys() == contents.unknown_parts().keys()
+    assert account.notes[-1] == "only a detector that has neck, transformer loads that"
+    assert convert(contents, "detectron2", tmp_path / "out.pth") == ["left out: neck, transformer"]
+    assert not read(tmp_path / "out.pth").detector
+    loaded.backbone.net = ViT(**SMALL, **PLANS["global"])
+    assert_whole(load_detector(loaded, path, show=silent), loaded)
+    other = nn.Module()
+    other.backbone = loaded.backbone
+    with pytest.raises(WeightsError, match=r"unused neck: neck.weight, neck.bias and 2 more"):
+        load_detector(other, path)
 
 
 # ---- What is refused ---------------------------------------------------------------------------

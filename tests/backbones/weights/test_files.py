@@ -151,7 +151,10 @@ def test_tied_and_sliced_tensors(write, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["model", "state_dict", "model_state", "model_state_dict", "teacher", "model_ema", "blobs"],
+    [
+        *("model", "state_dict", "model_state", "model_state_dict", "teacher", "model_ema"),
+        *("blobs", "target_encoder", "module", "weights"),
+    ],
 )
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_wrappers_are_taken_off(name, prefix, tmp_path):
@@ -334,7 +337,6 @@ def test_a_file_cut_short(kind, tmp_path):
 @pytest.mark.parametrize(
     ("tensor", "kind"),
     [
-        (torch.ones(2, dtype=torch.complex64), "torch.ComplexFloatStorage"),
         (torch.ones(2).to_sparse(), "torch._utils._rebuild_sparse_tensor"),
         (torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8), "_rebuild_qtensor"),
         (torch.ones(2, device="meta"), "_rebuild_meta_tensor_no_storage"),
@@ -347,6 +349,30 @@ def test_tensors_of_another_kind(tensor, kind, tmp_path):
     assert "its pickle names torch." in message
     assert kind in message
     assert "save its tensors alone" in message
+
+
+@pytest.mark.parametrize("kind", ["torch", "legacy", "safetensors"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_numbers(kind, dtype, tmp_path):
+    if (kind, dtype) != ("safetensors", torch.complex128):  # which it cannot write
+        KINDS[kind](tmp_path / "w", {"w": torch.ones(2, dtype=dtype)})
+        expected = f"w is {dtype}, not dense floating-point or whole numbers"
+        assert refusal(tmp_path / "w") == expected.replace("torch.", "")
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle 4"])
+def test_containers_that_are_not_known_are_named(kind, tmp_path):
+    """Not "holds no tensors": which of them is the model is for the user to know."""
+    parts = dict(generator={"w": torch.ones(2)}, critic={"w": torch.ones(3)}, epoch=3)
+    if kind == "torch":
+        torch.save(parts, tmp_path / "w")
+    else:
+        arrays = {k: {"w": v["w"].numpy()} if k != "epoch" else v for k, v in parts.items()}
+        (tmp_path / "w").write_bytes(pickle.dumps(arrays, protocol=4))
+    assert refusal(tmp_path / "w") == (
+        "its tensors lie in generator, critic: save the one that is the model alone, as "
+        "torch.save(checkpoint[NAME], OUT)"
+    )
 
 
 def test_safetensors_of_another_type(tmp_path):

@@ -212,11 +212,39 @@ def test_modules_of_another_precision(state, path):
 CONV = dict(window_block_indexes=None, propagation="conv", count=1)
 
 
-def test_residual_modules_a_detector_has_not(state, path):
-    """They would keep their random values behind trained blocks."""
-    torch.save({f"backbone.net.{k}": v for k, v in state.items()}, path)
-    told = refused(ViT(**WORDS | CONV), path)
+@pytest.mark.parametrize("front", ["backbone.net.", ""])
+def test_residual_modules_a_file_has_not_are_new(front, state, path):
+    """A conv row may start from an all-global detector or encoder: its modules start as the
+    identity, so that the encoder computes what it did."""
+    torch.save({f"{front}{k}": v for k, v in state.items()}, path)
+    encoder, plain = ViT(**WORDS | CONV), ViT(**WORDS | dict(window_block_indexes=[0, 1]))
+    account = load_encoder(encoder, path, show=silent)
+    assert account.new.keys() == {k for k in encoder.state_dict() if ".residual." in k}
+    ((_, name, _, _, why),) = [row for row in account.rows() if row[0] == "new"]
+    assert (name, why) == ("residual modules", "keeps its initial values")
+    load_encoder(plain, path, show=silent)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = (net.eval()(image)["last_feat"] for net in (encoder, plain))
+    torch.testing.assert_close(found, expected)
+
+
+def test_some_residual_modules_are_missed(path):
+    """Of a file that has others; and of a whole detector, which is evaluated as it is."""
+    words = WORDS | dict(propagation="conv", window_block_indexes=None)
+    state = randomized(ViT(**words, count=2)).state_dict()
+    lost = {k: v for k, v in state.items() if "blocks.1.residual" not in k}
+    torch.save({f"backbone.net.{k}": v for k, v in lost.items()}, path)
+    told = refused(ViT(**words, count=2), path)
     assert "no residual modules: blocks.1.residual.conv1.weight, " in told
+    detector, saved = (nn.Module() for _ in range(2))
+    for module, count in ((detector, 1), (saved, 0)):
+        module.head = nn.Linear(1, 1)
+        module.backbone = nn.Module()
+        module.backbone.net = ViT(**words, count=count)
+    torch.save(saved.state_dict(), path)
+    told = refused(detector, path, load=load_detector)
+    assert "no residual modules: backbone.net.blocks.1.residual.conv1.weight, " in told
 
 
 @pytest.mark.parametrize(

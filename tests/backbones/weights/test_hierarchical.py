@@ -4,12 +4,14 @@ releases' own, with what classifiers have beside them."""
 from functools import partial
 
 import pytest
+import timm
 import torch
 from detectron2.modeling import MViT, SwinTransformer
 from torch import nn
 
 from backbones import build_encoder
 from backbones.weights import WeightsError, load_encoder, read
+from backbones.weights.fit import fit_own
 
 from .test_detectron2 import assert_same_outputs, assert_whole, randomized, silent
 
@@ -102,6 +104,63 @@ def test_a_missing_norm_inside_is_noticed(build, lost, path):
     with pytest.raises(WeightsError, match=lost) as error:
         load_encoder(build(), path)
     assert "\n" not in str(error.value)
+
+
+def test_timms_swin(path):
+    """It merges patches in front of a stage, and saves no index: one function all the same."""
+    sizes = dict(embed_dim=16, depths=(2, 2, 2), num_heads=(1, 2, 4))
+    theirs = randomized(
+        timm.create_model("swin_tiny_patch4_window7_224", **sizes, img_size=224, num_classes=7)
+    )
+    torch.save(theirs.state_dict(), path)
+    assert read(path).format == "swin"
+    encoder = SwinTransformer(**sizes, out_indices=(0, 1, 2)).eval()
+    account = load_encoder(encoder, path, show=silent)
+    assert not account.missing
+    assert not account.unexpected
+    assert {k for k in account.new if not k.startswith("norm")} == {
+        k for k in encoder.state_dict() if k.endswith("relative_position_index")
+    }
+    assert {why for why, _ in account.dropped.values()} == {
+        "norm behind the last block",
+        "classifier's head",
+    }
+    maps = {}
+    for i in range(3):
+        encoder.get_submodule(f"norm{i}").register_forward_hook(
+            lambda module, tokens, out, i=i: maps.update({i: tokens[0]})
+        )
+    # timm does not shift windows as large as the map, detectron2 does: 14 tokens at least.
+    image = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        encoder(image)
+        expected = theirs.patch_embed(image)
+        for i, layer in enumerate(theirs.layers):
+            expected = layer(expected)
+            found = maps[i].view_as(expected)
+            assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("build", [swin, mvit])
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_shown_is_what_loading_does(build, whole, path):
+    """The file's own encoder is built from its shapes, a classifier's without the maps' norms."""
+    if whole:
+        torch.save(randomized(build()).state_dict(), path)
+    else:
+        write(build, path)
+    account, refused = fit_own(read(path))
+    loaded = load_encoder(build(), path, show=silent)
+    assert not refused
+    assert (account.loaded, account.new) == (loaded.loaded, loaded.new)
+    state = torch.load(path)
+    state = state.get("model", state.get("model_state", state))
+    torch.save({k: v for k, v in state.items() if "blocks.1.norm2" not in k}, path)
+    account, refused = fit_own(read(path))
+    with pytest.raises(WeightsError) as error:
+        load_encoder(build(), path)
+    assert refused == str(error.value)
+    assert all("blocks.1.norm2" in key for key in account.missing)
 
 
 def test_swin_of_another_window_is_refused(path):

@@ -1,5 +1,6 @@
 """timm's models against ours with their weights, and the releases that have their keys."""
 
+import json
 from argparse import Namespace
 from functools import partial
 
@@ -7,11 +8,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models import deit, vision_transformer, vision_transformer_sam
+from timm.models import deit, eva, vision_transformer, vision_transformer_sam
 from torch import nn
 
-from backbones import QuickGELU, ViT, build_encoder
+from backbones import QuickGELU, TanhGELU, ViT, build_encoder
 from backbones.weights import FORMATS, WeightsError, encoder_words, load_encoder, read
+from backbones.weights.foreign import refuse_foreign
+from backbones.weights.own import own_encoder
+from backbones.weights.words import known_heads
 
 from .test_transformers import assert_close, assert_whole, encoder_from, randomised, refusal, run
 
@@ -34,6 +38,7 @@ MODELS = {
     "vit_base_patch16_radio_v3": (0, HEAD | CLS | REGISTERS | LAYER_SCALE),
     "deit_tiny_distilled_patch16_224": (2, TAIL | HEAD | CLS | {"distillation token"}),
     "deit3_small_patch16_224": (0, TAIL | HEAD | CLS | LAYER_SCALE),
+    "eva_giant_patch14_224": (1, TAIL | HEAD | CLS),  # EVA-01: q and v have biases, k none
 }
 SMALL = dict(embed_dim=48, depth=3, num_heads=4, num_classes=5, dynamic_img_size=True)
 
@@ -44,6 +49,7 @@ def _positions_without_antialiasing(monkeypatch):
     for module, name in (
         (vision_transformer, "resample_abs_pos_embed"),
         (deit, "resample_abs_pos_embed"),
+        (eva, "resample_abs_pos_embed"),
         (vision_transformer_sam, "resample_abs_pos_embed_nhwc"),
     ):
         monkeypatch.setattr(module, name, partial(getattr(module, name), antialias=False))
@@ -58,8 +64,9 @@ def build(name: str, **words) -> nn.Module:
 def patch_features(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
     """The patch tokens through the model's own blocks, without its other tokens: (B, C, H, W)."""
     patches = model.patch_embed(image)
-    tokens = model._pos_embed(patches)[:, model.num_prefix_tokens :]
-    features = run(model.blocks, model.norm_pre(tokens))
+    tokens = model._pos_embed(patches)
+    tokens = tokens[0] if isinstance(tokens, tuple) else tokens
+    features = run(model.blocks, model.norm_pre(tokens[:, model.num_prefix_tokens :]))
     return features.transpose(1, 2).unflatten(2, patches.shape[1:3])
 
 
@@ -220,10 +227,117 @@ def test_deit3s_own_files(tmp_path):
     state = {k.replace(".ls2.gamma", ".gamma_2"): v for k, v in state.items()}
     filtered = vision_transformer.checkpoint_filter_fn(state, model, adapt_layer_scale=True)
     model.load_state_dict(filtered)
-    torch.save({"model": state}, tmp_path / "deit_3_small_224_1k.pth")
-    encoder, account = encoder_from(tmp_path / "deit_3_small_224_1k.pth", num_heads=4)
+    torch.save({"model": state}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"gamma_1: so have DeiT III's own files, and models"):
+        read(tmp_path)  # see test_foreign.py: only this says that it is none of the others
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "deit3_small_patch16_224"}))
+    encoder, account = encoder_from(tmp_path, num_heads=4)
     assert_whole(account, encoder, MODELS["deit3_small_patch16_224"][1])
     assert_same_features(encoder, model)
+
+
+@pytest.mark.parametrize("content", ["teacher", "state_dict", "alone"])
+@pytest.mark.parametrize(
+    "heads",
+    [
+        ["head.mlp.0.weight", "head.mlp.0.bias", "head.last_layer.weight_g"],  # DINO
+        ["head.mlp2.0.weight", "head.last_layer2.weight_v", "backbone.masked_embed"],  # iBOT
+        ["dino_head.mlp.0.weight", "ibot_head.last_layer.weight_v"],  # DINOv2
+        [],
+    ],
+)
+def test_the_teacher_of_a_self_distillation(heads, content, tmp_path):
+    """Encoder and heads side by side, as the trainings of DINO, iBOT and DINOv2 save them."""
+    model = build("vit_tiny_patch16_224", num_classes=0)
+    state = {f"backbone.{k}": v for k, v in model.state_dict().items()}
+    state |= {key: torch.ones(1, 48) for key in heads}
+    student = {f"module.{k}": torch.zeros_like(v) for k, v in state.items()}
+    whole = {"student": student, "epoch": 3, "dino_loss": {"center": torch.ones(1, 8)}}
+    torch.save(state if content == "alone" else whole | {content: state}, tmp_path / "dino.pth")
+    encoder, account = encoder_from(tmp_path / "dino.pth", num_heads=4)
+    more = {"head of self-distillation"} if heads else set()
+    more |= {"mask token"} if "backbone.masked_embed" in heads else set()
+    assert_whole(account, encoder, TAIL | CLS | more)
+    assert_same_features(encoder, model)
+
+
+def test_i_jepas_target_encoder(tmp_path):
+    """Positions of patches alone, in the container of its training."""
+    words = dict(class_token=False, global_pool="avg", fc_norm=False, num_classes=0)
+    model = build("vit_tiny_patch16_224", **words)
+    wrapped = {f"module.{k}": v for k, v in model.state_dict().items()}
+    others = {name: {f"module.{name}": torch.ones(1)} for name in ("encoder", "predictor")}
+    torch.save(others | {"target_encoder": wrapped, "epoch": 300}, tmp_path / "jepa.pth.tar")
+    encoder, account = encoder_from(tmp_path / "jepa.pth.tar", num_heads=4)
+    assert_whole(account, encoder, TAIL)
+    assert_same_features(encoder, model)
+
+
+# Activation by name, where the file's sizes show it; None: they do not, and the account says so.
+SIGLIPS = {
+    "vit_base_patch32_siglip_256": TanhGELU,
+    "vit_large_patch16_siglip_512": TanhGELU,
+    "vit_so400m_patch16_siglip_256": TanhGELU,
+    "vit_so400m_patch16_siglip_gap_256": TanhGELU,
+    "vit_giantopt_patch16_siglip_384": TanhGELU,
+    "vit_base_patch16_siglip_224": None,
+    "vit_large_patch16_siglip_256": None,
+    "vit_so400m_patch14_siglip_384": None,
+    "vit_base_patch16_siglip_gap_224": None,
+    "vit_base_patch16_224": nn.GELU,
+    "vit_small_patch14_reg4_dinov2": nn.GELU,
+}
+
+
+@pytest.mark.parametrize("name", SIGLIPS)
+def test_activation_of_siglip(name):
+    with torch.device("meta"):
+        theirs = timm.create_model(name, depth=1)
+    contents = FORMATS.get("timm")().convert(theirs.state_dict())
+    assert contents.settings.get("act_layer", nn.GELU) == SIGLIPS[name]
+    act = theirs.blocks[0].mlp.act
+    tanh = getattr(act, "approximate", "") == "tanh" or "Tanh" in type(act).__name__
+    assert tanh == (SIGLIPS[name] is TanhGELU)
+
+
+def test_siglip_computes_a_tanh_gelu(tmp_path):
+    model = build("vit_base_patch32_siglip_256", embed_dim=768, img_size=160, depth=2)
+    torch.save(model.state_dict(), tmp_path / "siglip.pth")
+    encoder, _ = encoder_from(tmp_path / "siglip.pth", num_heads=4)
+    assert isinstance(encoder.blocks[0].mlp.act, TanhGELU)
+    image = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        found, expected = encoder(image)["last_feat"], patch_features(model, image)
+    assert (found - expected).abs().max() <= 5e-6 * expected.abs().max()
+    plain = ViT(
+        **encoder_words(read(tmp_path / "siglip.pth")) | dict(num_heads=4, act_layer=nn.GELU)
+    )
+    notes = load_encoder(plain, tmp_path / "siglip.pth", show=str).notes
+    assert "differs: act_layer is GELU here, TanhGELU in models of this format" in notes
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda s: s.pop("blocks.1.attn.v_bias"),
+            "has blocks.1.attn.q_bias, but biases of q and v",
+        ),
+        (
+            lambda s: s.pop("blocks.1.attn.q_bias"),
+            "has blocks.1.attn.v_bias, but biases of q and v",
+        ),
+        (lambda s: s.update({"blocks.0.attn.v_bias": torch.ones(7)}), r"v_bias \(7,\)"),
+        (lambda s: s.update({"blocks.0.attn.qkv.bias": torch.ones(144)}), "go together, alone"),
+        (lambda s: s.update({"blocks.0.attn.k_bias": torch.ones(48)}), "in three, which are not"),
+    ],
+)
+def test_biases_that_are_not_eva_01s(change, told, tmp_path):
+    state = build("eva_giant_patch14_224").state_dict()
+    change(state)
+    torch.save(state, tmp_path / "eva.pth")
+    with pytest.raises(WeightsError, match=told):
+        read(tmp_path / "eva.pth")
 
 
 def test_layer_scale_is_folded_exactly(tmp_path):
@@ -334,8 +448,7 @@ OTHERS = {
     "vit_pe_spatial_tiny_patch16_512": "norm_pre as Perception Encoders",
     "vit_relpos_small_patch16_224": "rel_pos.mlp.* biases by relative position",
     "vit_srelpos_small_patch16_224": "shared_rel_pos.mlp.* biases by relative position",
-    "beit_base_patch16_224": "blocks.0.attn.q_bias: biases of q and v alone",
-    "eva_giant_patch14_224": "blocks.0.attn.q_bias: biases of q and v alone",
+    "beit_base_patch16_224": "relative_position_bias_table: biases by relative position",
     "vit_base_patch16_rpn_224": "fc_norm and no qkv.bias",
     "hiera_base_abswin_256": r"pos_embed is \(1, 96, 14, 14\)",
 }
@@ -353,6 +466,53 @@ def test_what_vit_does_not_compute_is_refused(name):
     with pytest.raises(WeightsError, match=OTHERS[name]) as caught:
         known["timm"].convert(state)
     assert "\n" not in str(caught.value)
+
+
+PLAIN = [
+    *("vision_transformer", "deit", "eva", "beit", "vision_transformer_sam", "naflexvit", "hiera"),
+    *("vision_transformer_relpos", "vision_transformer_hybrid", "hieradet_sam2", "csatv2"),
+    *("gemma4_vit", "qwen3_vit"),
+]
+
+
+def claimed(state: dict[str, torch.Tensor]):
+    """What is read of a model's tensors; None if they are refused."""
+    try:
+        refuse_foreign(state)
+        forms = [form() for _, form in FORMATS if form().recognises(state)]
+        if len(forms) != 1:
+            return None
+        contents = forms[0].convert(state)
+        forms[0].configure(contents, {})
+        lost_or_more = own_encoder(contents).state_dict().keys() ^ contents.encoder.keys()
+        return None if contents.doubt or lost_or_more else contents
+    except WeightsError:
+        return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", PLAIN)
+def test_each_of_timms_models_is_read_as_it_computes_or_refused(module):
+    """What no tensor shows is right, or said to be unknown: rotary positions, order and kind of the
+    blocks' layers, activation, heads, the norms' epsilon."""
+    for name in timm.list_models(module=module):
+        with torch.device("meta"):
+            try:
+                model = timm.create_model(name, depth=2)
+            except (TypeError, AssertionError, ValueError, IndexError):
+                model = timm.create_model(name)
+        contents = claimed(model.state_dict())
+        if contents is None:
+            continue
+        block = model.blocks[0]
+        assert type(block).__name__ in ("Block", "EvaBlock", "LayerScaleBlock"), name
+        assert getattr(model, "rope", None) is None, name
+        words = contents.settings
+        assert block.norm1.eps == words["norm_eps"], name
+        assert known_heads(contents) in (None, block.attn.num_heads), name
+        if (act := words.get("act_layer", nn.GELU)) is not None:
+            x = torch.linspace(-3, 3, 50)
+            torch.testing.assert_close(act()(x), block.mlp.act(x), rtol=0, atol=1e-6, msg=name)
 
 
 def test_rms_norms_are_refused(tmp_path):

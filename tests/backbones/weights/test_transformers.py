@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from backbones import QuickGELU, ViT, build_encoder
+from backbones import QuickGELU, TanhGELU, ViT, build_encoder
 from backbones.weights import WeightsError, encoder_words, load_encoder, read
 
 SIZES = dict(
@@ -406,3 +406,114 @@ def test_a_grid_that_is_no_square_is_the_configs(tmp_path):
     assert contents.grid == (4, 16)
     account = load_encoder(ViT(**encoder_words(contents)), tmp_path, show=lambda _: None)
     assert account.resized["pos_embed"][0] == "4x16 -> 8x8, bicubic"
+
+
+SIGLIP = SIZES | dict(intermediate_size=96)
+SIGLIP_TEXT = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                   vocab_size=32, bos_token_id=0, eos_token_id=1)  # fmt: skip
+SIGLIPS = {
+    "SiglipVisionModel": TAIL | {"attention pooling"},
+    "SiglipModel": TAIL | {"attention pooling", "text tower", "scale of the contrastive loss"},
+    "SiglipForImageClassification": TAIL | HEAD | {"attention pooling"},
+}
+
+
+def siglip(name: str, **vision) -> torch.nn.Module:
+    kind = getattr(transformers, name)
+    if name == "SiglipVisionModel":
+        return randomised(kind(transformers.SiglipVisionConfig(**SIGLIP | vision)))
+    words = dict(vision_config=SIGLIP | vision, text_config=SIGLIP_TEXT)
+    return randomised(kind(transformers.SiglipConfig(**words)))
+
+
+@pytest.mark.parametrize("saved", ["folder", "state dict"])
+@pytest.mark.parametrize("name", SIGLIPS)
+def test_siglip(name, saved, tmp_path):
+    """Its GELU is a tanh, which no tensor shows: 1e-6 of the features, not 1e-4."""
+    model = siglip(name)
+    path = tmp_path if saved == "folder" else tmp_path / "siglip.pth"
+    if saved == "folder":
+        model.save_pretrained(path)
+    else:
+        torch.save(model.state_dict(), path)
+    encoder, account = encoder_from(path, num_heads=4)
+    assert read(path).format == "hf-siglip"
+    assert_whole(account, encoder, SIGLIPS[name])
+    assert not any("differs" in note for note in account.notes)
+    assert isinstance(encoder.blocks[0].mlp.act, TanhGELU)
+    tower = getattr(model, "vision_model", model)
+    assert encoder.blocks[0].norm1.eps == tower.config.layer_norm_eps
+    for height, width in [(32, 32), (48, 24)]:
+        image = torch.randn(2, 3, height, width)
+        with torch.no_grad():
+            patches = tower.embeddings(image, interpolate_pos_encoding=True)
+            for layer in tower.encoder.layers:
+                patches = layer(patches, attention_mask=None)
+                patches = patches[0] if isinstance(patches, tuple) else patches
+            expected = patches.transpose(1, 2).unflatten(2, (height // 8, width // 8))
+            found = encoder(image)["last_feat"]
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() <= 5e-6 * expected.abs().max()
+
+
+def test_siglip_of_another_activation(tmp_path):
+    siglip("SiglipVisionModel", hidden_act="gelu").save_pretrained(tmp_path)
+    assert encoder_words(read(tmp_path))["act_layer"] is torch.nn.GELU
+
+
+def test_siglip_without_a_tensor_is_refused(tmp_path):
+    for key, told in {
+        "vision_model.embeddings.position_embedding.weight": "no absolute positions: pos_embed",
+        "vision_model.encoder.layers.2.layer_norm2.bias": "no norms: blocks.2.norm2.bias",
+        "vision_model.encoder.layers.1.self_attn.k_proj.bias": "but no k_proj",
+    }.items():
+        model = siglip("SiglipModel")
+        assert told in refusal(model, lambda state, key=key: state.pop(key), tmp_path)
+
+
+SAM = dict(hidden_size=48, num_hidden_layers=4, num_attention_heads=4, image_size=128, patch_size=8,
+           mlp_dim=96, output_channels=16, window_size=5, global_attn_indexes=[1, 3])  # fmt: skip
+SAMS = {
+    "SamVisionModel": set(),
+    "SamModel": {"SAM's prompt encoder", "SAM's mask decoder", "positions of SAM's prompts"},
+}
+
+
+@pytest.mark.parametrize("rel_pos", [True, False])
+@pytest.mark.parametrize("saved", ["folder", "state dict"])
+@pytest.mark.parametrize("name", SAMS)
+def test_sam(name, saved, rel_pos, tmp_path):
+    vision = transformers.SamVisionConfig(**SAM, use_rel_pos=rel_pos)
+    if name == "SamModel":
+        parts = dict(prompt_encoder_config=dict(hidden_size=16, image_size=128, patch_size=8))
+        parts["mask_decoder_config"] = dict(
+            hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16
+        )
+        config = transformers.SamConfig(vision_config=vision.to_dict(), **parts)
+    else:
+        config = vision
+    model = randomised(getattr(transformers, name)(config))
+    path = tmp_path if saved == "folder" else tmp_path / "sam.pth"
+    if saved == "folder":
+        model.save_pretrained(path)
+    else:
+        torch.save(model.state_dict(), path)
+    # Windows and heads are seen from a config or from relative positions.
+    shown = rel_pos or saved == "folder"
+    unseen = {} if shown else dict(num_heads=4, window_size=5, window_block_indexes=[0, 2])
+    encoder, account = encoder_from(path, **unseen)
+    assert read(path).format == "hf-sam"
+    assert_whole(account, encoder, SAMS[name])
+    assert encoder.plan == ("window", "global", "window", "global")
+    image = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        expected = model.vision_encoder(image).last_hidden_state
+        assert_close(encoder(image)["last_feat"], expected)
+
+
+def test_sams_config_that_vit_cannot_say(tmp_path):
+    model = transformers.SamVisionModel(transformers.SamVisionConfig(**SAM))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"global_attn_indexes": "all"}')
+    with pytest.raises(WeightsError, match=r"config.json has global_attn_indexes='all'"):
+        read(tmp_path)

@@ -241,7 +241,7 @@ def test_what_the_written_file_does_not_show_is_said(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("act", ["relu", "silu", "quick_gelu"])
+@pytest.mark.parametrize("act", ["relu", "silu", "quick_gelu", "gelu_pytorch_tanh"])
 def test_activation_and_plan_go_through_transformers_config(act, tmp_path):
     config = VitDetConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=96, window_size=3,
@@ -279,3 +279,17 @@ def test_nan_is_not_converted(tmp_path):
     contents = read(saved(ours, tmp_path / "ours.pth"))
     with pytest.raises(WeightsError, match=r"blocks\.1\.mlp\.fc1\.bias has values that are NaN"):
         convert(contents, "detectron2", tmp_path / "out.pth")
+
+
+def test_an_activation_that_is_not_known_is_said(tmp_path):
+    """timm's SigLIP: a tanh GELU in some sizes, GELU in others, by the same tensors."""
+    siglip = timm.create_model(
+        "vit_base_patch16_siglip_224", embed_dim=48, depth=2, num_heads=4, img_size=32
+    )
+    contents = read(saved(siglip, tmp_path / "siglip.pth"))
+    assert "not in the written file: act_layer=not known" in convert(
+        contents, "detectron2", tmp_path / "out.pth"
+    )
+    assert "config.json has hidden_act=gelu: the file does not show its activation" in convert(
+        contents, "hf", tmp_path / "hf"
+    )
