@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from detectron2.config import LazyCall, LazyConfig, instantiate
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.utils.registry import _convert_target_to_string
