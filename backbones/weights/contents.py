@@ -45,8 +45,8 @@ class Contents:
         new: regular expression of the encoder's keys that this format never has, because detection
             or training adds them; they keep their initial values.
         settings: words of `ViT` that hold for the format but are not seen in a file:
-            "norm_eps", "act_layer" (a class; None: it may be any), "num_heads", "window_size",
-            "window_block_indexes".
+            "norm_eps", "act_layer" (a class; None: it may be any), "num_heads" (None: likewise),
+            "window_size", "window_block_indexes".
         notes: what conversion did to tensors beyond their names, a line each.
         doubt: why the file may be of a model that computes something else, where no tensor shows
             it; a format's `configure` clears it if a config.json says whose the file is.

@@ -44,7 +44,7 @@ def known_heads(contents: Contents) -> int | None:
         if key.endswith("rel_pos_h"):
             return contents.encoder["blocks.0.attn.qkv.weight"].shape[1] // tensor.shape[1]
     dim = contents.encoder["blocks.0.attn.qkv.weight"].shape[1]
-    return contents.settings.get("num_heads") or _HEADS.get(dim)
+    return contents.settings.get("num_heads", _HEADS.get(dim))
 
 
 def _words(contents: Contents) -> dict[str, Any]:

@@ -117,13 +117,20 @@ def test_what_is_shown_is_what_loading_does(tmp_path):
         ),
     ],
 )
-def test_detectors_of_others_are_refused_wherever_they_are_named(keys, told, small_set, tmp_path):
-    """By the command that shows a file, by its conversion, and before a run trains."""
+def test_detectors_of_others_are_refused_by_name(keys, told, tmp_path):
     path = tmp_path / "model_final.pth"
     torch.save({"model": {key: torch.ones(1) for key in keys.split()}}, path)
-    assert_told(experiments("weights", path), f"cannot read {path}: {told}")
+    with pytest.raises(UserError, match=re.escape(f"cannot read {path}: {told}")):
+        weights.show(path, Console())
     with pytest.raises(UserError, match=re.escape(told)):
         weights.write(path, "detectron2", tmp_path / "out.pth", Console())
+
+
+def test_another_model_is_told_before_anything_trains(small_set, tmp_path):
+    path = tmp_path / "dinov3.pth"
+    torch.save({"rope_embed.periods": torch.ones(1), "blocks.0.norm1.bias": torch.ones(1)}, path)
+    told = "it is of DINOv3: rotary positions"
+    assert_told(experiments("weights", path), f"cannot read {path}: {told}")
     words = ["run", "global-vs-conv", "--variants", "none", "--runs", tmp_path / "runs"]
     done = experiments(*words, *own(small_set), "--overrides", f"train.init_weights={path}")
     assert_told(done, f"cannot read {path}: {told}")

@@ -72,7 +72,13 @@ class _Timm(Format):
 
     def finish(self, contents: Contents) -> None:
         state = contents.encoder
+        joined = any(key.endswith(".attn.q_bias") for key in state)
         join_biases(contents)  # EVA-01
+        if joined and _shape(state, "blocks.0.attn.proj.weight")[:1] == (1792,):
+            raise WeightsError(
+                "has biases of q and v and 1792 channels, as EVA02-CLIP-E has (timm's "
+                "eva02_enormous_*), whose norms stand behind attention and MLP, where ViT has none"
+            )
         for key in state:
             if what := next((w for p, w in _NOT_VIT.items() if re.search(p, key)), None):
                 raise WeightsError(f"has {key}: {what}, which ViT does not compute")
@@ -108,7 +114,7 @@ class _Timm(Format):
 
     def activation(self, contents: Contents) -> None:
         """Say that it is not known, or that it is a tanh GELU, of what may be SigLIP: timm has some
-        of its sizes with it, others with GELU."""
+        of its sizes with it, others with GELU. One that is not has its tensors and other heads."""
         stem = _shape(contents.encoder, "patch_embed.proj.weight")
         if len(stem) != 4 or "norm_pre.weight" in contents.encoder:
             return
@@ -121,6 +127,8 @@ class _Timm(Format):
             tanh = dim == 1536 or (dim, patch) == (1152, 16)
             tanh |= pooled and ((dim, patch) == (768, 32) or (dim, side) == (1024, 32))
             contents.settings["act_layer"] = TanhGELU if tanh else None
+        if averaged and dim == 768:
+            contents.settings["num_heads"] = None  # 12 of SigLIP's, 16 of vit_base_patch16_gap_224
 
     def positions(self, contents: Contents) -> None:
         """Say which entries of `pos_embed` belong to patches.

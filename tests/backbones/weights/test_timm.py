@@ -300,6 +300,15 @@ def test_activation_of_siglip(name):
     assert tanh == (SIGLIPS[name] is TanhGELU)
 
 
+def test_heads_that_the_sizes_do_not_tell():
+    """Of two models with one layout, one has 12 heads and the other 16."""
+    for name, heads in (("vit_base_patch16_gap_224", 16), ("vit_base_patch16_siglip_gap_224", 12)):
+        with torch.device("meta"):
+            theirs = timm.create_model(name, depth=1)
+        assert theirs.blocks[0].attn.num_heads == heads
+        assert known_heads(FORMATS.get("timm")().convert(theirs.state_dict())) is None
+
+
 def test_siglip_computes_a_tanh_gelu(tmp_path):
     model = build("vit_base_patch32_siglip_256", embed_dim=768, img_size=160, depth=2)
     torch.save(model.state_dict(), tmp_path / "siglip.pth")
@@ -450,6 +459,7 @@ OTHERS = {
     "vit_srelpos_small_patch16_224": "shared_rel_pos.mlp.* biases by relative position",
     "beit_base_patch16_224": "relative_position_bias_table: biases by relative position",
     "vit_base_patch16_rpn_224": "fc_norm and no qkv.bias",
+    "eva02_enormous_patch14_clip_224": "1792 channels, as EVA02-CLIP-E has",
     "hiera_base_abswin_256": r"pos_embed is \(1, 96, 14, 14\)",
 }
 
