@@ -234,7 +234,7 @@ def score(
         highlight=False,
     )
     if scored.notes:
-        console.print(f"note: {truth}: {scored.notes}", highlight=False)
+        console.print(f"note: {scored.notes}", highlight=False)
     if base:
         console.print(f"ours: {results}\nbase: {base}", highlight=False)
     for kind in scored.runs:

@@ -26,7 +26,7 @@ class Scored:
 
     Attributes:
         rules: "coco" or "lvis".
-        notes: what is odd in the annotation file, in words; "" if nothing is.
+        notes: what is odd in the annotation file, one line; "" if nothing is.
         runs: by kind, the matches of each file; the kinds are those that all files have, masks
             only if the annotations have some.
 

@@ -83,9 +83,12 @@ def evaluate_checkpoint(
     cfg = config.load(config_file)
     config.set_words(cfg, config.parse_overrides(overrides), "OVERRIDES")
     found = find_split(split or cfg.dataloader.test.dataset)
-    set_num_classes(cfg, distributed.of_main(lambda: _categories(found)))
-    if "," in split:
+    categories, notes = distributed.of_main(lambda: _checked(found))
+    set_num_classes(cfg, categories)
+    if "," in split:  # the user's own
         config.take_any_size(cfg)
+        if notes:
+            console.print(f"note: {notes}", highlight=False)
     config.check(cfg, str(config_file))
     model = instantiate(cfg.model).to(distributed.device())
     try:
@@ -156,11 +159,12 @@ def find_split(name: str) -> Split:
     return Split(json_file, image_root, found.evaluator_type)
 
 
-def _categories(split: Split) -> int:
-    """How many categories it has; a split with ground truth is checked besides."""
+def _checked(split: Split) -> tuple[int, str]:
+    """How many categories it has; and, if there is ground truth, what is odd in it."""
     if Path(split.json_file).name.startswith("image_info_"):  # COCO's, of test sets
-        return len(json.loads(Path(split.json_file).read_bytes())["categories"])
-    return len(catalog.read_split(split).categories)
+        return len(split.read()["categories"]), ""
+    found = catalog.read_split(split)
+    return len(found.categories), found.notes
 
 
 @contextlib.contextmanager

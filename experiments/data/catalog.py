@@ -79,7 +79,7 @@ class Data:
             digest[:16],
             all(file.has_masks for file in files),
             (min(c.sides[0] for c in checked), max(c.sides[1] for c in checked)),
-            tuple(f"{c.split.json_file}: {notes}" for c in files if (notes := c.notes())),
+            tuple(file.notes for file in checked if file.notes),
         )
 
 
@@ -93,6 +93,7 @@ class Checked:
     has_rle: bool
     sides: tuple[int, int]  # the shortest and the longest of all images, pixels
     digest: str
+    notes: str  # what is odd in it and stops nothing, one line, "" if nothing is
 
 
 def read_split(split: Split) -> Checked:
@@ -118,6 +119,7 @@ def _checked(file: AnnotationFile) -> Checked:
         any(isinstance(a.get("segmentation"), dict) for a in objects),
         (min(sides), max(sides)),
         file.digest,
+        file.notes(),
     )
 
 

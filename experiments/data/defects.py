@@ -220,12 +220,13 @@ class AnnotationFile:
         raise UserError(f"{self.split.json_file}: {at}{first.what}{tail}")
 
     def notes(self) -> str:
-        """How many of each kind there are that stop nothing, in words; "" if there are none."""
+        """How many of each kind there are that stop nothing, one line; "" if there are none."""
         groups = grouped(d for d in self.defects if d.severity == "note")
-        return "; ".join(
+        told = [
             f"{len(group)} x {kind}: {group[0].consequence}"
             for (_, kind, _), group in groups.items()
-        )
+        ]
+        return f"{self.split.json_file}: {'; '.join(told)}" if told else ""
 
     def _add_mend(self, mend: annotations.Mend) -> None:
         entry = mend.entry

@@ -208,6 +208,20 @@ def test_boxes_only_from_command_to_report(tmp_path):
     assert "mask" not in compared.replace(str(tmp_path), "")
 
 
+def test_plan_and_sheet_of_boxes_only(tmp_path):
+    train, val = (write(tmp_path, name, masks=False) for name in ("train", "val"))
+    options = ["--dataset", train, "--val", val]
+    text = call(main, "plan", "count", "--variants", "none", "--device", "h100", *options)
+    assert "images of 48 to 1600 px a side are resized to 128 px on the longer side" in text
+    assert "no segmentation: boxes only" in text
+    assert f"epochs of {len(PHOTOS)} images" in text
+    with_masks = call(main, "plan", "count", "--variants", "none", "--device", "h100")
+    params = [re.search(r"^none +(\S+)", t, re.M)[1] for t in (text, with_masks)]
+    assert float(params[0]) < float(params[1])
+    call(main, "data", "mini", "--show", *options, "--runs", tmp_path / "runs")
+    assert (tmp_path / "runs" / "mini" / "data.png").stat().st_size > 10_000
+
+
 def test_each_set_has_a_folder_of_its_own(tmp_path):
     """Two sets under one study: neither its manifest nor its table is the other's."""
     for name in ("cells", "people"):

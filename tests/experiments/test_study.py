@@ -11,10 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import environment, records
+from experiments import config, environment, records
 from tests.conftest import ROOT, study_folder
 
 TINY = ["train.max_iter=8", "train.log_period=1", "train.checkpoint_period=3", "train.amp=false"]
@@ -73,7 +72,7 @@ def test_every_run_leaves_a_record(finished):
         assert {"image_id", "category_id", "bbox", "score", "segmentation"} <= predictions[0].keys()
         assert (folder / "log.txt").stat().st_size > 0
         # What was read is what is written, in both.
-        for kept in (record.config, yaml.safe_load((folder / "config.yaml").read_text())):
+        for kept in (record.config, config.load(folder / "config.yaml")):
             read = [kept["dataloader"][part]["dataset"] for part in ("train", "test")]
             assert [f.split(",")[0] for f in read] == [record.data["train"], record.data["val"]]
 

@@ -298,9 +298,10 @@ def test_a_study_pre_trains_once_and_starts_from_it(folder, small_set, tmp_path)
     assert "before them 1 pre-trainings" in done.stdout
     (path,) = tmp_path.rglob(runs.RECORD)
     word = config.RECIPE + path.parent.name
-    logs = [p.read_text() for p in (tmp_path / "mini" / "pretraining").glob("*/log.txt")]
+    (study,) = (tmp_path / "mini").glob("pretraining@*")
+    logs = [p.read_text() for p in study.glob("*/log.txt")]
     assert sum(f"{path.parent / runs.ENCODER} (detectron2)" in log for log in logs) == 2
-    table = records.load(tmp_path / "mini" / "pretraining")
+    table = records.load(study)
     assert {c["train"]["init_weights"] for c in table["config"]} == {word}
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json")}
     again = experiments(*words)
