@@ -7,11 +7,21 @@ what was measured. Shape letters beyond those of partition.py:
 """
 
 from .cpu_attention import chunked_attention
-from .gpu_attention import folded_attention
+from .gpu_attention import (
+    GROUPED,
+    TRITON,
+    WHERE,
+    folded_attention,
+    runs_triton,
+    triton_attention,
+)
 from .linear_layers import Linear, in_chunks, linear
 from .relative import onehot_keys, relative_tables
 
 __all__ = [
+    "GROUPED",
+    "TRITON",
+    "WHERE",
     "Linear",
     "chunked_attention",
     "folded_attention",
@@ -19,4 +29,6 @@ __all__ = [
     "linear",
     "onehot_keys",
     "relative_tables",
+    "runs_triton",
+    "triton_attention",
 ]

@@ -163,16 +163,16 @@ def _(grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, *_):
 @register_flop_formula(torch.ops.backbones.chunked_attention)
 def _forward_flops(qkv_BTE, pad_E, index_GN, tables_LD, mask, num_heads, h, w, out_shape=None):
     positions = 0 if tables_LD is None else h + w
-    return _flops(qkv_BTE, index_GN, 2 * h * w + positions)
+    return group_flops(qkv_BTE, index_GN, 2 * h * w + positions)
 
 
 @register_flop_formula(torch.ops.backbones.chunked_attention_backward)
 def _backward_flops(grad, qkv_BTE, pad_E, index_GN, tables_LD, mask, M, h, w, out_shape=None):
     positions = 0 if tables_LD is None else h + w
-    return _flops(qkv_BTE, index_GN, 5 * h * w + 3 * positions)  # scores and terms made again
+    return group_flops(qkv_BTE, index_GN, 5 * h * w + 3 * positions)  # scores and terms made again
 
 
-def _flops(qkv_BTE: torch.Size, index_GN: torch.Size | None, per_channel: int) -> int:
+def group_flops(qkv_BTE: torch.Size, index_GN: torch.Size | None, per_channel: int) -> int:
     B, T, E = qkv_BTE
     tokens = T if index_GN is None else index_GN.numel()
     return 2 * B * tokens * (E // 3) * per_channel
