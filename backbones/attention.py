@@ -1,4 +1,6 @@
-"""Multi-head self-attention within the groups of a partition: one function, two kernels."""
+"""Multi-head self-attention within the groups of a partition: one function, several kernels."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,16 @@ from .partition import Partition, pad_tokens
 from .positions import relative_position_bias, resized_table
 from .sequence import TokenSequence
 
-ATTENTION = ("fused", "reference")
+ATTENTION = ("fused", "reference", "triton")
+
+
+def _groups_of(partition: Partition) -> str:
+    """Their word in `kernels.WHERE`."""
+    if type(partition).mask is not Partition.mask:
+        return "masked"
+    if type(partition).labels is not Partition.labels:
+        return "labelled"
+    return "global" if type(partition).split is Partition.split else "windows"
 
 
 class Attention(nn.Module):
@@ -23,8 +34,11 @@ class Attention(nn.Module):
         qkv_bias: whether q, k and v have a bias.
         use_rel_pos: whether decomposed relative positions are added.
         rel_pos_zero_init: start them at zero, else from a normal of std 0.02.
-        attention: "reference", the textbook form, or "fused", the same function without the
-            tensor of all scores (tokens x tokens) and without work on padding.
+        attention: "reference", the textbook form; "fused", the same function without the tensor of
+            all scores (tokens x tokens) and without work on padding, on a GPU by the kernel that
+            `kernels.WHERE` names; or "triton", by `kernels.triton_attention` where that runs (on a
+            GPU; not in float64, with more than 128 channels of a head, or with a mask that is not
+            one of labels), elsewhere as "fused".
     """
 
     def __init__(
@@ -63,9 +77,18 @@ class Attention(nn.Module):
     def _attend(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
         if self.attention == "reference":
             return self._reference(x_BHWC, partition)
+        groups = _groups_of(partition)
+        word = self.attention
+        if word == "fused" and x_BHWC.device.type != "cpu":
+            word = kernels.WHERE[self.use_rel_pos, groups].kernel
+        if word == "triton":
+            channels = x_BHWC.shape[-1] // self.num_heads
+            if groups != "masked" and kernels.runs_triton(x_BHWC, channels):
+                return self._triton(x_BHWC, partition)
+            word = "folded"
         if x_BHWC.device.type == "cpu":
             return self._chunked(x_BHWC, partition)
-        return self._folded(x_BHWC, partition)
+        return self._folded(x_BHWC, partition, word)
 
     def _reference(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
         """softmax(q k / sqrt(D) + bias) v, as written. Padding is a zero token."""
@@ -90,6 +113,20 @@ class Attention(nn.Module):
 
     def _chunked(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
         """On a CPU, see `kernels.chunked_attention`."""
+        return self._in_place(x_BHWC, partition, kernels.chunked_attention, partition.mask)
+
+    def _triton(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
+        """See `kernels.triton_attention`."""
+        return self._in_place(x_BHWC, partition, kernels.triton_attention, partition.labels)
+
+    def _in_place(
+        self,
+        x_BHWC: Tensor,
+        partition: Partition,
+        kernel: Callable[..., Tensor],
+        visible: Callable[[int, int, torch.device], Tensor | None],
+    ) -> Tensor:
+        """By a kernel that reads groups from the map."""
         B, H, W, C = x_BHWC.shape
         padded = partition.padded_size(H, W)
         h, w = partition.group_size(*padded)
@@ -99,20 +136,20 @@ class Attention(nn.Module):
             tables_LD = kernels.relative_tables(
                 resized_table(self.rel_pos_h, h), resized_table(self.rel_pos_w, w)
             ).to(qkv_BTE.dtype)
-        x_BTC = kernels.chunked_attention(
+        x_BTC = kernel(
             qkv_BTE,
             self._qkv_of_padding(x_BHWC) if padded != (H, W) else None,
             partition.index(H, W, x_BHWC.device),
             tables_LD,
-            partition.mask(*padded, x_BHWC.device),
+            visible(*padded, x_BHWC.device),
             self.num_heads,
             h,
             w,
         )
         return self.proj(x_BTC.view(B, H, W, C))
 
-    def _folded(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
-        """On a GPU, see `kernels.folded_attention`."""
+    def _folded(self, x_BHWC: Tensor, partition: Partition, kernel: str = "folded") -> Tensor:
+        """On a GPU, see `kernels.folded_attention`; by a word of `kernels.GROUPED`."""
         B, H, W, C = x_BHWC.shape
         padded = partition.padded_size(H, W)
         qkv_BHWE = self.qkv(x_BHWC)
@@ -123,10 +160,11 @@ class Attention(nn.Module):
         tables = None
         if self.use_rel_pos:
             tables = (self.rel_pos_h.to(qkv_GhwE.dtype), self.rel_pos_w.to(qkv_GhwE.dtype))
-        mask_GNN = partition.mask(*padded, x_BHWC.device)
-        if mask_GNN is not None:
-            mask_GNN = mask_GNN.repeat(B, 1, 1)
-        x_GMND = kernels.folded_attention(*self._heads(qkv_GhwE), tables, mask_GNN, (h, w))
+        attend = kernels.GROUPED[kernel]
+        visible = attend.visible(partition)(*padded, x_BHWC.device)
+        if visible is not None:
+            visible = visible.repeat(B, *(1,) * (visible.ndim - 1))
+        x_GMND = attend(*self._heads(qkv_GhwE), tables, visible, (h, w))
         x_GhwC = x_GMND.transpose(1, 2).reshape(-1, h, w, C)
         return self.proj(partition.join(x_GhwC, *padded)[:, :H, :W])
 

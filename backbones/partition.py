@@ -11,12 +11,14 @@ from torch import Tensor
 
 from .arguments import whole_number
 
+LABELS = 4  # sides of a map that may share a group
+
 
 class Partition:
     """All tokens in one group, i.e. global attention; subclass for another grouping.
 
-    A subclass overrides `padded_size`, `split` and `join` (each other's inverse), `group_size`,
-    and `mask` where some tokens of a group must not see each other.
+    A subclass overrides `padded_size`, `split` and `join` (each other's inverse) and `group_size`;
+    where some tokens of a group must not see each other also `labels`, or else `mask`.
     """
 
     word = "global"
@@ -37,9 +39,15 @@ class Partition:
         """(G, h, w, C) -> (B, H, W, C), with H, W the padded size."""
         return x_GhwC
 
+    def labels(self, H: int, W: int, device: torch.device) -> Tensor | None:
+        """Tokens of a group see those with their own label: int64 (groups of one image, N), numbers
+        below `LABELS`, for a map of padded size. None: all see all."""
+        return None
+
     def mask(self, H: int, W: int, device: torch.device) -> Tensor | None:
         """Which token may see which: bool (groups of one image, N, N), or None for all."""
-        return None
+        label_GN = self.labels(H, W, device)
+        return None if label_GN is None else label_GN[:, :, None] == label_GN[:, None, :]
 
     def index(self, H: int, W: int, device: torch.device) -> Tensor | None:
         """What `split` does to a map of H x W tokens: int64 (groups of one image, N), the number
@@ -87,8 +95,8 @@ class Windows(Partition):
 class ShiftedWindows(Windows):
     """Windows moved by half a window, wrapping around the map (Swin, arXiv:2103.14030, 3.2).
 
-    Tokens that wrap around share a window with tokens from the other side of the map, so the
-    mask keeps the two sides apart. An axis of a single window is not shifted.
+    Tokens that wrap around share a window with tokens from the other side of the map, so
+    labels keep the two sides apart. An axis of a single window is not shifted.
     """
 
     word = "shifted window"
@@ -110,7 +118,7 @@ class ShiftedWindows(Windows):
     def join(self, x_GhwC: Tensor, H: int, W: int) -> Tensor:
         return torch.roll(super().join(x_GhwC, H, W), self.shifts(H, W), dims=(1, 2))
 
-    def mask(self, H: int, W: int, device: torch.device) -> Tensor | None:
+    def labels(self, H: int, W: int, device: torch.device) -> Tensor | None:
         down, right = self.shifts(H, W)
         if not down and not right:
             return None
@@ -118,8 +126,7 @@ class ShiftedWindows(Windows):
         wrapped_H1 = (torch.arange(H, device=device) >= H - down)[:, None]
         wrapped_1W = (torch.arange(W, device=device) >= W - right)[None, :]
         side_HW = wrapped_H1 * 2 + wrapped_1W * 1
-        side_GN = Windows.split(self, side_HW[None, :, :, None]).reshape(-1, self.size**2)
-        return side_GN[:, :, None] == side_GN[:, None, :]
+        return Windows.split(self, side_HW[None, :, :, None]).reshape(-1, self.size**2)
 
 
 def pad_tokens(x_BHWC: Tensor, size: tuple[int, int], value_C: Tensor | None = None) -> Tensor:

@@ -80,8 +80,9 @@ def relative_positions(table_LD: Tensor, length: int) -> Tensor:
     Returns:
         (length, length, D): entry (q, k) is the embedding of offset q - k.
     """
-    index = torch.arange(length, device=table_LD.device)
-    return resized_table(table_LD, length)[index[:, None] - index[None, :] + length - 1]
+    # Views: the gradient of reading by an index is a slow sum of its own on a GPU.
+    by_key_last = resized_table(table_LD, length).unfold(0, length, 1)
+    return by_key_last.flip(-1).transpose(1, 2)
 
 
 def relative_terms(

@@ -17,11 +17,10 @@ class Gathered(Partition):
 
     Args:
         index_GN: number of the token at each place, each token once; -1 for padding.
-        mask_GNN: as of `Partition.mask`.
-        device: where both are put.
+        device: where it is put.
     """
 
-    def __init__(self, index_GN: Tensor, mask_GNN: Tensor | None, device: torch.device):
+    def __init__(self, index_GN: Tensor, device: torch.device):
         order = index_GN.flatten().clone()
         padding = order < 0
         tokens = len(order) - int(padding.sum())
@@ -29,7 +28,6 @@ class Gathered(Partition):
         self._places, self._length = len(order), index_GN.shape[1]
         self._order, self._back = order.to(device), order.argsort().to(device)
         self._index_GN = index_GN.to(device)
-        self._mask_GNN = None if mask_GNN is None else mask_GNN.to(device)
 
     def padded_size(self, H: int, W: int) -> tuple[int, int]:
         return self._places, 1
@@ -43,11 +41,19 @@ class Gathered(Partition):
     def join(self, x_GhwC: Tensor, H: int, W: int) -> Tensor:
         return x_GhwC.reshape(-1, H, 1, x_GhwC.shape[-1]).index_select(1, self._back)
 
-    def mask(self, H: int, W: int, device: torch.device) -> Tensor | None:
-        return self._mask_GNN
-
     def index(self, H: int, W: int, device: torch.device) -> Tensor:
         return self._index_GN
+
+
+class Masked(Gathered):
+    """With a mask, as of `Partition.mask`."""
+
+    def __init__(self, index_GN: Tensor, mask_GNN: Tensor, device: torch.device):
+        super().__init__(index_GN, device)
+        self._mask_GNN = mask_GNN.to(device)
+
+    def mask(self, H: int, W: int, device: torch.device) -> Tensor:
+        return self._mask_GNN
 
 
 class TokenSequence:
@@ -85,7 +91,12 @@ class TokenSequence:
             if type(partition) is Partition:
                 self._parts[partition] = [(registers + tokens, partition)]
             elif partition not in self._parts:
-                gathered = Gathered(*_groups(partition, size, kept_HW), device)
+                index_GN, mask_GNN = _groups(partition, size, kept_HW)
+                gathered = (
+                    Gathered(index_GN, device)
+                    if mask_GNN is None
+                    else Masked(index_GN, mask_GNN, device)
+                )
                 self._parts[partition] = [(registers, Partition()), (tokens, gathered)]
 
     def parts(self, partition: Partition) -> list[tuple[int, Partition]]:

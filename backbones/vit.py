@@ -131,7 +131,7 @@ class ViT(Backbone):
         placement: which ones, see `propagation_blocks`: "even", "first" or "last".
         conv_block: for "conv", a word of `CONV_BLOCKS`: "naive", "basic" or "bottleneck".
         stem: image to tokens, a word of `STEMS`: "patchify" or "conv".
-        attention: the kernel, "fused" or "reference": one function, see `Attention`.
+        attention: the kernel, "fused", "reference" or "triton": one function, see `Attention`.
         stages: stages of equal length (as equal as `depth` allows, see "even" placement). The maps
             at the ends of all but the last are outputs too: "stage1_feat", "stage2_feat", ...
         pre_norm: one more norm in front of the first block (CLIP, arXiv:2103.00020).

@@ -29,7 +29,7 @@ from . import (
     weights,
     worker,
 )
-from .cases import OURS, PEERS, SUITES, Case, suite
+from .cases import OURS, OURS_ON_GPU, PEERS, SUITES, Case, suite
 from .implementations import MODULES
 from .rows import Row
 
@@ -92,8 +92,8 @@ def bench(
         return 0 if gpu_check.check(folder, device, minutes, tiny, only, console) else 1
     wanted = [row for row in implementations.split(",") if row]
     for row in wanted:
-        if row not in OURS + PEERS:
-            raise unknown("implementation", row, OURS + PEERS)
+        if row not in (names := OURS + OURS_ON_GPU + PEERS):
+            raise unknown("implementation", row, names)
     cases = [c for c in suite(name, device) if all(word in str(c) for word in only.split())]
     if not cases:
         raise UserError(f"no case of suite {name} has all of {only!r}: see --list")

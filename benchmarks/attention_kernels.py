@@ -13,11 +13,17 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from backbones import SIZES, ShiftedWindows, Windows
-from backbones.kernels import chunked_attention, folded_attention, relative_tables
+from backbones.kernels import (
+    GROUPED,
+    TRITON,
+    chunked_attention,
+    relative_tables,
+    triton_attention,
+)
+from backbones.kernels.gpu_attention import Grouped
 from backbones.partition import Partition, pad_tokens
 from backbones.positions import relative_position_bias, relative_terms
 
@@ -88,22 +94,23 @@ def random_input(
     return Input(qkv, pad, tables if rel_pos else None, partition, heads)
 
 
-# (q, k, v, tables, mask, (h, w)) as `folded_attention`.
+# (q, k, v, tables, visible, (h, w)) as `folded_attention`.
 OfGroups = Callable[..., Tensor]
 
 
-def of_groups(attend: OfGroups, x: Input) -> Tensor:
+def of_groups(attend: OfGroups, labels: bool, x: Input) -> Tensor:
     """A kernel on q, k and v of groups, (G, M, N, D), around which tokens are copied into groups
-    and back: (B, H, W, M * D)."""
+    and back: (B, H, W, M * D). It is given a mask or labels."""
     B, H, W, E = x.qkv.shape
     qkv_GhwE = x.partition.split(pad_tokens(x.qkv, x.padded, x.pad))
     h, w = qkv_GhwE.shape[1:3]
     qkv = qkv_GhwE.flatten(1, 2).unflatten(2, (3, x.heads, -1)).permute(2, 0, 3, 1, 4)
     tables = x.tables and tuple(table.to(qkv.dtype) for table in x.tables)
-    mask_GNN = x.partition.mask(*x.padded, qkv.device)
-    if mask_GNN is not None:
-        mask_GNN = mask_GNN.repeat(B, 1, 1)
-    x_GMND = attend(*qkv.unbind(0), tables, mask_GNN, (h, w))
+    says = x.partition.labels if labels else x.partition.mask
+    visible = says(*x.padded, qkv.device)
+    if visible is not None:
+        visible = visible.repeat(B, *(1,) * (visible.ndim - 1))
+    x_GMND = attend(*qkv.unbind(0), tables, visible, (h, w))
     x_GhwC = x_GMND.transpose(1, 2).reshape(-1, h, w, E // 3)
     return x.partition.join(x_GhwC, *x.padded)[:, :H, :W]
 
@@ -148,23 +155,17 @@ def _flex(q, k, v, tables, mask, size) -> Tensor:
     return attend(q, k, v, score_mod=score if tables or mask is not None else None)
 
 
-def _pinned(attend: OfGroups, backend: SDPBackend) -> OfGroups:
-    def run(*args) -> Tensor:
-        with sdpa_kernel(backend):
-            return attend(*args)
-
-    return run
-
-
-def _chunked(x: Input) -> Tensor:
+def _in_place(attend: Callable[..., Tensor], labels: bool, x: Input) -> Tensor:
+    """A kernel that reads groups from the map."""
     B, H, W, _ = x.qkv.shape
     h, w = x.partition.group_size(*x.padded)
-    out_BTC = chunked_attention(
+    says = x.partition.labels if labels else x.partition.mask
+    out_BTC = attend(
         x.qkv.flatten(1, 2),
         x.pad if x.padded != (H, W) else None,
         x.partition.index(H, W, x.qkv.device),
         relative_tables(*x.tables).to(x.qkv.dtype) if x.tables else None,
-        x.partition.mask(*x.padded, x.qkv.device),
+        says(*x.padded, x.qkv.device),
         x.heads,
         h,
         w,
@@ -176,35 +177,45 @@ def _chunked(x: Input) -> Tensor:
 class Kernel:
     run: Callable[[Input], Tensor]
     devices: tuple[str, ...] = ("cuda", "cpu")
-    compiles: bool = False  # takes seconds for each shape: few of them, and last
+    compiles: bool = False  # takes seconds for each kind of input: few settings
+    last: bool = False
+    fits: "Callable[[Setting | Timing], bool]" = lambda case: True  # others are another kernel's
 
 
-def _grouped(attend: OfGroups, **words) -> Kernel:
-    return Kernel(functools.partial(of_groups, attend), **words)
+def _grouped(attend: OfGroups, labels: bool = False, **words) -> Kernel:
+    return Kernel(functools.partial(of_groups, attend, labels), **words)
+
+
+def _torchs(name: str, kernel: Grouped) -> Kernel:
+    """Where it is not "folded" once more: narrow v for many channels, labels for masks."""
+    devices = ("cuda",) if name.endswith(("cudnn", "efficient")) else ("cuda", "cpu")
+
+    def fits(case: "Setting | Timing") -> bool:
+        wide = case.rel_pos and case.D + 2 * round(case.N**0.5) > 128
+        return (wide or not kernel.narrow) and (case.masked or not kernel.labels)
+
+    return _grouped(kernel, kernel.labels, devices=devices, fits=fits)
 
 
 REFERENCE = "reference"
 KERNELS = {
-    "folded": _grouped(folded_attention),  # what `Attention` runs on a GPU: torch chooses
+    "folded": _torchs("folded", GROUPED["folded"]),
+    # On a CPU it is interpreted: see `gpu_check.check`.
+    TRITON: Kernel(functools.partial(_in_place, triton_attention, True), compiles=True),
     REFERENCE: _grouped(_reference),
-    "folded flash": _grouped(_pinned(folded_attention, SDPBackend.FLASH_ATTENTION)),
-    "folded cudnn": _grouped(
-        _pinned(folded_attention, SDPBackend.CUDNN_ATTENTION), devices=("cuda",)
-    ),
-    "folded efficient": _grouped(
-        _pinned(folded_attention, SDPBackend.EFFICIENT_ATTENTION), devices=("cuda",)
-    ),
-    "folded math": _grouped(_pinned(folded_attention, SDPBackend.MATH)),
+    **{name: _torchs(name, kernel) for name, kernel in GROUPED.items() if name != "folded"},
     "biased": _grouped(_biased),
-    "chunked": Kernel(_chunked, devices=("cpu",)),  # what `Attention` runs on a CPU
-    "flex": _grouped(_flex, compiles=True),
+    "chunked": Kernel(  # what `Attention` runs on a CPU
+        functools.partial(_in_place, chunked_attention, False), devices=("cpu",)
+    ),
+    "flex": _grouped(_flex, compiles=True, last=True),
 }
 
 
 def kernels(device: str) -> dict[str, Kernel]:
-    """Those of a device, the ones that compile last."""
+    """Those of a device, by their place."""
     found = [(name, kernel) for name, kernel in KERNELS.items() if device in kernel.devices]
-    return dict(sorted(found, key=lambda entry: entry[1].compiles))
+    return dict(sorted(found, key=lambda entry: entry[1].last))
 
 
 def _autocast(x: Input) -> contextlib.AbstractContextManager:
@@ -275,6 +286,13 @@ def settings(tiny: bool) -> list[Setting]:
     ]
 
 
+def few_settings(tiny: bool) -> list[Setting]:
+    """For kernels that take seconds for each kind of input."""
+    wanted = ((64, True),) if tiny else ((196, True), (4096, False))
+    rough = [s for s in settings(tiny) if s.dtype == "bfloat16" and s.rel_pos]
+    return [s for s in rough if (s.N, s.masked) in wanted]
+
+
 @functools.lru_cache(maxsize=1)  # for all kernels of a setting, one after the other
 def _exact(setting: Setting, device: str) -> tuple[Input, dict[str, Tensor]]:
     """The input in the setting's type, and what it leads to in float64."""
@@ -305,7 +323,7 @@ def errors(setting: Setting, name: str, device: str) -> dict:
 
 # ---- time and memory --------------------------------------------------------------------------
 
-GROUPINGS = {"global": Partition(), "window": Windows(14), "shifted": ShiftedWindows(14)}
+GROUPINGS = {"global": lambda _: Partition(), "window": Windows, "shifted": ShiftedWindows}
 
 
 @dataclass(frozen=True)
@@ -315,12 +333,34 @@ class Timing:
     size: str
     grouping: str
     mode: str  # "forward" or "train": forward and backward
+    rel_pos: bool = True
     tokens: int = 64  # along a side of the map
+    window: int = 14
     batch: int = 8
     dtype: str = "bfloat16"
 
     def __str__(self) -> str:
-        return f"{self.size}, {self.grouping}, {self.mode}"
+        positions = "" if self.rel_pos else ", no relative positions"
+        return f"{self.size}, {self.grouping}, {self.mode}{positions}"
+
+    @property
+    def partition(self) -> Partition:
+        return GROUPINGS[self.grouping](self.window)
+
+    @property
+    def N(self) -> int:  # noqa: N802
+        """Tokens of a group."""
+        h, w = self.partition.group_size(*self.partition.padded_size(self.tokens, self.tokens))
+        return h * w
+
+    @property
+    def D(self) -> int:  # noqa: N802
+        """Channels of a head."""
+        return SIZES[self.size]["embed_dim"] // SIZES[self.size]["num_heads"]
+
+    @property
+    def masked(self) -> bool:
+        return isinstance(self.partition, ShiftedWindows)
 
     def flops(self, x: Input) -> int:
         """Of the two products of the textbook form, padding included; backward 2.5 times those."""
@@ -332,10 +372,16 @@ class Timing:
 
 def timings(tiny: bool) -> list[Timing]:
     if tiny:
-        return [Timing("vit-ti", g, "train", 15, 1, "float32") for g in ("global", "shifted")]
-    return [
+        words = dict(mode="train", tokens=5, window=3, batch=1, dtype="float32")
+        return [Timing("vit-ti", g, **words) for g in ("global", "shifted")]
+    found = [
         Timing(size, grouping, mode)
         for size in ("vit-b", "vit-l", "vit-h")
+        for mode in ("train", "forward")
+        for grouping in GROUPINGS
+    ]
+    return found + [
+        Timing("vit-b", grouping, mode, rel_pos=False)
         for mode in ("train", "forward")
         for grouping in GROUPINGS
     ]
@@ -344,10 +390,9 @@ def timings(tiny: bool) -> list[Timing]:
 def timed(timing: Timing, name: str, device: str) -> dict:
     """As `worker.measured`, the peak beside the input; FLOP/s, and whether gradients are finite."""
     gc.collect()
-    size, partition = SIZES[timing.size], GROUPINGS[timing.grouping]
-    side, heads = (timing.tokens,) * 2, size["num_heads"]
-    channels = size["embed_dim"] // heads
-    x = random_input(partition, side, timing.batch, heads, channels, rel_pos=True, device=device)
+    side, heads = (timing.tokens,) * 2, SIZES[timing.size]["num_heads"]
+    words = dict(rel_pos=timing.rel_pos, device=device)
+    x = random_input(timing.partition, side, timing.batch, heads, timing.D, **words)
     x = x.to(DTYPES[timing.dtype], device)
     kernel, leaves = KERNELS[name], tuple(x.leaves().values())
 

@@ -12,6 +12,8 @@ BLOCKS = {
     "all global": dict(propagation="global", count="all"),
 }
 OURS = ("fused", "reference", "compiled")
+# On a GPU only: on a CPU "triton" is what "fused" is.
+OURS_ON_GPU = ("triton", "blocks compiled")
 PEERS = ("detectron2", "transformers", "timm", "segment-anything")
 
 

@@ -215,31 +215,26 @@ def _driver() -> str:
 
 
 def _errors(call: Call) -> Items:
-    settings, items = attention.settings(call.tiny), {}
-    # Setting by setting, so that all kernels share one result in float64.
+    settings, few = attention.settings(call.tiny), attention.few_settings(call.tiny)
     fast = {n: k for n, k in attention.kernels(call.device).items() if not k.compiles}
-    for setting in settings:
-        for name in fast:
-            items[f"{name}: {setting}"] = lambda s=setting, n=name: attention.errors(
-                s, n, call.device
-            )
-    for name in attention.kernels(call.device).keys() - fast.keys():
-        for s in settings:
-            if (
-                s.dtype == "bfloat16"
-                and s.rel_pos
-                and (s.N, s.masked) in ((196, True), (4096, False))
-            ):
-                items[f"{name}: {s}"] = lambda s=s, n=name: attention.errors(s, n, call.device)
+    slow = {n: k for n, k in attention.kernels(call.device).items() if k.compiles}
+    first = {n: k for n, k in slow.items() if not k.last}
+    items = {}
+    # Setting by setting, so that all kernels share one result in float64.
+    for kernels, wanted in ((first, few), (fast, settings), (slow, few)):
+        for s in wanted:
+            for name, kernel in kernels.items():
+                if kernel.fits(s):
+                    items[f"{name}: {s}"] = lambda s=s, n=name: attention.errors(s, n, call.device)
     return items
 
 
 def _attention(call: Call) -> Items:
     timings, items = attention.timings(call.tiny), {}
-    for compiles in (False, True):
+    for last in (False, True):
         for timing in timings:
             for name, kernel in attention.kernels(call.device).items():
-                if kernel.compiles == compiles:
+                if kernel.last == last and kernel.fits(timing):
                     items[f"{name}: {timing}"] = lambda t=timing, n=name: attention.timed(
                         t, n, call.device
                     )
@@ -267,6 +262,8 @@ def _cases(tiny: bool) -> list[Case]:
     cases = [
         replace(train, implementations=("fused", *PEERS)),
         replace(large),
+        replace(train, implementations=("triton", "blocks compiled")),
+        replace(large, implementations=("triton",)),
         *(replace(table_3, blocks=b) for b in blocks),
         replace(train, module="detector"),
         *(replace(table_3, blocks=b, mode="forward") for b in blocks),
@@ -397,6 +394,8 @@ def check(out: Path, device: str, minutes: float, tiny: bool, only: str, console
     deadline = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
     call = Call(str(out.resolve()), device, tiny, _now())
+    if device == "cpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     # Processes fork from one that has the libraries loaded and has not touched the GPU.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__, *MODULES])

@@ -135,7 +135,7 @@ def _tests(rows: pd.DataFrame) -> list[str]:
 def _attention(rows: pd.DataFrame) -> list[str]:
     """A line per case, a column per kernel."""
     rows = rows.assign(
-        case=rows["size"] + ", " + rows.grouping + ", " + rows["mode"],
+        case=rows.key.str.split(": ", n=1).str[1],
         cell=[
             f"{1000 * row.seconds:.3g} ms"
             + ("" if pd.isna(row.peak_mib) else f", {row.peak_mib:,.0f} MiB")
@@ -146,7 +146,7 @@ def _attention(rows: pd.DataFrame) -> list[str]:
     wide = rows.pivot_table("cell", "case", "kernel", aggfunc="last", sort=False, fill_value="")
     return [
         f"Attention of one block on {rows.batch.iloc[0]} maps of {rows.tokens.iloc[0]} x "
-        f"{rows.tokens.iloc[0]} tokens with relative positions: time (median), peak memory beside",
+        f"{rows.tokens.iloc[0]} tokens: time (median), peak memory beside",
         "the input. The kernels that each ran are in the rows.",
         "",
         _pipe({"": list(wide.index)} | {name: list(wide[name]) for name in wide}),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backbones import SIZES, SimpleFeaturePyramid, build_encoder
 from backbones.kernels import Linear
+from experiments.training_loop import compile_blocks
 
 from .cases import Case
 
@@ -41,11 +42,14 @@ def build(case: Case, implementation: str) -> tuple[nn.Module, Callable[[int], o
         return kinds[implementation](dim, 4 * dim), partial(_tokens, case)
     if case.module == "detector":
         return _detector(case, implementation), partial(_labelled_images, case)
-    ours = {"fused": "fused", "compiled": "fused", "reference": "reference"}
+    ours = {"fused": "fused", "compiled": "fused", "blocks compiled": "fused"}
+    ours |= {word: word for word in ("reference", "triton")}
     if implementation in ours:
         net = build_encoder(**case.words(), attention=ours[implementation])
         if implementation == "compiled":
             net = torch.compile(net, fullgraph=True)
+        if implementation == "blocks compiled":
+            compile_blocks(net, fullgraph=True)
     else:
         net = _PEERS[implementation](case)
     return net, partial(_image, case)

@@ -251,18 +251,19 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(heads) * n_query * n_key * (dim + dim_value)
 
 
-def _chunked_attention(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of `backbones.kernels.chunked_attention`. fvcore hands over its tensors but for those that
-    are None: with two axes, whole numbers are the groups, others the tables of relative positions.
+def _attention_in_place(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of `backbones.kernels.chunked_attention` and `triton_attention`. fvcore hands over tensors
+    but for those that are None: with two axes, whole numbers are the groups or their labels, others
+    the tables of relative positions.
     """
-    batch, tokens, channels = _shape(outputs[0])
+    batch, tokens, qkv_channels = _shape(inputs[0])
     groups, n, positions = 1, tokens, 0
     for value in inputs[1:]:
         if value.type().dim() == 2 and value.type().scalarType() == "Long":
             groups, n = _shape(value)
         elif value.type().dim() == 2:
             positions = (_shape(value)[0] + 2) // 2  # h + w, of 2 h - 1 and 2 w - 1 rows
-    return batch * groups * n * (2 * n + positions) * channels
+    return batch * groups * n * (2 * n + positions) * qkv_channels // 3
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
@@ -285,7 +286,8 @@ _HANDLES = {
     "aten::matmul": jit_handles.matmul_flop_jit,
     "aten::mm": jit_handles.matmul_flop_jit,
     "aten::scaled_dot_product_attention": _attention,
-    "prim::PythonOp._ChunkedAttention": _chunked_attention,
+    "prim::PythonOp._ChunkedAttention": _attention_in_place,
+    "prim::PythonOp._TritonAttention": _attention_in_place,
 }
 
 

@@ -20,7 +20,15 @@ from .data.stream import Stream, training_loader
 from .devices import peak_macs_per_second, precision
 from .optim import param_groups
 from .records import METRICS
-from .training_loop import Average, Checkpoints, LearningRates, Meter, Trainer, parallel
+from .training_loop import (
+    Average,
+    Checkpoints,
+    LearningRates,
+    Meter,
+    Trainer,
+    compile_blocks,
+    parallel,
+)
 
 
 def fit(
@@ -37,7 +45,7 @@ def fit(
         cfg: with dataloader.train, optimizer, param_groups, schedule and train, see configs/.
         folder: of the run.
         model: on the CPU; called with a list of what the stream gives, it returns losses.
-        encoder: the part of it that `train.compile` compiles.
+        encoder: the part of it whose blocks `train.compile` compiles.
         stream: makes the training images; called only if there is something to train.
         macs: of one image's forward and backward pass, or None, see `training_loop.Meter`.
     """
@@ -47,7 +55,7 @@ def fit(
     groups = passes.groups(model, micro_batch, group)
     micro_batch = groups * group
     if cfg.train.compile:
-        encoder.compile()
+        compile_blocks(encoder)
     model = parallel(model.to(device), cfg.train.parallel)
     optimizer = _optimizer(cfg, model)
     schedule = _schedule(cfg, optimizer)

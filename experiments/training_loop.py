@@ -56,6 +56,23 @@ _GROWTH = 2000  # steps, as of torch's GradScaler
 _LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
 
 
+def compile_blocks(encoder: nn.Module, **words: Any) -> None:
+    """Compile an encoder's blocks one by one, in place; all of an encoder that has no `blocks`.
+
+    Blocks alike share their code: it takes as long as for a few of them. To be called before
+    `parallel`, whose `fully_shard` then gathers a block around its compiled code.
+
+    Args:
+        words: of `torch.compile`.
+    """
+    blocks = list(getattr(encoder, "blocks", [encoder]))
+    # Each drop-path rate is a variant of the code; beyond the limit torch would give up compiling.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile(**words)
+
+
 def parallel(model: nn.Module, how: str) -> nn.Module:
     """The model as several processes train it; itself where there is one.
 

@@ -10,6 +10,9 @@ from PIL import Image
 
 from experiments.data import annotations, mini
 
+# Where no GPU is, Triton's kernels are interpreted: to be said before anything imports triton.
+if not torch.cuda.device_count():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 # Two test processes share two cores.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"

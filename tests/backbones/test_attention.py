@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones import ShiftedWindows, ViT, Windows, build_encoder, kernels
 from backbones.attention import Attention
+from backbones.kernels import cpu_attention, linear_layers
 from backbones.partition import Partition
 
 SMALL = dict(img_size=256, embed_dim=48, depth=4, num_heads=4, window_size=5)
@@ -73,9 +74,9 @@ def test_every_window_size(propagation, window):
 @pytest.mark.parametrize("chunk", [1, 10_000, 100_000, 2**40])
 def test_how_the_work_is_cut_changes_nothing(chunk, propagation, monkeypatch):
     """From a row of queries at a time to everything at once, padding and masks among it."""
-    monkeypatch.setattr(kernels, "_CHUNK_BYTES", chunk)
-    monkeypatch.setattr(kernels, "_ALL_CHUNKS_BYTES", chunk)
-    monkeypatch.setattr(kernels, "_HIDDEN_BYTES", chunk)
+    monkeypatch.setattr(cpu_attention, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(cpu_attention, "_ALL_CHUNKS_BYTES", chunk)
+    monkeypatch.setattr(linear_layers, "_HIDDEN_BYTES", chunk)
     fused, reference = twins(propagation=propagation, use_rel_pos=True)
     image = torch.randn(3, 3, 176, 304)
     assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-5)
@@ -188,8 +189,8 @@ def test_the_operators_keep_torchs_rules(size):
         h,
         w,
     )
-    torch.library.opcheck(kernels._forward, (qkv, *others))
-    torch.library.opcheck(kernels._backward, (torch.randn(2, H * W, 8), qkv, *others))
+    torch.library.opcheck(cpu_attention._forward, (qkv, *others))
+    torch.library.opcheck(cpu_attention._backward, (torch.randn(2, H * W, 8), qkv, *others))
 
 
 @pytest.mark.parametrize("partition", [Partition(), Windows(3), ShiftedWindows(4)])
@@ -324,7 +325,7 @@ def largest_allocation(net, image) -> int:
 
 def test_no_tensor_of_all_scores(monkeypatch):
     """64 x 64 tokens, one head: the scores would be 64 MiB; weights and maps are less than 4."""
-    monkeypatch.setattr(kernels, "_ALL_CHUNKS_BYTES", 2**20)
+    monkeypatch.setattr(cpu_attention, "_ALL_CHUNKS_BYTES", 2**20)
     words = dict(depth=1, num_heads=1, embed_dim=32, propagation="global", count=1)
     scores = 4096**2 * 4
     allocated = {}

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from benchmarks import attention_kernels as attention
 from benchmarks import gpu_check, gpu_page
+from benchmarks.cases import OURS, OURS_ON_GPU, PEERS, Case
+from benchmarks.implementations import build
 from experiments.errors import UserError
 
 # ---- kernels ----------------------------------------------------------------------------------
@@ -40,6 +42,30 @@ def test_settings_are_what_they_say():
         assert (x.partition.mask(*x.padded, "cpu") is not None) == setting.masked
         assert (x.tables is not None) == setting.rel_pos
         assert ("pad" in x.leaves()) == (setting.N < 1024)
+
+
+def test_every_kernel_has_its_rows():
+    """Where it is another one than the rest; the Triton operator before all others."""
+    full = gpu_check.Call("", "cuda", False, "")
+    for items in (gpu_check._errors(full), gpu_check._attention(full)):
+        names = [key.split(": ")[0] for key in items]
+        assert set(names) == set(attention.kernels("cuda"))
+        assert "triton" in names[:2]
+        labelled = [key for key in items if key.startswith("labelled")]
+        assert all("masked" in key or "shifted" in key for key in labelled)
+        narrow = [key for key in items if key.startswith("narrow")]
+        assert all("4096" in key or "global" in key for key in narrow)
+        assert not any("no relative positions" in key for key in narrow)
+
+
+def test_encoders_of_a_gpu_only():
+    case = Case(size="vit-ti", tokens=4)
+    assert {b.attn.attention for b in build(case, "triton")[0].blocks} == {"triton"}
+    with torch._dynamo.config.patch(recompile_limit=8):
+        compiled = build(case, "blocks compiled")[0]
+    assert all(block._compiled_call_impl for block in compiled.blocks)
+    wanted = {name for case in gpu_check._cases(tiny=False) for name in case.implementations}
+    assert set(OURS_ON_GPU) <= wanted <= {*OURS, *OURS_ON_GPU, *PEERS}
 
 
 def test_a_kernel_that_is_wrong_or_not_finite_is_told(monkeypatch, tmp_path):
@@ -112,6 +138,7 @@ def test_every_part_comes_to_its_end(rehearsed):
     measured = [row for row in rows_of(out, "attention") if not row["error"]]
     assert all(row["fastest"] <= row["seconds"] <= row["slowest"] for row in measured)
     assert all("%" in row["kernels"] and row["finite"] for row in measured)
+    assert {"triton", "labelled"} <= {row["kernel"] for row in measured}
     assert {row["outcome"] for row in rows_of(out, "tests")} == {"passed"}
 
 

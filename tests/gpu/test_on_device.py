@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from backbones import ViT
+from backbones import ViT, kernels
 from experiments import records
 from experiments.train import fit_run
+from experiments.training_loop import compile_blocks
 from tests.backbones.test_attention import SMALL, assert_same, outputs_and_gradients, twins
 from tests.conftest import ROOT, study_folder
 from tests.experiments.test_distributed import planned
@@ -45,6 +46,19 @@ def test_what_runs_is_the_reference(device, propagation, rel_pos):
     image = torch.randn(2, 3, 176, 304, device=device)
     fused, reference = (outputs_and_gradients(net.to(device), image) for net in nets)
     assert_same(fused, reference, tolerance(device))
+
+
+@pytest.mark.parametrize("propagation", ["global", "shifted"])
+def test_the_triton_operator_is_the_reference(device, propagation):
+    """As above; on a CPU interpreted, on fewer tokens."""
+    if not kernels.runs_triton(torch.zeros(1, device=device), 12):
+        pytest.skip("no Triton here")
+    nets = twins(propagation=propagation, use_rel_pos=True, depth=1, count=1)
+    nets[0].blocks[0].attn.attention = "triton"
+    size = (2, 3, 176, 304) if device == "cuda" else (1, 3, 96, 112)
+    image = torch.randn(size, device=device)
+    found, reference = (outputs_and_gradients(net.to(device), image) for net in nets)
+    assert_same(found, reference, tolerance(device))
 
 
 def test_a_gpu_computes_what_a_cpu_does(device):
@@ -160,14 +174,18 @@ def test_what_starts_runs_holds_no_context(study):
     assert "holds a context: False" in study[2]
 
 
+@pytest.mark.parametrize("attention", ["fused", "triton"])
 @pytest.mark.parametrize("propagation", ["global", "shifted"])
-def test_blocks_compile(device, propagation):
+def test_blocks_compile(device, propagation, attention):
     """One by one, forward and backward, without a graph break; on a CPU without inductor's C++."""
+    if attention == "triton" and device == "cpu":
+        pytest.skip("in tests/backbones/test_triton.py, on fewer tokens")
     torch._dynamo.reset()
     net, _ = twins(propagation=propagation, use_rel_pos=True, depth=2)
     net = net.to(device)
+    for block in net.blocks:
+        block.attn.attention = attention
     image = torch.randn(2, 3, 160, 320, device=device)
     expected = outputs_and_gradients(net, image)
-    for block in net.blocks:
-        block.compile(fullgraph=True, backend="aot_eager" if device == "cpu" else "inductor")
+    compile_blocks(net, fullgraph=True, backend="aot_eager" if device == "cpu" else "inductor")
     assert_same(outputs_and_gradients(net, image), expected, 10 * tolerance(device))

@@ -1,105 +1,14 @@
-"""Fast forms of the encoder's two expensive operations: linear layers and attention.
+"""Attention on a CPU: over chunks of scores that stay in the cache."""
 
-They compute what `torch.nn.Linear` and the reference in attention.py compute; docs/speed.md says
-what was measured. Shape letters beyond those of partition.py:
-    T tokens of an image, E = 3 * M * D channels of q, k and v, L offsets of both axes,
-    U = groups x heads that are computed at once, n query tokens that are computed at once.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
-from .positions import relative_terms
-
-# Inside of an MLP that is computed at a time: it should stay in the last-level cache.
-_HIDDEN_BYTES = 12 * 2**20
-_ONEDNN = torch.backends.mkldnn.is_available()
-
-
-def linear(x_BHWC: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`; a map on a CPU goes through oneDNN as a 1x1 convolution.
-
-    A channels-last 1x1 convolution is the same product on the same memory. torch hands float32
-    products to MKL and convolutions to oneDNN, whose threads do more on the AMD cores measured.
-    """
-    if x_BHWC.device.type != "cpu" or x_BHWC.ndim != 4 or not _ONEDNN:
-        return F.linear(x_BHWC, weight, bias)
-    x_BCHW = x_BHWC.permute(0, 3, 1, 2)
-    return F.conv2d(x_BCHW, weight[:, :, None, None], bias).permute(0, 2, 3, 1)
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` by `linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def in_chunks(function: Callable[[Tensor], Tensor], x_BHWC: Tensor, hidden: int) -> Tensor:
-    """`function`, which must treat each token alone and is `hidden` channels wide inside.
-
-    On a CPU and without gradients, where nothing is kept, it gets a few rows of the map at a time,
-    so that its inside stays in the cache.
-    """
-    if x_BHWC.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(x_BHWC)
-    size = 2 if torch.is_autocast_enabled("cpu") else x_BHWC.element_size()
-    row_bytes = x_BHWC.shape[0] * x_BHWC.shape[2] * hidden * size
-    rows = max(1, _HIDDEN_BYTES // max(1, row_bytes))
-    return torch.cat([function(part) for part in x_BHWC.split(rows, 1)], 1)
-
-
-def onehot_keys(h: int, w: int, like: Tensor) -> Tensor:
-    """(N, h + w): the row and the column of each token of a group, each as a one-hot vector."""
-    eye_h = torch.eye(h, dtype=like.dtype, device=like.device)
-    eye_w = torch.eye(w, dtype=like.dtype, device=like.device)
-    return torch.cat([eye_h[:, None].expand(h, w, h), eye_w.expand(h, w, w)], -1).flatten(0, 1)
-
-
-def folded_attention(
-    q_GMND: Tensor,
-    k_GMND: Tensor,
-    v_GMND: Tensor,
-    tables: tuple[Tensor, Tensor] | None,
-    mask_GNN: Tensor | None,
-    size: tuple[int, int],
-) -> Tensor:
-    """Attention by torch's `scaled_dot_product_attention`, without a bias tensor.
-
-    The relative positions of query i and key j, q . Rh[row offset] + q . Rw[column offset], are a
-    product too: of the query's terms for every row and column with the key's row and column as
-    one-hot vectors. Both are appended to the channels of q and k, D + h + w in all, so any kernel
-    that never holds the (N, N) scores computes them too, with the terms in the precision of q.
-
-    Args:
-        q_GMND, k_GMND, v_GMND: (G, M, N, D), unscaled.
-        tables: relative positions per axis, (2 * length - 1, D), or None.
-        mask_GNN: True where a token may see another, or None.
-        size: (h, w) of a group.
-
-    Returns:
-        (G, M, N, D).
-    """
-    mask = None if mask_GNN is None else mask_GNN[:, None]
-    if tables is None:
-        return F.scaled_dot_product_attention(q_GMND, k_GMND, v_GMND, attn_mask=mask)
-    h, w = size
-    G, M, _, D = q_GMND.shape
-    rel_h, rel_w = relative_terms(q_GMND, *tables, size)
-    onehot = onehot_keys(h, w, k_GMND)
-    fill = -(D + h + w) % 8  # kernels want multiples of 8
-    q = torch.cat([q_GMND * D**-0.5, rel_h.flatten(2, 3), rel_w.flatten(2, 3)], -1)
-    k = torch.cat([k_GMND, onehot.expand(G, M, -1, -1)], -1)
-    q, k, v = F.pad(q, (0, fill)), F.pad(k, (0, fill)), F.pad(v_GMND, (0, h + w + fill))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)[..., :D]
-
-
-# ---- CPU: attention over chunks of scores that stay in the cache ----------------------------
+from .linear_layers import linear
+from .relative import onehot_keys
 
 # Scores that a core works on at a time. More miss the cache, fewer make small products.
 _CHUNK_BYTES = 4 * 2**20
@@ -254,25 +163,19 @@ def _(grad_BTC, qkv_BTE, pad_E, index_GN, tables_LD, *_):
 @register_flop_formula(torch.ops.backbones.chunked_attention)
 def _forward_flops(qkv_BTE, pad_E, index_GN, tables_LD, mask, num_heads, h, w, out_shape=None):
     positions = 0 if tables_LD is None else h + w
-    return _flops(qkv_BTE, index_GN, 2 * h * w + positions)
+    return group_flops(qkv_BTE, index_GN, 2 * h * w + positions)
 
 
 @register_flop_formula(torch.ops.backbones.chunked_attention_backward)
 def _backward_flops(grad, qkv_BTE, pad_E, index_GN, tables_LD, mask, M, h, w, out_shape=None):
     positions = 0 if tables_LD is None else h + w
-    return _flops(qkv_BTE, index_GN, 5 * h * w + 3 * positions)  # scores and terms made again
+    return group_flops(qkv_BTE, index_GN, 5 * h * w + 3 * positions)  # scores and terms made again
 
 
-def _flops(qkv_BTE: torch.Size, index_GN: torch.Size | None, per_channel: int) -> int:
+def group_flops(qkv_BTE: torch.Size, index_GN: torch.Size | None, per_channel: int) -> int:
     B, T, E = qkv_BTE
     tokens = T if index_GN is None else index_GN.numel()
     return 2 * B * tokens * (E // 3) * per_channel
-
-
-def relative_tables(table_h: Tensor, table_w: Tensor) -> Tensor:
-    """(2h - 1, D) and (2w - 1, D) -> (L, D), each from the last key before the query to the first
-    behind it, so that the terms of one query lie side by side for consecutive keys."""
-    return torch.cat([table_h.flip(0), table_w.flip(0)])
 
 
 class _Chunks:
