@@ -3,17 +3,17 @@ and images moved most, and costs."""
 
 import json
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from experiments import average_precision, matches, records
 from experiments.errors import UserError
 from experiments.records import Record
 
 from . import reach
-from .bootstrap import DELTA, Draws, Estimate, of_run, paired, resample
+from .bootstrap import Draws, Estimate, delta_of, of_run, paired, resample
 from .results import SAME, flat_config
 from .results import changes as changed
 
@@ -41,12 +41,12 @@ def read(folder: str | Path) -> Record:
     return records.read(path)
 
 
-def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.DataFrame:
+def ap_table(ours: str | Path, base: str | Path, delta: float | None = None) -> pd.DataFrame:
     """The set's AP figures of two finished runs, boxes and masks, a row each.
 
     Args:
         ours, base: folders of runs, or of foreign results.
-        delta: AP in 0..100; smaller differences are of no interest.
+        delta: AP in 0..100; smaller differences are of no interest. None: the scale's.
 
     Returns:
         Columns kind, figure, base, ours, difference, low and high (95 % interval of the difference,
@@ -62,7 +62,9 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
             f"{ours} and {base} have no AP of the same kind: one has boxes only, the other masks "
             "only. Choose runs that share one"
         )
-    says = not any(reach.marked(read(folder).reach) for folder in (ours, base))
+    runs = [read(folder) for folder in (ours, base)]
+    says = not any(reach.marked(run.reach) for run in runs)
+    delta = delta_of(runs[1].scale) if delta is None else delta
     rows = []
     for kind in shared:
         drawn, differences = _paired(ours, base, kind)
@@ -108,7 +110,7 @@ def categories(ours: str | Path, base: str | Path, kind: str = "box") -> pd.Data
     drawn = [average_precision.of_categories(run, weights)[:, :, 0] for run in found]
     difference = aps[0] - aps[1]
     moves = np.ma.masked_invalid(drawn[0] - drawn[1])  # a resample may lack a category
-    half = NormalDist().inv_cdf(0.975) * moves.std(axis=1, ddof=1).filled(np.nan)
+    half = stats.norm.ppf(0.975) * moves.std(axis=1, ddof=1).filled(np.nan)
     table = pd.DataFrame(
         dict(
             category=[names[number] for number in found[0].categories],
