@@ -140,7 +140,9 @@ def write_validity(
 
 @app.command("coverage")
 def write_coverage(
-    draws: Annotated[int, typer.Option(help="Studies of each case and figure.", min=1)] = 0,
+    draws: Annotated[
+        int | None, typer.Option(help="Studies of each case and figure.", min=1)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("results/coverage"),
 ) -> None:
     """Whether intervals and verdicts hold what they say, in simulated studies whose true

@@ -52,10 +52,10 @@ DELTA = 0.5  # of the other scales
 # (`_SURELY`) is taken out of the others' spread, too. Where a row spreads far less than the others
 # that are left (`_LITTLE`), some of these hide each other, and nothing is pooled. Two seeds say
 # nothing of a row's spread.
-_ALIKE, _SURELY, _LITTLE = 0.05, 0.001, 0.005
-_UNLIKE, _MISSED = 9.0, 0.04
+_ALIKE, _SURELY, _LITTLE = 0.05, 0.001, 0.015
+_UNLIKE, _MISSED = 9.0, 0.05
 _SEEDS_TO_POOL = 3
-_SPENT = 0.2  # of the error of pooled intervals: for rows that are missed
+_SPENT = 0.3  # of the error of pooled intervals: for rows that are missed
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from experiments import environment
 
 from . import bootstrap, tables
 
-DRAWS = 4_000  # studies of each case and figure
+DRAWS = 10_000  # studies of each case and figure
 # Standard deviation over images of a row, and of each run beside it, in AP.
 FIGURES = {"AP": 1.0, "APs": 2.0, "APm": 1.5, "APl": 4.0}
 _RUNS_OWN = 0.5  # times that

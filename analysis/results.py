@@ -45,7 +45,7 @@ _ONE_RUN = "one run: its interval takes its seeds to spread as the base's do; no
 _FEW_SHARED = "fewer than two seeds shared with the base: not paired by seed"
 _SAME_TRAININGS = "the base's trainings, tested otherwise: paired by them"
 _TOO_FEW = "two seeds say nothing of a row's spread: interval of its own pairs"
-_UNLIKE = "seeds spread unlike the other rows': interval of its own pairs"
+_UNLIKE = "seeds, its own or the base's, spread unlike the others': interval of its own pairs"
 _SHOWN = 6  # differences of a row that are named
 
 
