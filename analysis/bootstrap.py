@@ -55,7 +55,7 @@ DELTA = 0.5  # of the other scales
 _ALIKE, _SURELY, _LITTLE = 0.05, 0.001, 0.015
 _UNLIKE, _MISSED = 9.0, 0.05
 _SEEDS_TO_POOL = 3
-_SPENT = 0.3  # of the error of pooled intervals: for rows that are missed
+_SPENT = 0.4  # of the error of pooled intervals: for rows that are missed
 
 
 @dataclass(frozen=True)

@@ -344,7 +344,7 @@ def test_what_a_seed_does_in_all_rows_is_in_no_interval():
     design = np.concatenate([np.equal.outer(part, range(4)) for part in (rows, seeds)], axis=1)
     left = np.linalg.lstsq(design.astype(float), values.ravel(), rcond=None)[0]
     variance = np.square(values.ravel() - design @ left).sum() / (3 * 2)
-    quantile = bootstrap._quantiles(0.965, 2, 6, 3, 0.5)[1]
+    quantile = bootstrap._quantiles(0.97, 2, 6, 3, 0.5)[1]
     for name, row in zip("bcd", values[1:], strict=True):
         estimate = found[name]["AP"]
         assert (estimate.spread, estimate.freedom, estimate.rows) == ("pooled", 6, 3)
@@ -353,7 +353,7 @@ def test_what_a_seed_does_in_all_rows_is_in_no_interval():
         assert estimate.interval()[1] - estimate.value == pytest.approx(half, rel=1e-3)
         low, high = estimate.by_itself().interval()
         assert (high - low) / 2 == pytest.approx(
-            stats.t.ppf(1 - 0.035 / 2, 6) * math.sqrt(variance * 2 / 3)
+            stats.t.ppf(1 - 0.03 / 2, 6) * math.sqrt(variance * 2 / 3)
         )
     shifted = bootstrap.against("a", study_of(values + 7 * np.arange(3)))
     assert shifted["b"]["AP"].interval() == pytest.approx(found["b"]["AP"].interval())
