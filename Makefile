@@ -10,7 +10,8 @@ OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
 JOBS ?=#            runs side by side; default: one per GPU or core
 YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
 KEEP ?=#            KEEP=1: keep the tables and plots in results/ too
-DELTA ?= 0.5#       AP; differences smaller than this are of no interest, verdicts say "equal"
+DELTA ?=#           AP; smaller differences are of no interest; default: 0.5, at mini scale 2
+WIDE ?=#            WIDE=1: tables of masks, IoUs, object sizes and costs, too
 STUDY ?=#           of plan
 GPUS ?=#            devices of one run; of plan: of one run, or of as many side by side
 LAUNCHER ?= local#  local, or slurm: docs/cluster.md, slurm.toml
@@ -51,6 +52,7 @@ KIT_PACKAGES := fvcore hydra-core iopath lvis omegaconf pycocotools segment-anyt
 # Recipes read what users write from the environment, so that any character may be in it.
 export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY OUT MINUTES PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
+delta = $(if $(DELTA),--delta "$$DELTA")
 
 # Another PYTHON, TORCH or DETECTRON2 than the installed one means installing again.
 CHOSEN := $(if $(filter file,$(origin PYTHON)),,$(PYTHON))|$(TORCH)|$(DETECTRON2)
@@ -95,7 +97,7 @@ ablation-%: $(INSTALLED) ## Run a study and write its tables and plots, e.g. mak
 		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" \
 		$(data_options) --images "$$IMAGES" \
 		$(if $(filter 1,$(YES)),--yes); \
-	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" $(data_options) --delta "$$DELTA" $(if $(filter 1,$(KEEP)),--keep) || exit; exit $$code
+	code=$$?; [ $$code = 2 ] || $(RUN) analysis study "runs/$$SCALE/$*" $(data_options) $(delta) $(if $(filter 1,$(KEEP)),--keep) $(if $(filter 1,$(WIDE)),--wide) || exit; exit $$code
 
 .PHONY: pretrain
 pretrain: $(INSTALLED) ## Pre-train an encoder, show how it learned: RECIPE= SCALE= SIZE= IMAGES=
@@ -107,6 +109,10 @@ pretrain: $(INSTALLED) ## Pre-train an encoder, show how it learned: RECIPE= SCA
 validity: $(INSTALLED) ## Whether mini runs order rows as the paper does; of the studies that were run
 	@$(RUN) analysis validity $(if $(filter 1,$(KEEP)),--keep)
 
+.PHONY: coverage
+coverage: $(INSTALLED) ## Whether intervals and verdicts hold what they say, on simulated studies: a minute
+	@$(RUN) analysis coverage
+
 .PHONY: mini-weights
 mini-weights: $(INSTALLED) ## Make the weights that mini runs start from again: ten minutes on a core
 	@$(RUN) experiments run experiments/studies/_windows_mini.py && $(RUN) experiments keep-mini-weights
@@ -117,11 +123,11 @@ paper-tables: $(INSTALLED) ## Every table of the paper beside our costs and AP: 
 
 .PHONY: plots
 plots: $(INSTALLED) ## Every plot of every study that was run: PNG, SVG and the CSV behind each
-	@$(RUN) analysis plots --delta "$$DELTA"
+	@$(RUN) analysis plots $(delta)
 
 .PHONY: report
 report: $(INSTALLED) ## All studies that were run on one page: runs/report/report.html and report.md
-	@$(RUN) analysis report --delta "$$DELTA"
+	@$(RUN) analysis report $(delta)
 
 .PHONY: plan
 plan: $(INSTALLED) ## What a study will take before it runs: STUDY= SCALE= GPUS= DEVICE=

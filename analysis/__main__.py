@@ -25,7 +25,11 @@ Folders = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that runs are kept in.")]
-Delta = Annotated[float, typer.Option(help="AP; smaller differences are of no interest.", min=0)]
+Delta = Annotated[
+    float | None,
+    typer.Option(help="AP; smaller differences are of no interest. Default: the scale's.", min=0),
+]
+Wide = Annotated[bool, typer.Option("--wide", help="Masks, IoUs and object sizes, and costs, too.")]
 
 
 @app.command()
@@ -35,11 +39,13 @@ def study(
     ],
     dataset: Annotated[str, typer.Option(help="As of the run, with --val: on your own set.")] = "",
     val: Annotated[str, typer.Option(help="As of the run.")] = "",
-    delta: Delta = 0.5,
+    delta: Delta = None,
     keep: Annotated[bool, typer.Option("--keep", help="Copy them to results/ as well.")] = False,
+    wide: Wide = False,
 ) -> None:
     """Write the tables and plots of a study that was run, and print its table: table.csv and
-    table.md, runs.csv, categories.csv, AP against MACs, and, where the data have a cue, reach.csv
+    table.md, runs.csv, categories.csv, the differences, AP against MACs, and, where the data have a
+    cue, reach.csv
     and its curve."""
     with commands.importing():
         from experiments.data.annotations import set_name, study_folder
@@ -50,20 +56,21 @@ def study(
         folder = folder.with_name(study_folder(folder.name, set_name(dataset, val)))
     found = results.load(folder, delta)
     found.table.to_csv(folder / "table.csv", index=False)
-    (folder / "table.md").write_text(tables.markdown(found))
+    (folder / "table.md").write_text(tables.markdown(found, wide))
     tables.runs(found).to_csv(folder / "runs.csv", index=False)
     categories.of_study(found).to_csv(folder / "categories.csv", index=False)
     written = [folder / n for n in ("table.csv", "table.md", "runs.csv", "categories.csv")]
-    written += plots.ap_vs_macs(found, folder / "ap_vs_macs")
+    for name in ("forest", "ap_vs_macs"):
+        written += plots.ALL[name](found, folder / name)
     if len(counts := reach.counts(tables.in_order(found))):
         counts.to_csv(folder / "reach.csv", index=False)
         written += [folder / "reach.csv", *plots.reach_curve(found, folder / "reach_curve")]
 
-    shown = (tables.summary(found.table), *tables.all_details(found.table))
-    for text in (*shown, *categories.texts(found)):
-        console.print(tables.render(text, "text") + "\n", highlight=False)
+    for title, text in tables.parts(found, wide):
+        console.print(f"{title}:\n" * bool(title) + tables.render(text, "text"), highlight=False)
+        console.print()
     for note in found.notes:
-        console.print(note, highlight=False)
+        console.print(tables.wrapped(note, "  "), highlight=False)
     if keep:
         tables.check_publishable(found)
         kept = Path("results") / found.manifest["scale"] / found.manifest["study"]
@@ -76,8 +83,9 @@ def study(
 def print_tables(
     folders: Folders = None,
     form: Annotated[str, typer.Option("--format", help="md, latex, html, csv or text.")] = "md",
-    delta: Delta = 0.5,
+    delta: Delta = None,
     runs: Runs = Path("runs"),
+    wide: Wide = False,
 ) -> None:
     """Print the tables of studies: AP with intervals, verdicts, costs, the paper's figures."""
     from . import results, tables
@@ -87,11 +95,11 @@ def print_tables(
     if form == "csv":
         print(tables.csv(found), end="")
     else:
-        print("\n".join(tables.whole(study, form) for study in found))
+        print("\n".join(tables.whole(study, form, wide) for study in found))
 
 
 @app.command("plots")
-def write_plots(folders: Folders = None, delta: Delta = 0.5, runs: Runs = Path("runs")) -> None:
+def write_plots(folders: Folders = None, delta: Delta = None, runs: Runs = Path("runs")) -> None:
     """Write the plots of studies: PNG, SVG and the CSV behind each, into <study>/plots/."""
     from . import plots, results
 
@@ -108,7 +116,7 @@ def write_plots(folders: Folders = None, delta: Delta = 0.5, runs: Runs = Path("
 def write_report(
     folders: Folders = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; default: in runs.")] = None,
-    delta: Delta = 0.5,
+    delta: Delta = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Write report.html, one file that needs no network, and the same as report.md."""
@@ -138,11 +146,28 @@ def write_validity(
     console.print("written: " + "  ".join(str(path) for path in written))
 
 
+@app.command("coverage")
+def write_coverage(
+    draws: Annotated[
+        int | None, typer.Option(help="Studies of each case and figure.", min=1)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("results/coverage"),
+) -> None:
+    """Whether intervals and verdicts hold what they say, in simulated studies whose true
+    differences are known; writes coverage.md and coverage.csv."""
+    from . import coverage
+
+    found = coverage.run(coverage.cases(), draws or coverage.DRAWS)
+    written = coverage.write(found, out)
+    console.print(written[0].read_text(), highlight=False)
+    console.print("written: " + "  ".join(str(path) for path in written))
+
+
 @app.command("repeats")
 def write_repeats(
     folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
     size: Annotated[int, typer.Option(help="Seeds of a set.")] = 3,
-    delta: Delta = 0.5,
+    delta: Delta = None,
     keep: Annotated[bool, typer.Option("--keep", help="Copy it to results/ as well.")] = False,
 ) -> None:
     """Would another set of seeds say the same: the verdicts of disjoint sets of a study's seeds,
@@ -184,7 +209,7 @@ def add(
 def compare(
     ours: Annotated[Path, typer.Argument(help="Folder of a finished run, or of what `add` added.")],
     base: Annotated[Path, typer.Argument(help="The run that it is compared with.")],
-    delta: Delta = 0.5,
+    delta: Delta = None,
     top: Annotated[int, typer.Option(help="Categories and images to show of each.", min=0)] = 5,
 ) -> None:
     """The difference of two runs: what changed, AP with 95 % intervals over images, the categories

@@ -1,29 +1,38 @@
 """How sure an AP is, and a difference of two: COCO's or LVIS's AP of resampled images.
 
 Images are resampled as wholes, with replacement (Efron and Tibshirani, An Introduction to the
-Bootstrap, 1993), so what is alike inside an image stays together; two runs see the same resamples.
+Bootstrap, 1993), so what is alike inside an image stays together; all runs see the same resamples.
 
-Where variants have several seeds, images and seeds are two crossed sources. The variance of a mean
-is that over images, plus that over seeds, minus that of both together, which each of them contains
-(Cameron, Gelbach and Miller, Robust Inference With Multiway Clustering, 2011, equation 2.11). Few
-seeds tell little of their spread: their share of an interval is by Student's quantile, the rest by
-the normal one, and the two half-widths are added as squares (Howe, Approximate Confidence Limits on
-the Mean of X + Y Where X and Y Are Two Tabled Independent Random Variables, 1974). That errs on the
-safe side where both matter alike.
+Rows of a study share seeds, and with them whatever a seed decides in all of them alike: a
+randomised block design, AP = row + seed + residual (Montgomery, Design and Analysis of Experiments,
+chapter 4). A row is set against the base seed by seed, the residuals are pooled over all rows whose
+spreads are alike, and the intervals of all rows hold at once (Dunnett, A Multiple Comparison
+Procedure for Comparing Several Treatments with a Control, 1955). A row whose seeds spread
+otherwise, or that has too few to tell, is set against the base by its own paired differences.
+
+Images and seeds are two crossed sources. The variance of a mean is that over images, plus that over
+seeds, minus that of both together, which each of them contains (Cameron, Gelbach and Miller, Robust
+Inference With Multiway Clustering, 2011, equation 2.11). Few seeds tell little of their spread:
+their share of an interval is by Student's quantile, the rest by the normal one, and the two
+half-widths are added as squares (Howe, Approximate Confidence Limits on the Mean of X + Y Where X
+and Y Are Two Tabled Independent Random Variables, 1974). That errs on the safe side where both
+matter alike.
 
 Intervals are around the AP of the set as it is. Percentiles of resampled APs are not used: AP takes
 the highest precision of any higher recall, so a resample, noisier than the set it is drawn from,
 has a higher AP where the objects of a category are few.
 """
 
+import functools
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize, stats
 
 from experiments import matches
 from experiments.average_precision import FIGURES, figures
@@ -33,7 +42,20 @@ from experiments.matches import Matches
 
 RESAMPLES = 1000
 _VERSION = 1  # of what is kept; raise it when drawing changes
-DELTA = 0.5  # AP: smaller differences are of no interest
+# AP: smaller differences are of no interest. At mini scale it is what three seeds can resolve.
+DELTAS = {"mini": 2.0}
+DELTA = 0.5  # of the other scales
+
+# Whether a row spreads as the others do is an F test of its residuals against theirs, at `_ALIKE`,
+# or so much more strictly that one that spreads `_UNLIKE` times as much is missed in `_MISSED` of
+# studies: what fails has an interval of its own. What chance alone would hardly bring about
+# (`_SURELY`) is taken out of the others' spread, too. Where a row spreads far less than the others
+# that are left (`_LITTLE`), some of these hide each other, and nothing is pooled. Two seeds say
+# nothing of a row's spread.
+_ALIKE, _SURELY, _LITTLE = 0.05, 0.001, 0.015
+_UNLIKE, _MISSED = 9.0, 0.05
+_SEEDS_TO_POOL = 3
+_SPENT = 0.4  # of the error of pooled intervals: for rows that are missed
 
 
 @dataclass(frozen=True)
@@ -41,35 +63,93 @@ class Estimate:
     """A figure, or a difference of two, with what is known of its error; AP in 0..100.
 
     The interval is about the recipes, if there are several seeds; about these trained detectors, if
-    there are not.
+    there are not. Inside this module the first four may be arrays, of many figures.
+
+    Attributes:
+        value: mean over seeds.
+        std: standard error of the value, of both sources.
+        std_images: of the value, over resampled images.
+        std_seeds: of the value, over seeds; None where each variant has one.
+        freedom: degrees of freedom of std_seeds.
+        spread: whose seeds std_seeds is of: "pooled" over rows that share them, the row's "own"
+            paired differences, "unpaired" (row and base by themselves), or "" where it is None.
+        rows: differences of one table, whose intervals hold at once.
+        correlation: of any two pooled ones of them over seeds, at least.
     """
 
-    value: float  # mean over seeds
-    std: float  # standard error of the value, of both sources
-    std_images: float  # of the value, over resampled images
-    std_seeds: float | None  # of the value, over seeds; None where each variant has one
-    freedom: float  # degrees of freedom of std_seeds
+    value: float
+    std: float
+    std_images: float
+    std_seeds: float | None
+    freedom: float
+    spread: str = ""
+    rows: int = 1
+    correlation: float = 0.0
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The two-sided interval that holds the true value with this probability."""
-        at = (1 + level) / 2
-        seeds = self.std_seeds or 0.0
-        rest = math.sqrt(max(self.std**2 - seeds**2, 0.0))
-        half = math.hypot(NormalDist().inv_cdf(at) * rest, _student(at, self.freedom) * seeds)
+    def interval(self, level: float = 0.95, sides: int = 2) -> tuple[float, float]:
+        """What holds the true value with this probability, and the other rows' with theirs.
+
+        Args:
+            sides: 2, or 1: each end by itself holds with `level`.
+        """
+        seeds = 0.0 if self.std_seeds is None else self.std_seeds
+        rest = np.sqrt(np.maximum(self.std**2 - seeds**2, 0.0))
+        pooled = self.spread == "pooled"
+        of_rest, of_seeds = _quantiles(
+            level + pooled * _SPENT * (1 - level),
+            sides,
+            self.freedom,
+            self.rows,
+            self.correlation if pooled else None,
+        )
+        half = np.hypot(of_rest * rest, of_seeds * seeds)
         return self.value - half, self.value + half
 
-    def verdict(self, delta: float = DELTA) -> str:
-        """What a difference is, in words.
+    def by_itself(self) -> "Estimate":
+        """The same, but for the other rows."""
+        return replace(self, rows=1)
+
+    def verdict(self, delta: float) -> str:
+        """What a difference is, in words; smaller ones than delta are of no interest.
 
         "equal within ±delta": two one-sided tests at 5 % refuse that it is delta or more, either
         way (Schuirmann, 1987), even if it is not 0; else "better" or "worse": its 95 % interval is
         on one side of 0; else "undecided".
         """
-        low, high = self.interval(0.90)
+        low, high = self.interval(sides=1)
         if -delta < low and high < delta:
             return f"equal within ±{delta:g}"
         low, high = self.interval()
         return "better" if low > 0 else "worse" if high < 0 else "undecided"
+
+
+@functools.cache
+def _quantiles(
+    level: float, sides: int, freedom: float, rows: int, correlation: float | None
+) -> tuple[float, float]:
+    """Quantiles, normal and Student's, that all of a table's intervals hold with at once.
+
+    Whatever rows have in common makes that likelier (Sidak, Rectangular Confidence Regions for the
+    Means of Multivariate Normal Distributions, 1967); where they share their spread and the base's
+    seeds, how much likelier is known (Dunnett).
+
+    Args:
+        correlation: of rows that share their spread; None: they do not.
+    """
+    one = 1 - (1 - level ** (1 / rows)) / sides
+    normal = float(stats.norm.ppf(one))
+    if correlation is None or rows == 1:
+        return normal, float(stats.t.ppf(one, freedom))
+    shape = np.where(np.eye(rows, dtype=bool), 1.0, correlation)
+
+    def more(quantile: float) -> float:
+        ends = np.full(rows, quantile)
+        lower = None if sides == 1 else -ends
+        words = dict(shape=shape, df=freedom, lower_limit=lower, random_state=0)
+        return float(stats.multivariate_t.cdf(ends, **words)) - level
+
+    bounds = [stats.t.ppf(1 - (1 - level) / sides / n, freedom) for n in (1, rows)]
+    return normal, float(optimize.brentq(more, bounds[0], 1.02 * bounds[1], xtol=1e-3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +160,11 @@ class Draws:
     values: np.ndarray  # (F,) of the set as it is
     resampled: np.ndarray  # (R, F) of resamples of its images
     truth: str  # digest of what was to be found, and of how often each image was drawn
+
+
+def delta_of(scale: str) -> float:
+    """Differences in AP that are of no interest at a scale."""
+    return DELTAS.get(scale, DELTA)
 
 
 def draw(run: Matches, resamples: int = RESAMPLES, seed: int = 0) -> Draws:
@@ -112,69 +197,353 @@ def bootstrap(runs: Sequence[Draws]) -> dict[str, Estimate | None]:
     Raises:
         UserError: they were not evaluated on the same images and objects.
     """
-    return _estimate(runs, [])
+    _check(runs)
+    values, images = _arrays(runs)
+    one_row = np.zeros(len(runs), int)
+    weights = np.full(len(runs), 1 / len(runs))
+    found = _estimate(values, images, one_row, one_row, weights, "own")
+    return _by_figure(found, values)
 
 
 def paired(ours: Sequence[Draws], base: Sequence[Draws]) -> dict[str, Estimate | None]:
-    """The difference of two variants' mean figures, ours minus the base's; see `bootstrap`."""
-    return _estimate(ours, base)
+    """The difference of two variants' mean figures, ours minus the base's; see `bootstrap`.
+
+    Images are paired, seeds are not: they may be any.
+    """
+    _check([*base, *ours])
+    values, images = _arrays([*base, *ours])
+    rows = np.repeat([0, 1], [len(base), len(ours)])
+    return _by_figure(_unpaired(values, images, rows, 1), values)
 
 
-def _estimate(ours: Sequence[Draws], base: Sequence[Draws]) -> dict[str, Estimate | None]:
-    if len({run.truth for run in (*ours, *base)}) > 1:
+def against(
+    base: str,
+    runs: Mapping[str, Mapping[int, Draws]],
+    foreign: Collection[str] = (),
+    trained_as: Mapping[str, str] | None = None,
+) -> dict[str, dict[str, Estimate | None]]:
+    """Of each row but the base, the difference of its figures to the base's; see `bootstrap`.
+
+    Args:
+        runs: of each row, by seed.
+        foreign: rows whose seeds are not the others'.
+        trained_as: of rows that differ from another at test time alone, that other one. What
+            differs from the base so is always set against it by its own pairs.
+
+    Returns:
+        Row -> figure -> difference: its mean over the seeds that both have; where they share fewer
+        than two, the difference of their means. The intervals of all rows hold at once, figure by
+        figure.
+
+    Raises:
+        UserError: two were not evaluated on the same images and objects.
+    """
+    names = [base, *(name for name in runs if name != base)]
+    for name in names[1:]:
+        try:
+            _check([*runs[base].values(), *runs[name].values()])
+        except UserError as error:
+            raise UserError(f"{name} and {base}: {error}") from error
+    entries = [(row, seed) for row, name in enumerate(names) for seed in runs[name]]
+    rows, seeds = np.array(entries, int).T
+    values, images = _arrays([runs[names[row]][seed] for row, seed in entries])
+    first = trained_as or {}
+    same = {row: first.get(name, name) for row, name in enumerate(names)}
+    same = {row: names.index(name) if name in names else row for row, name in same.items()}
+    alone = {row for row, name in enumerate(names) if name in foreign}
+    found = {row: [] for row in range(1, len(names))}
+    for row, columns, estimate in differences(values, images, rows, seeds, alone, same):
+        found[row].append((columns, estimate))
+    return {names[row]: _merged(parts, values) for row, parts in found.items()}
+
+
+def differences(
+    values: np.ndarray,
+    images: np.ndarray,
+    rows: np.ndarray,
+    seeds: np.ndarray,
+    alone: Collection[int] = (),
+    same: Mapping[int, int] | None = None,
+) -> list[tuple[int, np.ndarray, Estimate]]:
+    """Differences of rows to the base, row 0, of many figures at once.
+
+    Args:
+        values: (N, F), of N runs.
+        images: (F, N, N) or (1, N, N), their covariance over images.
+        rows, seeds: (N,), of each run.
+        alone: rows whose seeds are not the others'.
+        same: of each row, the first one that has its trainings.
+
+    Returns:
+        Row, columns of `values`, and the estimate, its numbers arrays of these columns.
+    """
+    others = list(range(1, rows.max() + 1))
+    same = same or {row: row for row in (0, *others)}
+    mine = {row: set(seeds[rows == row]) for row in (0, *others)}
+    shared = {row: mine[0] & mine[row] if row not in alone else set() for row in others}
+    in_block = [row for row in others if len(shared[row]) > 1]
+    # Of one run each nothing is known of seeds: that is no interval of the table.
+    told = sum(len(mine[0]) + len(mine[row]) > 2 for row in others)
+    columns = np.arange(values.shape[1])
+    found = []
+    for row in others:
+        if row not in in_block:
+            here = np.isin(rows, (0, row))
+            part = _unpaired(values[here], images[:, here][:, :, here], rows[here], row)
+            found.append((row, columns, replace(part, rows=told if part.spread else 1)))
+    weights = {}
+    for row in in_block:
+        sign = (rows == row).astype(int) - (rows == 0)
+        weights[row] = sign * np.isin(seeds, list(shared[row])) / len(shared[row])
+    correlation = _lowest_correlation(list(weights.values()))
+    members = [row for row in in_block if same[row] == row and len(shared[row]) >= _SEEDS_TO_POOL]
+    pool = _pool(values, images, rows, seeds, [0, *members])
+    nowhere = np.zeros(len(columns), bool)
+    for row in in_block:
+        # What has a pooled row's trainings spreads as it does; what has the base's does not.
+        pooled = nowhere if same[row] == 0 else pool.alike.get(same[row], nowhere)
+        for freedom in np.unique(pool.freedom[pooled]):
+            here = columns[pooled & (pool.freedom == freedom)]
+            of_images = images[here] if len(images) > 1 else images
+            part = _combined(
+                values[:, here], of_images, weights[row], pool.spread[here], pool.of_both[here]
+            )
+            words = dict(freedom=int(freedom), spread="pooled", correlation=correlation)
+            found.append((row, here, replace(part, rows=told, **words)))
+        if len(here := columns[~pooled]):
+            of_images = images[here] if len(images) > 1 else images
+            two = np.isin(rows, (0, row))
+            part = _estimate(
+                values[:, here][two],
+                of_images[:, two][:, :, two],
+                rows[two],
+                seeds[two],
+                weights[row][two],
+                "own",
+            )
+            found.append((row, here, replace(part, rows=told)))
+    return found
+
+
+class _Pool(NamedTuple):
+    """What rows that share seeds know together, of F figures."""
+
+    alike: dict[int, np.ndarray]  # of a row, where it and the base may use it, (F,) bool
+    spread: np.ndarray  # (F,) variance of a run's residual
+    of_both: np.ndarray  # (F,) of that, over images
+    freedom: np.ndarray  # (F,)
+
+
+def _pool(
+    values: np.ndarray,
+    images: np.ndarray,
+    rows: np.ndarray,
+    seeds: np.ndarray,
+    members: Sequence[int],
+) -> _Pool:
+    """Residuals of AP = row + seed, over the seeds that all members have, the base first."""
+    figures = values.shape[1]
+    common = sorted(set.intersection(*(set(seeds[rows == row]) for row in members)))
+    n = len(common)
+    if len(members) < 3 or n < _SEEDS_TO_POOL:
+        nothing = np.zeros(figures)
+        return _Pool({}, nothing, nothing, nothing)
+    at = np.array(
+        [[np.flatnonzero((rows == r) & (seeds == s))[0] for s in common] for r in members]
+    )
+    ours = values[at] - values[at].mean(1, keepdims=True)
+    products = np.einsum("vsf,wsf->vwf", ours, ours)
+    blocks = images[:, at][:, :, :, at]  # (F, rows, seeds, rows, seeds)
+    of_images = np.einsum("fvsws->vwf", blocks) - np.einsum("fvswt->vwf", blocks) / n
+    of_images = np.broadcast_to(of_images, products.shape)
+
+    def lenient(freedom: int, of_rest: int) -> float:
+        found = stats.f(freedom, of_rest)
+        return min(found.ppf(1 - _ALIKE), _UNLIKE**2 * found.ppf(_MISSED))
+
+    kept = _sorted_out(products, n, lambda *freedom: stats.f.ppf(1 - _SURELY, *freedom))
+    alike = _sorted_out(products, n, lenient)
+    least = _limits(len(members), n, lambda *freedom: stats.f.ppf(_LITTLE, *freedom))
+    little = alike & (_ratios(products, alike) < least[alike.sum(0)])
+    alike &= kept & ~little.any(0)
+    count = kept.sum(0)
+    alike &= alike[0] & (count > 2)
+    freedom = (count - 1) * (n - 1)
+    return _Pool(
+        dict(zip(members, alike, strict=True)),
+        _residuals(products, kept)[0] / freedom,
+        _residuals(of_images, kept)[0] / freedom,
+        freedom,
+    )
+
+
+def _sorted_out(products: np.ndarray, n: int, allowed: Callable[[int, int], float]) -> np.ndarray:
+    """Rows whose spreads do not differ beyond what is allowed: (rows, F) bool.
+
+    The row that spreads the most beyond the others is taken out until none is left to take.
+
+    Args:
+        products: of `_residuals`.
+        n: seeds.
+        allowed: the largest ratio of a row's mean square to that of the rest, by their freedom.
+    """
+    kept = np.ones(products[0].shape, bool)
+    limits = _limits(len(kept), n, allowed)
+    while True:
+        excess = np.where(kept, _ratios(products, kept), -1.0) - limits[kept.sum(0)]
+        worst, refused = excess.argmax(0), (excess.max(0) > 0) & (kept.sum(0) > 2)
+        if not refused.any():
+            return kept
+        kept[worst[refused], refused] = False
+
+
+def _limits(rows: int, n: int, quantile: Callable[[int, int], float]) -> np.ndarray:
+    """Of a row's mean square to that of the rest, by the number of rows; NaN of less than three."""
+    found = [quantile(n - 1, (count - 2) * (n - 1)) for count in range(3, rows + 1)]
+    return np.array([np.nan] * 3 + found)
+
+
+def _ratios(products: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Of each kept row's mean square to that of the other kept ones, (rows, F)."""
+    whole, rest = _residuals(products, kept)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (whole - rest) / rest * (kept.sum(0) - 2)
+    # Runs that do not differ at all are alike.
+    return np.nan_to_num(ratio, nan=1.0, posinf=np.inf)
+
+
+def _residuals(products: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of squares that AP = row + seed leaves.
+
+    Args:
+        products: (rows, rows, F), sums over seeds of the products of two rows' deviations from
+            their means.
+        kept: (rows, F), rows that count.
+
+    Returns:
+        Of the kept rows, (F,); of these without each one, (rows, F).
+    """
+    count = kept.sum(0)
+    squares = np.einsum("vvf->vf", products) * kept
+    across = np.einsum("vwf,wf->vf", products, kept) * kept
+    of_rows, of_seeds = squares.sum(0), across.sum(0)
+    left = of_rows - of_seeds / np.maximum(count, 1)
+    rest = of_rows - squares - (of_seeds - 2 * across + squares) / np.maximum(count - 1, 1)
+    return np.maximum(left, 0.0), np.maximum(rest, 0.0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _projector(rows: tuple[int, ...], seeds: tuple[int, ...]) -> tuple[np.ndarray, int]:
+    """(N, N), what takes rows' and seeds' effects out of N figures, and what freedom is left."""
+    parts = [np.equal.outer(labels, np.unique(labels)) for labels in (rows, seeds)]
+    design = np.concatenate(parts, axis=1).astype(float)
+    left = np.eye(len(rows)) - design @ np.linalg.pinv(design)
+    return left, len(rows) - int(np.linalg.matrix_rank(design))
+
+
+def _unpaired(values: np.ndarray, images: np.ndarray, rows: np.ndarray, row: int) -> Estimate:
+    """The difference of the means of one row and row 0, seeds of any kind."""
+    ours = rows == row
+    weights = ours / ours.sum() - ~ours / (~ours).sum()
+    return _estimate(values, images, rows, np.zeros_like(rows), weights, "unpaired")
+
+
+def _estimate(
+    values: np.ndarray,
+    images: np.ndarray,
+    rows: np.ndarray,
+    seeds: np.ndarray,
+    weights: np.ndarray,
+    spread: str,
+) -> Estimate:
+    """A weighted sum of runs, of many figures, by what row and seed leave of these runs.
+
+    Args:
+        values, images, rows, seeds: as of `differences`.
+        weights: (N,)
+        spread: what to call that.
+    """
+    left, freedom = _projector(tuple(rows.tolist()), tuple(seeds.tolist()))
+    if not freedom:  # of one run each
+        return _combined(values, images, weights)
+    over_seeds = np.square(left @ values).sum(0) / freedom
+    of_both = np.einsum("nm,fmn->f", left, images) / freedom
+    found = _combined(values, images, weights, over_seeds, of_both)
+    return replace(found, freedom=freedom, spread=spread)
+
+
+def _combined(
+    values: np.ndarray,
+    images: np.ndarray,
+    weights: np.ndarray,
+    over_seeds: np.ndarray | None = None,
+    of_both: np.ndarray | None = None,
+) -> Estimate:
+    """A weighted sum of runs; of a run, the variance over seeds and what of that is of images."""
+    value = weights @ values
+    over_images = np.maximum(np.einsum("n,fnm,m->f", weights, images, weights), 0.0)
+    over_images = over_images + np.zeros(len(value))
+    if over_seeds is None:
+        std = np.sqrt(over_images)
+        return Estimate(value, std, std, None, math.inf)
+    share = np.square(weights).sum()
+    over_seeds, of_both = share * over_seeds, share * of_both
+    variance = np.maximum(over_images + over_seeds - of_both, np.maximum(over_images, over_seeds))
+    return Estimate(
+        value, np.sqrt(variance), np.sqrt(over_images), np.sqrt(over_seeds), freedom=math.inf
+    )
+
+
+def _lowest_correlation(weights: Sequence[np.ndarray]) -> float:
+    """Of any two sums of independent residuals."""
+    if len(weights) < 2:
+        return 0.0
+    unit = np.array([w / np.linalg.norm(w) for w in weights])
+    return round(float((unit @ unit.T).min()), 6)
+
+
+def _check(runs: Sequence[Draws]) -> None:
+    """Raises UserError if they are not of the same images and objects."""
+    if len({run.truth for run in runs}) > 1:
         raise UserError(
             "runs were evaluated on different images or objects, or resampled differently: "
             "only those on the same ones can be compared"
         )
-    groups = [group for group in (ours, base) if group]
-    return {
-        figure: _of_figure(
-            [np.array([run.values[f] for run in group]) for group in groups],
-            [np.array([run.resampled[:, f] for run in group]) for group in groups],
-        )
-        for f, figure in enumerate(FIGURES[: len(ours[0].values)])
-    }
 
 
-def _of_figure(values: list[np.ndarray], resampled: list[np.ndarray]) -> Estimate | None:
-    """Of one or two groups of seeds: (n,) figures, (n, R) of resamples."""
-    if np.isnan(np.concatenate(values)).any():
-        return None
-    known = ~np.isnan(np.concatenate(resampled)).any(0)
-    resampled = [group[:, known] for group in resampled]
-    signs = (1, -1)[: len(values)]
-    value = sum(s * group.mean() for s, group in zip(signs, values, strict=True))
-    drawn = sum(s * group.mean(0) for s, group in zip(signs, resampled, strict=True))
-    images = drawn.var(ddof=1)
-    freedom = sum(len(group) - 1 for group in values)
-    if not freedom:
-        return Estimate(value, math.sqrt(images), math.sqrt(images), None, math.inf)
-    # Seeds are taken to vary alike in both variants: few of each know more together.
-    over_seeds = sum(((group - group.mean()) ** 2).sum() for group in values) / freedom
-    of_both = (
-        sum((group - group.mean(0)).var(axis=1, ddof=1).sum() for group in resampled) / freedom
-    )
-    share = sum(1 / len(group) for group in values)
-    seeds, both = over_seeds * share, of_both * share
-    variance = max(images + seeds - both, images, seeds)
-    return Estimate(
-        value=value,
-        std=math.sqrt(variance),
-        std_images=math.sqrt(images),
-        std_seeds=math.sqrt(seeds),
-        freedom=freedom,
-    )
+def _arrays(runs: Sequence[Draws]) -> tuple[np.ndarray, np.ndarray]:
+    """Figures (N, F) of runs, and their covariance over images (F, N, N)."""
+    values = np.array([run.values for run in runs])
+    images = []
+    for drawn in np.array([run.resampled for run in runs]).transpose(2, 0, 1):
+        known = drawn[:, ~np.isnan(drawn).any(0)]
+        few = known.shape[1] < 2
+        images.append(np.full((len(runs),) * 2, np.nan) if few else np.atleast_2d(np.cov(known)))
+    return values, np.array(images)
 
 
-def _student(probability: float, freedom: float) -> float:
-    """Quantile of Student's distribution: its density is cos^(freedom - 1) of the angle whose
-    tangent is t / sqrt(freedom)."""
-    if freedom > 1000:
-        return NormalDist().inv_cdf(probability)
-    angle = np.linspace(-np.pi / 2, np.pi / 2, 20001)
-    share = np.cumsum(np.cos((angle[:-1] + angle[1:]) / 2) ** (freedom - 1))
-    angle = np.interp(probability, np.insert(share / share[-1], 0, 0), angle)
-    return math.sqrt(freedom) * math.tan(angle)
+def _by_figure(estimate: Estimate, values: np.ndarray) -> dict[str, Estimate | None]:
+    return _merged([(np.arange(values.shape[1]), estimate)], values)
+
+
+def _merged(
+    parts: Sequence[tuple[np.ndarray, Estimate]], values: np.ndarray
+) -> dict[str, Estimate | None]:
+    """Estimates of arrays, by the names of their figures; None where there is no such object."""
+    names = FIGURES[: values.shape[1]]
+    found = dict.fromkeys(names)
+    for columns, estimate in parts:
+        for i, column in enumerate(columns):
+            if not np.isnan(values[:, column]).any():
+                seeds = estimate.std_seeds
+                found[names[column]] = replace(
+                    estimate,
+                    value=float(estimate.value[i]),
+                    std=float(estimate.std[i]),
+                    std_images=float(estimate.std_images[i]),
+                    std_seeds=None if seeds is None else float(seeds[i]),
+                )
+    return found
 
 
 def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from experiments import average_precision, matches
 from experiments.data import annotations
@@ -17,6 +17,7 @@ from .bootstrap import resample
 from .results import Results
 
 SHOWN = 20  # categories in a table that is read; all are in categories.csv
+_ACROSS = 5  # variants in a table that is read
 
 
 def names(truth: dict) -> dict[int, str]:
@@ -46,9 +47,7 @@ def table(runs: Sequence[Matches], names: dict[int, str]) -> pd.DataFrame:
         value, moves = value - found[1][:, 0], moves - drawn[1]
         columns["difference"] = value
     # A resample may lack a category.
-    half = NormalDist().inv_cdf(0.975) * np.ma.masked_invalid(moves).std(axis=1, ddof=1).filled(
-        np.nan
-    )
+    half = stats.norm.ppf(0.975) * np.ma.masked_invalid(moves).std(axis=1, ddof=1).filled(np.nan)
     columns |= dict(low=value - half, high=value + half)
     return pd.DataFrame(columns)[objects > 0].reset_index(drop=True)
 
@@ -89,9 +88,10 @@ def of_study(found: Results) -> pd.DataFrame:
     return mean.drop(columns="place")
 
 
-def texts(found: Results) -> list[pd.DataFrame]:
-    """`of_study` as text cells, a table of boxes and one of masks: a row per category, a column per
-    variant; of more than `SHOWN` categories those in which the rows differ most."""
+def texts(found: Results) -> list[tuple[str, pd.DataFrame]]:
+    """`of_study` as tables of text cells with their titles, of boxes and of masks: a row per
+    category, a column per variant, `_ACROSS` in a table; of more than `SHOWN` categories those in
+    which the rows differ most."""
     every, shown = of_study(found), []
     for kind in KINDS:
         mine = every[every["kind"] == kind]
@@ -103,6 +103,7 @@ def texts(found: Results) -> list[pd.DataFrame]:
             ranges = cells.max(axis=1) - cells.min(axis=1)
             cells = cells.loc[ranges.sort_values(ascending=False, kind="stable").index[:SHOWN]]
         text = cells.map(lambda ap: "" if pd.isna(ap) else f"{ap:.1f}")
-        text.columns = [f"{kind} AP {variant}" for variant in order]
-        shown.append(text.reset_index().astype(str))
+        for first in range(0, len(order), _ACROSS):
+            some = text[order[first : first + _ACROSS]]
+            shown.append((f"{kind.capitalize()} AP by category", some.reset_index().astype(str)))
     return shown

@@ -12,7 +12,7 @@ from experiments.errors import UserError
 from experiments.records import Record
 
 from . import reach
-from .bootstrap import DELTA, Draws, Estimate, of_run, paired
+from .bootstrap import Draws, Estimate, delta_of, of_run, paired
 from .categories import names
 from .categories import table as of_categories
 from .results import SAME, flat_config
@@ -42,12 +42,12 @@ def read(folder: str | Path) -> Record:
     return records.read(path)
 
 
-def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.DataFrame:
+def ap_table(ours: str | Path, base: str | Path, delta: float | None = None) -> pd.DataFrame:
     """The set's AP figures of two finished runs, boxes and masks, a row each.
 
     Args:
         ours, base: folders of runs, or of foreign results.
-        delta: AP in 0..100; smaller differences are of no interest.
+        delta: AP in 0..100; smaller differences are of no interest. None: the scale's.
 
     Returns:
         Columns kind, figure, base, ours, difference, low and high (95 % interval of the difference,
@@ -63,7 +63,9 @@ def ap_table(ours: str | Path, base: str | Path, delta: float = DELTA) -> pd.Dat
             f"{ours} and {base} have no AP of the same kind: one has boxes only, the other masks "
             "only. Choose runs that share one"
         )
-    says = not any(reach.marked(read(folder).reach) for folder in (ours, base))
+    runs = [read(folder) for folder in (ours, base)]
+    says = not any(reach.marked(run.reach) for run in runs)
+    delta = delta_of(runs[1].scale) if delta is None else delta
     rows = []
     for kind in shared:
         drawn, differences = _paired(ours, base, kind)

@@ -19,10 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from experiments.records import METRICS
+from experiments.records import FOREIGN, METRICS
 
 from . import reach, style
-from .results import KINDS, PAPER_SIZES, Results, paper_column, paper_data
+from .results import KINDS, ONE_SEED, PAPER_SIZES, Results, paper_column, paper_data
 from .style import plt
 
 _OBJECTS = {"aps": "small\n(below 32² px)", "apm": "medium", "apl": "large\n(above 96² px)"}
@@ -36,6 +36,104 @@ _PLACES = {
     "1": "next\nwindow",
 }
 _PROPAGATIONS = ("none", "global", "conv", "shifted")  # that the closed formulas know
+
+
+# ---- Differences -------------------------------------------------------------------------------
+
+_VERDICTS = {"better": "#05603a", "worse": "#a4262c"}  # the report's colors
+
+
+def forest(results: Results, path: Path) -> list[Path]:
+    """A forest plot: of each row the difference to the base in box and mask AP, with its interval,
+    and the region of practical equivalence."""
+    rows = results.table[results.table["variant"] != results.manifest["base"]]
+    kinds = [kind for kind in KINDS if rows[f"ap_{kind}_diff"].notna().any()]
+    if not kinds:
+        return []
+    style.use()
+    rows = rows[rows[[f"ap_{kind}_diff" for kind in kinds]].notna().any(axis=1)]
+    figure, panels = plt.subplots(
+        1,
+        len(kinds),
+        figsize=(4.2 * len(kinds), 1.6 + 0.42 * len(rows)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    numbers = []
+    for axis, kind in zip(panels[0], kinds, strict=True):
+        axis.axvspan(-results.delta, results.delta, color="0.9", linewidth=0, zorder=0)
+        axis.axvline(0, color=style.GREY, linewidth=1, zorder=1)
+        ends = {
+            end: rows[f"ap_{kind}{end}"].astype(float)
+            for end in ("_diff", "_diff_low", "_diff_high")
+        }
+        for place, (i, row) in enumerate(rows.iterrows()):
+            value, low, high = (ends[end][i] for end in ends)
+            verdict = row[f"ap_{kind}_verdict"] or ""
+            words = dict(kind=kind, variant=row["variant"], seeds=row["seeds"])
+            numbers.append(words | dict(diff=value, low=low, high=high, verdict=verdict))
+            color = _VERDICTS.get(verdict, style.GREY)
+            axis.plot([low, high], [place, place], "-", color=color, linewidth=2, zorder=2)
+            face = "white" if verdict in ("undecided", ONE_SEED, "") else color
+            (point,) = axis.plot(value, place, "s", color=color, mfc=face, markersize=7, zorder=3)
+            interval = "" if pd.isna(low) else f" (95 % interval {low:+.1f} to {high:+.1f})"
+            says = f": {verdict}" if verdict else ""
+            style.tip(point, f"{row['variant']}\n{value:+.1f} {kind} AP{interval}{says}")
+        # Intervals of two seeds can be many times as long as everything else is far apart.
+        most = max(2 * ends["_diff"].abs().max(), 3 * results.delta)
+        low, high = ends["_diff_low"].min(), ends["_diff_high"].max()
+        left = min(max(low, -most), ends["_diff"].min(), -1.1 * results.delta)
+        right = max(min(high, most), ends["_diff"].max(), 1.1 * results.delta)
+        margin = 0.05 * (right - left) or 1.0
+        axis.set_xlim(left - margin, right + margin)
+        axis.set_yticks(range(len(rows)), [_short(name) for name in rows["variant"]])
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.grid(False, axis="y")
+        axis.set_xlabel(f"{kind} AP less that of {_short(results.manifest['base'])}")
+    _title(figure, results, "differences")
+    signs = {
+        "95 % interval,\nall rows at once": dict(linestyle="-", linewidth=2),
+        "decided": dict(marker="s", markersize=7),
+        "undecided": dict(marker="s", markersize=7, mfc="white"),
+        f"of no interest:\nwithin ±{results.delta:g} AP": dict(
+            marker="s", markersize=12, color="0.9"
+        ),
+    }
+    _legend(figure, {}, signs)
+    return style.save(figure, path, pd.DataFrame(numbers))
+
+
+def seeds(results: Results, path: Path) -> list[Path]:
+    """A slope plot: AP of each row and seed, the runs of one seed joined by a line."""
+    runs = results.records
+    if runs.empty or runs["seed"].nunique() < 2 or runs["variant"].nunique() < 2:
+        return []
+    runs = runs[(runs["fingerprint"] != FOREIGN) & ~reach.not_learned(runs)]
+    kinds = [k for k in KINDS if f"ap_{k}" in runs and runs[f"ap_{k}"].notna().any()]
+    names = [name for name in results.table["variant"] if name in set(runs["variant"])]
+    if not kinds or len(names) < 2:
+        return []
+    style.use()
+    looks = style.looks(sorted(runs["seed"].unique()))
+    figure, panels = plt.subplots(
+        1, len(kinds), figsize=(4.5 * len(kinds), 4), squeeze=False, layout="constrained"
+    )
+    for axis, kind in zip(panels[0], kinds, strict=True):
+        for seed, mine in runs.groupby("seed"):
+            mine = mine.set_index("variant")[f"ap_{kind}"].reindex(names)
+            look = looks[seed] | dict(markersize=7, mec="white", mew=0.5)
+            (line,) = axis.plot(range(len(names)), mine, **look)
+            style.tip(line, f"seed {seed}\n" + ", ".join(f"{ap:.1f}" for ap in mine))
+        slanted = dict(rotation=30, ha="right", rotation_mode="anchor")
+        axis.set_xticks(range(len(names)), [_short(name) for name in names], **slanted)
+        axis.set_xlim(-0.3, len(names) - 0.7)
+        axis.grid(False, axis="x")
+        axis.set_ylabel(f"{kind} AP, {_data(results)}")
+    _title(figure, results, "AP of each seed")
+    _legend(figure, {f"seed {seed}": look for seed, look in looks.items()}, {}, lines=True)
+    columns = ["variant", "seed", *(f"ap_{kind}" for kind in kinds)]
+    return style.save(figure, path, runs[columns])
 
 
 # ---- AP against cost ---------------------------------------------------------------------------
@@ -104,8 +202,8 @@ def ap_vs_memory(results: Results, path: Path) -> list[Path]:
 def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
     """A point is a row's mean AP over seeds, its bar the 95 % interval, a dot a single run.
 
-    Rows whose mean AP no row exceeds that costs no more are ringed: the Pareto front, which takes
-    no notice of intervals. The paper's AP stand at our counted costs if they are of the same data;
+    Rows that are surely better than all that cost no more are ringed: the Pareto front, as far as
+    it is decided. The paper's AP stand at our counted costs if they are of the same data;
     else, and where the cost is measured, they have panels of their own, row by row.
     """
     table = results.table.dropna(subset=[cost.column])
@@ -133,7 +231,7 @@ def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
     )
     parts, marked = [], reach.not_learned(results.records)
     for above, below, kind in zip(panels[0], panels[-1], kinds, strict=True):
-        part = _points(table, kind, cost, paper)
+        part = _points(table, kind, cost, paper, results.manifest["base"])
         parts.append(part)
         drawn = part.assign(x=part[cost.column] / unit)
         for column, mine in (("runs", ~marked), ("marked", marked)):
@@ -155,14 +253,19 @@ def _ap_vs_cost(results: Results, path: Path, cost: _Cost) -> list[Path]:
         signs["single run"] = dict(marker=".", markersize=7)
     if marked.any():
         signs[_MARK] = _CROSS
-    signs["Pareto front"] = dict(marker="o", markersize=14, mfc="none", linestyle="--")
+    if points["pareto_front"].any():
+        signs["Pareto front,\nas far as decided"] = dict(
+            marker="o", markersize=14, mfc="none", linestyle="--"
+        )
     if on_axes:
         signs[paper.words.replace(", ", ",\n", 1)] = dict(marker="o", markersize=8, mfc="white")
     _legend(figure, {name: looks[name] for name in table["variant"]}, signs)
     return style.save(figure, path, points)
 
 
-def _points(table: pd.DataFrame, kind: str, cost: _Cost, paper: _Paper | None) -> pd.DataFrame:
+def _points(
+    table: pd.DataFrame, kind: str, cost: _Cost, paper: _Paper | None, base: str
+) -> pd.DataFrame:
     """The numbers of a panel; rows of which no run learned the cue have no AP."""
     ap = f"ap_{kind}"
     marked = table.get("cue_not_learned", pd.Series(0, table.index)) > 0
@@ -171,17 +274,29 @@ def _points(table: pd.DataFrame, kind: str, cost: _Cost, paper: _Paper | None) -
     points[cost.column] = table[cost.column].astype(float)
     for name, column in {"ap": ap, "low": f"{ap}_low", "high": f"{ap}_high"}.items():
         points[name] = table[column].astype(float)
-    points["pareto_front"] = pareto_front(points[cost.column], points["ap"])
+    ends = [table[f"{ap}_diff{end}"].astype(float) for end in ("_low", "_high")]
+    is_base = table["variant"] == base
+    low, high = (end.mask(is_base, 0.0) for end in ends)
+    told = ~table[f"{ap}_verdict"].isin(["", ONE_SEED]) | is_base
+    points["pareto_front"] = pareto_front(points[cost.column], low.where(told), high.where(told))
     if paper:
         points["paper"] = table[paper_column(kind, paper.size)].astype(float)
         points["paper_is"] = paper.words
     return points
 
 
-def pareto_front(cost: pd.Series, ap: pd.Series) -> list[bool]:
-    """Which rows no row exceeds in AP that costs no more; none without an AP."""
-    pairs = zip(cost, ap, strict=True)
-    return [bool(pd.notna(a) and not (ap[cost <= c] > a).any()) for c, a in pairs]
+def pareto_front(cost: pd.Series, low: pd.Series, high: pd.Series) -> list[bool]:
+    """Which rows are surely better than all others that cost no more, or cost the least of all.
+
+    Args:
+        low, high: intervals of the difference to the base, which hold at once; NaN: not known, and
+            so neither on the front nor in its way. The base's are 0.
+    """
+    front, known = [], low.notna()
+    for i in cost.index:
+        others = known & (cost <= cost[i]) & (cost.index != i)
+        front.append(bool(known[i] and known.sum() > 1 and (high[others] < low[i]).all()))
+    return front
 
 
 def _tip(results: Results, index: int, kind: str) -> str:
@@ -234,8 +349,9 @@ def _draw_points(axis: Axes, points: pd.DataFrame, looks: dict, with_paper: bool
     bottom = min(seen.min(), max(points["low"].min(), seen.min() - most, 0))
     top = max(seen.max(), min(points["high"].max(), seen.max() + most, 100))
     axis.set_ylim(bottom - 0.06 * (top - bottom), top + 0.06 * (top - bottom))
+    # A few percent of a cost are shown as a few percent.
     left, right = points["x"].min(), points["x"].max()
-    margin = 0.12 * (right - left) or 0.05 * right
+    margin = max(0.12 * (right - left), (right / 2 - (right - left)) / 2)
     axis.set_xlim(left - margin, right + margin)
 
 
@@ -599,6 +715,11 @@ def _some_markers(curve: Sized) -> dict:
     return dict(markersize=6, markevery=max(len(curve) // 8, 1))
 
 
+def _short(name: str, letters: int = 24) -> str:
+    """A name that fits beside an axis."""
+    return name if len(name) <= letters else name[: letters - 1] + "…"
+
+
 def _hollow(look: dict) -> dict:
     """Of what is published."""
     return _marker(look) | dict(mfc="white", mec=look["color"], mew=1.5)
@@ -654,6 +775,8 @@ def _legend(figure: Figure, looks: dict, signs: dict[str, dict], lines: bool = F
 ALL: dict[str, Callable[[Results, Path], list[Path]]] = {
     plot.__name__: plot
     for plot in (
+        forest,
+        seeds,
         ap_vs_macs,
         ap_vs_params,
         ap_vs_time,

@@ -8,12 +8,11 @@ from experiments import records
 from experiments.errors import UserError
 
 from . import results
-from .bootstrap import DELTA
 
 DECIDED = ("better", "worse", "equal")
 
 
-def load(folder: str | Path, size: int, delta: float = DELTA) -> pd.DataFrame:
+def load(folder: str | Path, size: int, delta: float | None = None) -> pd.DataFrame:
     """Box AP of each row but the base, from each of as many disjoint sets of `size` seeds as all
     rows have in common: set, seeds, variant, diff with its interval (`low`, `high`), verdict.
 

@@ -31,7 +31,6 @@ from experiments.records import FOREIGN
 
 from . import (
     attention_distance,
-    categories,
     error_types,
     plots,
     prediction_sheet,
@@ -40,7 +39,6 @@ from . import (
     results,
     tables,
 )
-from .bootstrap import DELTA
 from .results import KINDS, Results
 
 
@@ -56,17 +54,31 @@ class Picture:
 
 # Group by group, as the report shows them.
 PICTURES = {
+    "What rows do to AP": (
+        Picture(
+            "forest",
+            "Differences to the base",
+            "Right of 0 is better; filled squares are decided; grey: too little to be of interest.",
+            plots.forest,
+        ),
+        Picture(
+            "seeds",
+            "AP of each seed",
+            "A line is a seed; lines side by side mean that seeds move all rows alike.",
+            plots.seeds,
+        ),
+    ),
     "What AP costs": (
         Picture(
             "ap_vs_macs",
             "AP against MACs",
-            "Up is better, left is cheaper; ringed rows are on the Pareto front.",
+            "Up is better, left is cheaper; ringed rows surely beat all that cost no more.",
             plots.ap_vs_macs,
         ),
         Picture(
             "ap_vs_params",
             "AP against parameters",
-            "Up is better, left is smaller; ringed rows are on the Pareto front.",
+            "Up is better, left is smaller; ringed rows surely beat all that are no larger.",
             plots.ap_vs_params,
         ),
         Picture(
@@ -180,6 +192,7 @@ _COLORS = {
     "#262626": "currentColor",
     "#595959": "var(--muted)",
     "#cccccc": "var(--line)",
+    "#e6e6e6": "var(--line)",
     "#ffffff": "var(--page)",
 }
 _RASTER = 400_000  # bytes: above, an SVG goes into the page as a picture of pixels
@@ -211,18 +224,17 @@ class _Study:
     environment: list[tuple[str, str]]
     commands: list[tuple[str, str]]
     records: list[tuple[str, str, str]]  # row, seed, address relative to the report
-    categories: list[pd.DataFrame]  # AP by category, see `categories.texts`
     drawn: dict[str, list[_Drawn]] = field(default_factory=dict)  # by group
     missing: list[str] = field(default_factory=list)
 
 
-def write(folders: Sequence[Path], out: Path, delta: float = DELTA) -> list[Path]:
+def write(folders: Sequence[Path], out: Path, delta: float | None = None) -> list[Path]:
     """Write the report of studies that were run.
 
     Args:
         folders: runs/<scale>/<study>, in the order in which they are shown.
         out: gets report.html, report.md, and a folder of pictures per study.
-        delta: AP; smaller differences are of no interest.
+        delta: AP; smaller differences are of no interest. None: of each study's scale.
 
     Returns:
         report.html and report.md.
@@ -243,7 +255,6 @@ def write(folders: Sequence[Path], out: Path, delta: float = DELTA) -> list[Path
         studies=list(studies.values()),
         runs=len({path for study in studies.values() for path in _paths(study.results)}),
         made=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        delta=f"{delta:g}",
         tables=tables,
         plain=_plain,
     )
@@ -302,7 +313,6 @@ def _study(found: Results, out: Path) -> _Study:
             (run["variant"], f"{run['seed']:g}", os.path.relpath(run["path"], out))
             for _, run in records.iterrows()
         ],
-        categories=categories.texts(found),
     )
 
 

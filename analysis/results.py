@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from experiments.errors import UserError
 from experiments.matches import KINDS
@@ -23,7 +24,7 @@ from experiments.records import (
 )
 
 from . import bootstrap, reach
-from .bootstrap import DELTA, Draws, Estimate
+from .bootstrap import Draws, Estimate, delta_of
 from .paper import published
 
 FIGURES = tuple(figure.lower() for figure in LVIS_FIGURES)  # the first six are COCO's too
@@ -39,6 +40,14 @@ PAPERS_DATA = {
 # Of a config: the data are known by what is in them, not by where it lies.
 _NOT_RECIPE = ("train.seed", "dataloader.train.dataset", "dataloader.test.dataset")
 SAME = ("precision", "device", "processes", "threads", "skipped", "memory_kind", "input_size")
+SEEDS_TO_BEAT = 5  # fewer say nothing of a share
+ONE_SEED = "one seed"  # in place of a verdict
+# Why an interval is not of all rows' seeds.
+_ONE_RUN = "one run: its interval takes its seeds to spread as the base's do; no verdict"
+_FEW_SHARED = "fewer than two seeds shared with the base: not paired by seed"
+_SAME_TRAININGS = "the base's trainings, tested otherwise: paired by them"
+_TOO_FEW = "two seeds say nothing of a row's spread: interval of its own pairs"
+_UNLIKE = "seeds, its own or the base's, spread unlike the others': interval of its own pairs"
 _SHOWN = 6  # differences of a row that are named
 
 
@@ -52,14 +61,18 @@ class Results:
         table: one row per variant; unfinished ones are empty. AP is in 0..100, the mean over seeds.
             `_std` is the sample standard deviation over seeds (empty for one seed), `ap_<kind>_low`
             and `_high` are the 95 % interval of the mean, within 0..100. `ap_<kind>_diff` is the
-            difference of the means to the base row, with its
-            interval in `_diff_low` and `_diff_high` and what it says in `_verdict`
-            (`analysis.bootstrap.Estimate`); so for every figure. `macs` are of the whole detector
-            and one image. `paper_*` are the paper's, for its sizes, at COCO scale.
+            difference to the base row: its mean over the seeds that both have, or else of the
+            means. Its 95 % interval, of all rows at once, is in `_diff_low` and `_diff_high`, whose
+            seeds it is of in `_spread`, and what it says in `_verdict`
+            (`analysis.bootstrap.Estimate`); so for every figure. A row of one seed gets no verdict.
+            `macs` are of the whole detector and one image. `paper_*` are the paper's, for its
+            sizes, at COCO scale.
+            `ap_<kind>_beats` is the share of seeds whose run of the row has a higher AP than the
+            base's, with its interval in `_beats_low` and `_beats_high`, from `SEEDS_TO_BEAT` on.
             Runs that did not learn the cue (`analysis.reach`) are in none of these but the costs:
             `seeds` are the others, `cue_not_learned` is their number, and `reach_<distance>` the
-            mean share of the others' found objects whose cue is right. Studies without a reach lack
-            these columns.
+            mean share of the others' found objects whose cue is right; `cue_learned` is the share
+            of runs that did, with its interval. Studies without a reach lack these columns.
         delta: AP; smaller differences are of no interest.
         notes: what in the table is not comparable, or lacks intervals, a line each.
     """
@@ -72,16 +85,20 @@ class Results:
     notes: list[str]
 
 
-def load(folder: str | Path, delta: float = DELTA, seeds: Collection[int] | None = None) -> Results:
+def load(
+    folder: str | Path, delta: float | None = None, seeds: Collection[int] | None = None
+) -> Results:
     """The study that was run in `folder`.
 
     Args:
+        delta: AP; smaller differences are of no interest. None: the scale's.
         seeds: of the runs that count; None: all.
 
     Raises:
         UserError: nothing was run there, or a file is broken or of another version.
     """
     manifest, records = load_study(folder)
+    delta = delta_of(manifest["scale"]) if delta is None else delta
     if seeds is not None:
         records = records[records["seed"].isin(seeds)].reset_index(drop=True)
     draws, notes = _draws(records)
@@ -96,8 +113,10 @@ def load(folder: str | Path, delta: float = DELTA, seeds: Collection[int] | None
     rows = [
         _row(manifest, variant, records, counted, estimates) for variant in manifest["variants"]
     ]
-    notes += reach.notes(records) + _differences(manifest, records)
-    return Results(Path(folder), manifest, records, pd.DataFrame(rows), delta, notes)
+    table = pd.DataFrame(rows)
+    notes += reach.notes(records) + _spreads(estimates, table)
+    notes += _differences(manifest, records)
+    return Results(Path(folder), manifest, records, table, delta, notes)
 
 
 def folders(chosen: Sequence[Path] | None, runs: Path) -> list[Path]:
@@ -153,50 +172,77 @@ class _Estimates:
     def __init__(self, manifest: dict, records: pd.DataFrame, draws: dict, delta: float):
         self.base, self.draws, self.delta = manifest["base"], draws, delta
         self.records = records
+        self.names = [variant["name"] for variant in manifest["variants"]]
+        self.trained_as = _trained_as(records, [self.base, *self.names])
+        self.differences = {kind: self._differences(kind) for kind in KINDS}
 
     def of(self, variant: str, kind: str) -> dict[str, Any]:
         """Columns of `Results.table`."""
-        ours, base = (_of(self.records, name) for name in (variant, self.base))
-        row: dict[str, Any] = {}
-        try:
-            mean = self._estimates(kind, ours)["ap"]
-            estimates = self._estimates(kind, ours, base)
-        except UserError as error:
-            raise UserError(f"{variant} and {self.base}: {error}") from error
+        drawn = self._drawn(variant, kind)
+        mean = bootstrap.bootstrap(list(drawn.values()))["AP"] if drawn else None
         # An AP is in 0..100, however little two seeds say.
         bounds = np.clip(mean.interval() if mean else (nan, nan), 0, 100)
-        row[f"ap_{kind}_low"], row[f"ap_{kind}_high"] = bounds
+        row: dict[str, Any] = {f"ap_{kind}_low": bounds[0], f"ap_{kind}_high": bounds[1]}
+        estimates = {
+            figure.lower(): found
+            for figure, found in self.differences[kind].get(variant, {}).items()
+        }
         for figure in FIGURES:
-            column = f"{figure}_{kind}"
-            if variant == self.base:
-                ends = ("diff", "diff_low", "diff_high")
-                row |= dict.fromkeys((f"{column}_{end}" for end in ends), nan)
-                row[f"{column}_verdict"] = ""
-            else:
-                row |= self._difference(column, ours, base, estimates[figure])
+            row |= self._difference(f"{figure}_{kind}", variant, estimates.get(figure))
         return row
 
-    def _difference(
-        self, column: str, ours: pd.DataFrame, base: pd.DataFrame, estimate: Estimate | None
-    ) -> dict[str, Any]:
-        known = column in ours and column in base
-        row = {f"{column}_diff": ours[column].mean() - base[column].mean() if known else nan}
-        row[f"{column}_diff_low"], row[f"{column}_diff_high"] = (
-            estimate.interval() if estimate else (nan, nan)
-        )
-        verdict = estimate.verdict(self.delta) if estimate else ""
-        # Of one seed it is about two trained detectors, which nobody asks about.
-        alone = ", one seed" if estimate and estimate.std_seeds is None else ""
-        return row | {f"{column}_verdict": verdict + alone}
+    def _difference(self, column: str, variant: str, estimate: Estimate | None) -> dict[str, Any]:
+        ours, base = (_of(self.records, name) for name in (variant, self.base))
+        row = dict.fromkeys((f"{column}_{end}" for end in ("diff", "diff_low", "diff_high")), nan)
+        row |= {f"{column}_spread": "", f"{column}_verdict": ""}
+        if variant == self.base:
+            return row
+        if estimate is None:
+            if column in ours and column in base:
+                row[f"{column}_diff"] = ours[column].mean() - base[column].mean()
+            return row
+        low, high = estimate.interval()
+        row |= {f"{column}_diff": estimate.value, f"{column}_spread": estimate.spread}
+        row |= {f"{column}_diff_low": low, f"{column}_diff_high": high}
+        # Of one seed it is about a trained detector, which nobody asks about.
+        verdict = ONE_SEED if len(ours) == 1 else estimate.verdict(self.delta)
+        return row | {f"{column}_verdict": verdict}
 
-    def _estimates(self, kind: str, *groups: pd.DataFrame) -> dict[str, Estimate | None]:
-        """Of one group of runs, or of the difference of two, by column."""
-        runs = [[self.draws.get((path, kind)) for path in group["path"]] for group in groups]
-        if not all(group and all(group) for group in runs):
-            return dict.fromkeys(FIGURES)
-        estimate = bootstrap.bootstrap if len(runs) == 1 else bootstrap.paired
-        found = {figure.lower(): value for figure, value in estimate(*runs).items()}
-        return dict.fromkeys(FIGURES) | found
+    def _differences(self, kind: str) -> dict[str, dict[str, Estimate | None]]:
+        """Row -> figure -> difference, of the rows that have draws."""
+        runs = {name: drawn for name in self.names if (drawn := self._drawn(name, kind))}
+        if self.base not in runs or len(runs) < 2:
+            return {}
+        foreign = set(self.records.loc[self.records["fingerprint"] == FOREIGN, "variant"])
+        return bootstrap.against(self.base, runs, foreign & set(runs), self.trained_as)
+
+    def _drawn(self, variant: str, kind: str) -> dict[int, Draws]:
+        """Of its runs by seed, if all have some."""
+        paths = _of(self.records, variant)["path"]
+        found = {seed: self.draws.get((path, kind)) for seed, path in paths.items()}
+        return found if all(found.values()) else {}
+
+
+def _trained_as(records: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
+    """Of each row the first of `names` that has its trainings: it differs at test time alone."""
+    first: dict[str, str] = {}
+    found = {}
+    for name in dict.fromkeys(names):
+        runs = _of(records, name)
+        if runs.empty or FOREIGN in set(runs["fingerprint"]):
+            continue
+        trainings = [_training(run) for _, run in runs.iterrows()]
+        found[name] = next((first[key] for key in trainings if key in first), name)
+        first |= dict.fromkeys(trainings, found[name])
+    return found
+
+
+def _training(run: pd.Series) -> str:
+    """What a run's training was, but for the machine; see `config.training_fingerprint`."""
+    flat = flat_config(run["config"])
+    at_test = ("test.", "dataloader.test.")
+    kept = {k: v for k, v in flat.items() if not k.startswith(at_test) and k not in NOT_IDENTITY}
+    return repr((sorted(kept.items()), run.name, run["data"].get("digest")))
 
 
 def _row(
@@ -213,12 +259,14 @@ def _row(
         row["cue_not_learned"] = len(finished) - len(mine)
         means = reach.shares(mine).mean().reindex(names)
         row |= {f"reach_{distance}": share for distance, share in means.items()}
+        row |= share_of("cue_learned", len(mine), len(finished))
     for kind in KINDS:
         for figure in FIGURES:
             values = mine.get(f"{figure}_{kind}", pd.Series(dtype=float)).astype(float)
             row[f"{figure}_{kind}"] = values.mean()
             row[f"{figure}_{kind}_std"] = values.std()
         row |= estimates.of(name, kind)
+        row |= _beats(manifest["base"], name, counted, kind)
     for column in _COSTS:
         row[column] = finished[column].iloc[0] if len(finished) else None
     for column in _MEASURED:
@@ -229,6 +277,26 @@ def _row(
             value = published().at[where[0], f"ap_{kind}"] if where else None
             row[paper_column(kind, size)] = value
     return row
+
+
+def _beats(base: str, name: str, counted: pd.DataFrame, kind: str) -> dict[str, float]:
+    """In how many seeds the row's run has the higher AP; NaN of few seeds and of other runs."""
+    column = f"ap_{kind}"
+    ours, theirs = _of(counted, name), _of(counted, base)
+    known = column in ours and column in theirs
+    if name == base or not known or FOREIGN in set(ours["fingerprint"]):
+        return share_of(f"{column}_beats", 0, 0)
+    pairs = pd.concat([ours[column], theirs[column]], axis=1, keys=["ours", "base"]).dropna()
+    seeds = len(pairs) if len(pairs) >= SEEDS_TO_BEAT else 0
+    return share_of(f"{column}_beats", int((pairs["ours"] > pairs["base"]).sum()), seeds)
+
+
+def share_of(column: str, count: int, of: int) -> dict[str, float]:
+    """A share and its 95 % interval by Wilson's score, as columns; NaN of nothing."""
+    if not of:
+        return dict.fromkeys((column, f"{column}_low", f"{column}_high"), nan)
+    found = stats.binomtest(count, of).proportion_ci(0.95, method="wilson")
+    return {column: count / of, f"{column}_low": found.low, f"{column}_high": found.high}
 
 
 def _paper_sizes(manifest: dict) -> tuple[str, ...]:
@@ -250,6 +318,31 @@ def _of(records: pd.DataFrame, variant: str) -> pd.DataFrame:
 
 
 # ---- What is not comparable --------------------------------------------------------------------
+
+
+def _spreads(estimates: _Estimates, table: pd.DataFrame) -> list[str]:
+    """Which rows' intervals are not of all rows' seeds, and why."""
+    groups: dict[str, list[str]] = {}
+    base, several = estimates.base, (table["seeds"] > 0).sum() > 2
+    seeds_of_base = _of(estimates.records, base).index
+    for _, row in table.iterrows():
+        name = row["variant"]
+        seeds = _of(estimates.records, name).index
+        shared = len(seeds.intersection(seeds_of_base))
+        kinds = {kind: row[f"ap_{kind}_spread"] for kind in KINDS}
+        own = [kind for kind in KINDS if kinds[kind] == "own"]
+        why = []
+        if "unpaired" in kinds.values():
+            why.append(_ONE_RUN if len(seeds) == 1 else _FEW_SHARED)
+        elif own and estimates.trained_as.get(name) == base:
+            why.append(_SAME_TRAININGS)
+        elif own and several:
+            why.append(_TOO_FEW if shared < 3 else f"{_UNLIKE} ({' and '.join(own)} AP)")
+        if any(kinds.values()) and 1 < shared < max(len(seeds), len(seeds_of_base)):
+            why.append(f"difference over the {shared} seeds that it shares with {base}")
+        for reason in why:
+            groups.setdefault(reason, []).append(name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in groups.items()]
 
 
 def _differences(manifest: dict, records: pd.DataFrame) -> list[str]:

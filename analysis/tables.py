@@ -1,8 +1,9 @@
-"""A study's table as text: mean and spread over seeds, differences to the base row with their
-intervals and what they say, costs, the paper's figures."""
+"""A study's tables as text: mean and spread over seeds, differences to the base row with their
+intervals and what they say, costs; the paper's figures in a table of their own."""
 
 import html
 import shlex
+import textwrap
 from collections.abc import Iterable
 
 import pandas as pd
@@ -12,7 +13,10 @@ from experiments.errors import UserError, unknown
 from experiments.reach import FOUND, LEARNED
 
 from . import categories, reach
-from .results import FIGURES, KINDS, PAPER_SIZES, Results, paper_column, paper_data
+from .results import FIGURES, KINDS, ONE_SEED, PAPER_SIZES, Results, paper_column, paper_data
+
+WIDTH = 110  # letters of a line, in a terminal and in Markdown
+OWN = "†"  # behind an interval that is not of all rows' seeds
 
 # How a table may be written, and what tabulate calls that.
 FORMATS = {
@@ -97,72 +101,177 @@ def _known(table: pd.DataFrame, column: str) -> bool:
     return column in table and table[column].notna().any()
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """AP, differences, costs and the paper's AP as text cells, units in the headers."""
+def summary(table: pd.DataFrame, base: str | None = None) -> pd.DataFrame:
+    """Box AP, its difference and what that says, MACs and relative time, as text cells.
+
+    Args:
+        base: the row that time is relative to; None: the first.
+    """
     digits = 1 if table["macs"].max() > 1e10 else 3
-    kinds = [k for k in KINDS if k == "box" or table[f"ap_{k}"].notna().any()]
     several = len(set(table["size"]) - {""}) > 1
-    reaches = [column for column in table if column.startswith("reach_")]
-    right = [reach.words(column.removeprefix("reach_")) for column in reaches]
+    names = table["variant"].tolist()
+    seconds = table["train_seconds"].astype(float) / float(
+        table["train_seconds"].iloc[names.index(base) if base in names else 0] or "nan"
+    )
     rows = []
-    for (_, r), runs in zip(table.iterrows(), finished(table), strict=True):
+    for (i, r), runs in zip(table.iterrows(), finished(table), strict=True):
         left_out = f" of {runs}" * bool(runs > r["seeds"])
         cells = {"variant": r["variant"], "seeds": f"{r['seeds']}{left_out}"}
         if several:
             cells["size"] = r["size"]
-        for kind in kinds:
-            ap = f"ap_{kind}"
-            cells[f"{kind} AP"] = _spread(r[ap], r[f"{ap}_std"])
-            bounds = (r[f"{ap}_diff_low"], r[f"{ap}_diff_high"])
-            cells[f"diff {kind} (95 %)"] = interval(r[f"{ap}_diff"], *bounds)
-            cells[f"{kind} verdict"] = "" if pd.isna(r[f"{ap}_verdict"]) else r[f"{ap}_verdict"]
-        if reaches:
-            shares = ["-" if pd.isna(v) else f"{v:.2f}" for v in r[reaches]]
-            known = " / ".join(shares) if r[reaches].notna().any() else ""
-            marked = left_out and not r["seeds"]
-            cells[f"colour right: {' / '.join(right)}"] = reach.MARK if marked else known
-        cells["params M"] = _amount(r["params"], 1e6, 2)
+        cells |= _compared(table, r, "ap", "box")
+        if left_out and not r["seeds"]:
+            cells["verdict"] = _NOT_LEARNED
+        cells["GMACs"] = _amount(r["macs"], 1e9, digits)
+        cells["time"] = _amount(seconds[i], 1, 2)
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+_NOT_LEARNED = reach.MARK.partition(":")[0]
+
+
+def _compared(table: pd.DataFrame, row: pd.Series, figure: str, kind: str) -> dict[str, str]:
+    """A figure of a row, its difference to the base and what that says."""
+    column = f"{figure}_{kind}"
+    low, high = row[f"{column}_diff_low"], row[f"{column}_diff_high"]
+    several = (table["seeds"] > 0).sum() > 2
+    own = row.get(f"{column}_spread") in ("own", "unpaired")
+    verdict = row[f"{column}_verdict"]
+    return {
+        f"{kind} AP{figure.removeprefix('ap')}": _spread(row[column], row[f"{column}_std"]),
+        "diff (95 %)": interval(row[f"{column}_diff"], low, high) + OWN * bool(own and several),
+        # The caption says within what.
+        "verdict": "" if pd.isna(verdict) else verdict.partition(" within")[0],
+    }
+
+
+def reaches(table: pd.DataFrame) -> pd.DataFrame:
+    """Share of the right colour by distance, as text cells; empty without a cue."""
+    columns = [column for column in table if column.startswith("reach_")]
+    rows = []
+    for _, r in table.iterrows() if columns else ():
+        shares = ["-" if pd.isna(v) else f"{v:.2f}" for v in r[columns]]
+        shares = shares if r[columns].notna().any() else [""] * len(columns)
+        heads = [reach.words(column.removeprefix("reach_")) for column in columns]
+        cells = {"variant": r["variant"]} | dict(zip(heads, shares, strict=True))
+        if "cue_learned" in table:
+            cells["runs that learned it (95 %)"] = _share(r, "cue_learned")
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def beats(table: pd.DataFrame) -> pd.DataFrame:
+    """Share of seeds whose run beats the base's, as text cells; empty for few seeds."""
+    kinds = [kind for kind in KINDS if _known(table, f"ap_{kind}_beats")]
+    rows = [
+        {"variant": r["variant"]} | {f"{k} AP (95 %)": _share(r, f"ap_{k}_beats") for k in kinds}
+        for _, r in table.iterrows()
+        if any(pd.notna(r[f"ap_{kind}_beats"]) for kind in kinds)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _share(row: pd.Series, column: str) -> str:
+    """ "0.80 (0.38 .. 0.96)" """
+    if pd.isna(row[column]):
+        return ""
+    return f"{row[column]:.2f} ({row[f'{column}_low']:.2f} .. {row[f'{column}_high']:.2f})"
+
+
+def published(table: pd.DataFrame) -> pd.DataFrame:
+    """The paper's AP of the rows that it has, as text cells; empty if it has none."""
+    sizes = [s for s in ("", *PAPER_SIZES) if _known(table, paper_column("box", s))]
+    rows = []
+    for _, r in table.iterrows() if sizes else ():
+        cells = {"variant": r["variant"]}
+        for size in sizes:
+            for kind in KINDS:
+                if _known(table, column := paper_column(kind, size)):
+                    cells[f"{size} {kind} AP".strip()] = _amount(r[column], 1, 1)
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def masks(table: pd.DataFrame) -> pd.DataFrame:
+    """As the summary of mask AP; empty for detectors of boxes."""
+    rows = [
+        {"variant": r["variant"]} | _compared(table, r, "ap", "mask") for _, r in table.iterrows()
+    ]
+    return pd.DataFrame(rows if _known(table, "ap_mask") else [])
+
+
+def by_size(table: pd.DataFrame) -> pd.DataFrame:
+    """AP at single IoUs and by COCO's object sizes, figure by figure, as text cells."""
+    rows = []
+    for kind in KINDS:
+        for figure in FIGURES[1:]:
+            for _, r in table.iterrows() if _known(table, f"{figure}_{kind}") else ():
+                cells = _compared(table, r, figure, kind)
+                name, (first, *rest) = next(iter(cells)), cells.values()
+                cells = dict(zip(("AP", "diff (95 %)", "verdict"), (first, *rest), strict=True))
+                rows.append({"figure": name, "variant": r["variant"]} | cells)
+    return pd.DataFrame(rows)
+
+
+def costs(table: pd.DataFrame) -> pd.DataFrame:
+    """Size, work, time and memory, as text cells."""
+    digits = 1 if table["macs"].max() > 1e10 else 3
+    rows = []
+    for _, r in table.iterrows():
+        cells = {"variant": r["variant"], "params M": _amount(r["params"], 1e6, 2)}
         cells["GMACs"] = _amount(r["macs"], 1e9, digits)
         if _known(table, "train_macs"):
             cells["train GMACs"] = _amount(r["train_macs"], 1e9, digits)
         cells["train s"] = _amount(r["train_seconds"], 1, 0)
         cells["peak MiB"] = _amount(r["peak_memory_mib"], 1, 0)
-        for size in ("", *PAPER_SIZES):
-            if table.get(paper_column("box", size), pd.Series(dtype=float)).notna().any():
-                aps = [_amount(r[paper_column(kind, size)], 1, 1) for kind in KINDS]
-                cells[f"paper {size}".strip()] = " / ".join(filter(None, aps))
         rows.append(cells)
     return pd.DataFrame(rows)
 
 
-def details(table: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """AP at single IoUs and by COCO's object sizes, and their differences, as text cells."""
-    rows = []
-    for _, r in table.iterrows():
-        cells = {"variant": r["variant"]}
-        for figure in FIGURES[1:]:
-            column = f"{figure}_{kind}"
-            if table[column].notna().any():
-                name = f"{kind} AP{figure.removeprefix('ap')}"
-                cells[name] = _amount(r[column], 1, 1)
-                bounds = (r[f"{column}_diff_low"], r[f"{column}_diff_high"])
-                cells[f"diff AP{figure.removeprefix('ap')}"] = interval(
-                    r[f"{column}_diff"], *bounds
-                )
-        rows.append(cells)
-    return pd.DataFrame(rows)
+def parts(results: Results, wide: bool = False) -> list[tuple[str, pd.DataFrame]]:
+    """The tables of a study with their titles, the first without one.
 
-
-def all_details(table: pd.DataFrame) -> list[pd.DataFrame]:
-    """`details` of boxes, and of masks where there are any."""
-    return [details(table, kind) for kind in KINDS if table[f"ap50_{kind}"].notna().any()]
+    Args:
+        wide: masks, IoUs and object sizes, costs, and categories, too.
+    """
+    table = results.table
+    name, same = paper_data(results)
+    other = "" if same else "; another set than that of the rows above"
+    found = [
+        ("", summary(table, results.manifest["base"])),
+        ("Colour right, by windows to the nearest object that shows it", reaches(table)),
+        ("Share of seeds whose run beats the base's", beats(table)),
+        (f"Published (arXiv:2203.16527v2), on {name}{other}", published(table)),
+    ]
+    if wide:
+        found += [
+            ("Mask AP", masks(table)),
+            ("AP by IoU and object size", by_size(table)),
+            ("Costs", costs(table)),
+            *categories.texts(results),
+        ]
+    return [part for part in found if len(part[1])]
 
 
 def render(text: pd.DataFrame, form: str = "md") -> str:
-    """Text cells in one of `FORMATS`, but csv."""
+    """Text cells in one of `FORMATS`, but csv; long names are cut to fit `WIDTH` letters."""
     words = dict(headers="keys", showindex=False, disable_numparse=True)
     align = ("left", *["right"] * (len(text.columns) - 1))
-    return tabulate(text, tablefmt=FORMATS[form], colalign=align, **words)
+    rendered = tabulate(text, tablefmt=FORMATS[form], colalign=align, **words)
+    excess = len(rendered.partition("\n")[0]) - WIDTH
+    if form not in ("md", "text") or excess <= 0:
+        return rendered
+    name = "variant" if "variant" in text else text.columns[0]
+    fits = max(text[name].str.len().max() - excess, 8)
+    cut = [n if len(n) <= fits else n[: fits - 1] + "…" for n in text[name]]
+    return tabulate(text.assign(**{name: cut}), tablefmt=FORMATS[form], colalign=align, **words)
+
+
+def wrapped(line: str, indent: str = "") -> str:
+    """A line as lines of `WIDTH` letters, all but the first indented."""
+    words = dict(break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, **words)
 
 
 def check_format(form: str) -> None:
@@ -181,12 +290,10 @@ def csv(studies: Iterable[Results]) -> str:
     return table[["study", *table.columns.drop(["study", "delta"]), "delta"]].to_csv(index=False)
 
 
-def whole(results: Results, form: str) -> str:
-    """The table with its question, caption and provenance in one of `FORMATS`, but csv."""
+def whole(results: Results, form: str, wide: bool = False) -> str:
+    """The tables with question, caption and provenance in one of `FORMATS`, but csv."""
     if form == "md":
-        return markdown(results)
-    texts = [summary(results.table), *all_details(results.table), *categories.texts(results)]
-    rendered = [render(text, form) for text in texts]
+        return markdown(results, wide)
     lines = [title(results), results.manifest["question"]]
     below = [caption(results), *results.notes, *provenance(results)]
     if form == "latex":
@@ -194,39 +301,49 @@ def whole(results: Results, form: str) -> str:
     if form == "html":
         lines = [f"<h2>{html.escape(lines[0])}</h2>", f"<p>{html.escape(lines[1])}</p>"]
         below = [f"<p>{html.escape(line)}</p>" for line in below]
-    return "\n".join([*lines, *rendered, *below, ""])
+    if form == "text":
+        lines, below = ([wrapped(line) for line in part] for part in (lines, below))
+    for name, text in parts(results, wide):
+        if name:
+            lines.append(
+                {"latex": f"% {name}", "html": f"<h3>{html.escape(name)}</h3>"}.get(form, name)
+            )
+        lines.append(render(text, form))
+    return "\n".join([*lines, *below, ""])
 
 
 def caption(results: Results) -> str:
-    """How the table is to be read."""
+    """How the tables are to be read."""
+    base = f"`{results.manifest['base']}`"
     text = (
-        f"Mean ± standard deviation over seeds. diff: to `{results.manifest['base']}`, with its"
-        ' 95 % interval over images and seeds; "one seed": over images alone, about these two'
-        " trained detectors, another seed may change more. Verdict: equal if two one-sided tests"
-        f" at 5 % find it within ±{results.delta:g} AP, else better or worse if the interval"
-        " leaves out 0, else undecided; not corrected for the number of rows. MACs are"
-        " multiply-accumulates of the whole detector, attention counted."
+        f"AP: mean ± standard deviation over seeds. diff: to {base}, over the seeds that both have,"
+        " with its 95 % interval over images and seeds; those of all rows hold at once, figure by"
+        f" figure. {OWN}: of the row's own seeds, not of all rows'. Verdict: equal if two one-sided"
+        f" tests at 5 % find it within ±{results.delta:g} AP, else better or worse if the interval"
+        f' leaves out 0, else undecided; "{ONE_SEED}" is none. MACs are multiply-accumulates of the'
+        f" whole detector on one image, attention counted; time is of training, {base} is 1."
     )
-    if _known(results.table, "train_macs"):
+    if any(initial_weights(results)):
         text += (
-            " GMACs are of one image's detection, train GMACs of its forward and backward pass in"
-            " training."
+            " Rows start from weights that were trained before: what another such training would"
+            " change is not in the intervals."
         )
     if "reach_self" in results.table:
         text += (
-            f" colour right: of found objects (box IoU {FOUND:g} or more) the share whose colour is"
+            f" Colour right: of found objects (box IoU {FOUND:g} or more) the share whose colour is"
             " right, by windows to the nearest object that shows it (self: the object does; same"
             " window; convs: another, so near that convs read it; beyond these 1: the next, ...);"
             f" chance is {reach.CHANCE:g}. A run with less than"
             f' {LEARNED:g} at self is marked "{reach.MARK}" and left out of mean, interval and'
             ' verdict: seeds are then "2 of 3".'
         )
-    shown = (results.table.get(paper_column("box", size)) for size in ("", *PAPER_SIZES))
-    if any(column is not None and column.notna().any() for column in shown):
-        name, same = paper_data(results)
-        text += f" Paper: box / mask AP of arXiv:2203.16527v2 on {name}"
-        text += "." if same else "; these rows are of another set and never comparable with them."
     return text
+
+
+def initial_weights(results: Results) -> set[str]:
+    """What the study's own runs start from; "": random weights."""
+    configs = results.records.get("config", ())
+    return {str(c["train"].get("init_weights", "")) for c in configs if "train" in c}
 
 
 def title(results: Results) -> str:
@@ -242,25 +359,22 @@ def _escaped(text: pd.DataFrame) -> pd.DataFrame:
     return text.map(lambda cell: cell.replace("|", "\\|"))
 
 
-def markdown(results: Results) -> str:
-    """The table as Markdown, with its question and where its numbers come from."""
+def markdown(results: Results, wide: bool = False) -> str:
+    """The tables as Markdown, with their question and where their numbers come from."""
+    tables = []
+    for name, text in parts(results, wide):
+        tables += [wrapped(f"{name}:"), ""] if name else []
+        tables += [render(_escaped(text)), ""]
+    below = [*results.notes, *[""] * bool(results.notes), *provenance(results)]
     lines = [
         f"# {title(results)}",
         "",
-        results.manifest["question"],
+        wrapped(results.manifest["question"]),
         "",
-        render(_escaped(summary(results.table))),
+        *tables,
+        wrapped(caption(results)),
         "",
-        caption(results),
-        "",
-        *(f"- {note}" for note in results.notes),
-        *[""] * bool(results.notes),
-        *(
-            line
-            for text in (*all_details(results.table), *categories.texts(results))
-            for line in (render(_escaped(text)), "")
-        ),
-        *(f"- {line}" for line in provenance(results)),
+        *(wrapped(f"- {line}", "  ") if line else "" for line in below),
         "",
     ]
     return "\n".join(lines)

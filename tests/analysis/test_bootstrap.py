@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from analysis import bootstrap
 from analysis.bootstrap import Draws, Estimate
@@ -188,17 +189,18 @@ def test_intervals_hold_the_truth(seeds, seed_std):
 def test_intervals_of_few_seeds_are_not_too_short(seeds, of_seeds):
     """Of normal figures whose error over images is 1 for all runs of a row, 0.3 for each: 1,000
     intervals that hold the truth in 95 % do so in less than 92.9 % with probability 0.001."""
-    random, held = np.random.default_rng(0), []
-    for _ in range(1000):
-        values, resampled = [], []
-        for n in seeds:
-            own = of_seeds * random.normal(size=n) + 0.3 * random.normal(size=n)
-            values.append(random.normal() + own)
-            drawn = random.normal(size=60) + 0.3 * random.normal(size=(n, 60))
-            resampled.append(values[-1][:, None] + drawn)
-        low, high = bootstrap._of_figure(values, resampled).interval()
-        held.append(low <= 0 <= high)
-    assert np.mean(held) >= 0.929
+    random = np.random.default_rng(0)
+    rows = np.repeat(np.arange(len(seeds)), seeds)
+    values = random.normal(size=(len(seeds), 1000))[rows]
+    values += math.hypot(of_seeds, 0.3) * random.normal(size=values.shape)
+    images = (np.equal.outer(rows, rows) + 0.09 * np.eye(len(rows)))[None]
+    if len(seeds) == 1:
+        weights = np.full(len(rows), 1 / len(rows))
+        found = bootstrap._estimate(values, images, rows, rows, weights, "own")
+    else:
+        found = bootstrap._unpaired(values, images, rows, 1)
+    low, high = found.interval()
+    assert np.mean((low <= 0) & (high >= 0)) >= 0.929
 
 
 def test_one_run_and_its_interval():
@@ -218,8 +220,9 @@ def test_pairing_takes_out_what_runs_share():
     alone = math.hypot(*(bootstrap.bootstrap([run])["AP"].std for run in (a, b)))
     assert bootstrap.paired([a], [b])["AP"].std < 0.8 * alone
     same = bootstrap.paired([a], [a])["AP"]
-    assert same.value == same.std == 0
-    assert same.verdict() == "equal within ±0.5"
+    assert same.value == 0
+    assert same.std == pytest.approx(0, abs=1e-6)
+    assert same.verdict(0.5) == "equal within ±0.5"
 
 
 def of_values(values: list[float], noise: np.ndarray) -> list[Draws]:
@@ -240,7 +243,7 @@ def test_both_sources_are_named_and_combined():
     found = bootstrap.paired(runs[2:], runs[:2])["AP"]
     pooled = (0.5 + 4.5) / 2
     assert found.value == 3
-    assert found.std_images == pytest.approx(0, abs=1e-12)
+    assert found.std_images == pytest.approx(0, abs=1e-6)
     assert found.std_seeds == pytest.approx(math.sqrt(pooled * (1 / 2 + 1 / 2)))
     assert found.std == pytest.approx(found.std_seeds)
     assert found.freedom == 2
@@ -265,8 +268,8 @@ def test_both_sources_are_named_and_combined():
 
 
 def test_verdicts():
-    def verdict(value: float, std: float, **options) -> str:
-        return Estimate(value, std, std, None, math.inf).verdict(**options)
+    def verdict(value: float, std: float, delta: float = 0.5) -> str:
+        return Estimate(value, std, std, None, math.inf).verdict(delta)
 
     assert verdict(1.0, 0.5) == "better"
     assert verdict(-1.0, 0.5) == "worse"
@@ -284,8 +287,189 @@ def test_verdicts():
 )
 def test_student(freedom, expected):
     """Of published tables."""
+    assert Estimate(0.0, 1.0, 0.0, 1.0, freedom, rows=4).interval()[1] > expected
     estimate = Estimate(0.0, 1.0, 0.0, 1.0, freedom)
     assert estimate.interval() == pytest.approx((-expected, expected), abs=1e-4)
+
+
+# ---- Rows of a study ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sides", "rows", "freedom", "expected"),
+    [(2, 2, 6, 2.86), (2, 3, 20, 2.54), (2, 4, 20, 2.65), (2, 9, 20, 2.95), (1, 4, 20, 2.30)],
+)
+def test_quantiles_are_those_of_published_tables(sides, rows, freedom, expected):
+    """Dunnett 1964, Tables 1 and 2, 95 %."""
+    assert bootstrap._quantiles(0.95, sides, freedom, rows, 0.5)[1] == pytest.approx(
+        expected, abs=0.01
+    )
+
+
+def test_quantiles_are_scipys():
+    """Of its test for designs without blocks."""
+    samples = np.random.default_rng(0).normal(size=(4, 6))
+    bounds = stats.dunnett(*samples[1:], control=samples[0]).confidence_interval(0.95)
+    half = (bounds.high - bounds.low) / 2
+    error = math.sqrt(samples.var(axis=1, ddof=1).mean() * 2 / 6)
+    assert half / error == pytest.approx(bootstrap._quantiles(0.95, 2, 20, 3, 0.5)[1], rel=0.003)
+
+
+def study_of(values: np.ndarray, noise: float = 0.0) -> dict[str, dict[int, Draws]]:
+    """Runs of rows a, b, ... and seeds 0, 1, ... by their figure; NaN: not run."""
+    random = np.random.default_rng(0)
+    return {
+        "abcdefghijkl"[row]: {
+            seed: of_values([value], noise * random.normal(size=(1, 50)))[0]
+            for seed, value in enumerate(of_row)
+            if not np.isnan(value)
+        }
+        for row, of_row in enumerate(values)
+    }
+
+
+def blocks(rows: int, seeds: int, std: np.ndarray | float = 1.0, seed: int = 0) -> np.ndarray:
+    """Figures of rows and seeds; what a seed does in all rows is large."""
+    random = np.random.default_rng(seed)
+    return (
+        50 + 9 * random.normal(size=seeds) + (np.array(std) * random.normal(size=(seeds, rows))).T
+    )
+
+
+def test_what_a_seed_does_in_all_rows_is_in_no_interval():
+    values = blocks(4, 3)
+    found = bootstrap.against("a", study_of(values))
+    # The residuals of least squares, the textbook's way.
+    rows, seeds = (part.ravel() for part in np.indices(values.shape))
+    design = np.concatenate([np.equal.outer(part, range(4)) for part in (rows, seeds)], axis=1)
+    left = np.linalg.lstsq(design.astype(float), values.ravel(), rcond=None)[0]
+    variance = np.square(values.ravel() - design @ left).sum() / (3 * 2)
+    quantile = bootstrap._quantiles(0.97, 2, 6, 3, 0.5)[1]
+    for name, row in zip("bcd", values[1:], strict=True):
+        estimate = found[name]["AP"]
+        assert (estimate.spread, estimate.freedom, estimate.rows) == ("pooled", 6, 3)
+        assert estimate.value == pytest.approx((row - values[0]).mean())
+        half = quantile * math.sqrt(variance * 2 / 3)
+        assert estimate.interval()[1] - estimate.value == pytest.approx(half, rel=1e-3)
+        low, high = estimate.by_itself().interval()
+        assert (high - low) / 2 == pytest.approx(
+            stats.t.ppf(1 - 0.03 / 2, 6) * math.sqrt(variance * 2 / 3)
+        )
+    shifted = bootstrap.against("a", study_of(values + 7 * np.arange(3)))
+    assert shifted["b"]["AP"].interval() == pytest.approx(found["b"]["AP"].interval())
+
+
+def test_a_row_that_spreads_more_is_by_itself_and_leaves_the_others_alone():
+    values = blocks(6, 4, [1, 1, 1, 1, 1, 60], seed=1)
+    with_it, without = (bootstrap.against("a", study_of(v)) for v in (values, values[:5]))
+    assert {name: found["AP"].spread for name, found in with_it.items()} == dict(
+        b="pooled", c="pooled", d="pooled", e="pooled", f="own"
+    )
+    assert with_it["b"]["AP"].std_seeds == pytest.approx(without["b"]["AP"].std_seeds)
+    pairs = values[5] - values[0]
+    mine = with_it["f"]["AP"]
+    assert (mine.value, mine.freedom) == (pytest.approx(pairs.mean()), 3)
+    assert mine.std_seeds == pytest.approx(pairs.std(ddof=1) / 2)
+    quantile = stats.t.ppf((1 + 0.95 ** (1 / 5)) / 2, 3)
+    assert mine.interval()[1] == pytest.approx(mine.value + quantile * mine.std_seeds)
+
+
+def test_a_base_that_spreads_more_is_in_every_interval():
+    values = blocks(6, 4, [60, 1, 1, 1, 1, 1])
+    found = bootstrap.against("a", study_of(values))
+    assert {estimates["AP"].spread for estimates in found.values()} == {"own"}
+
+
+@pytest.mark.parametrize(("rows", "seeds"), [(2, 5), (5, 2)])
+def test_too_few_to_tell_spreads(rows, seeds):
+    """Of two rows there are the pairs alone; two seeds say nothing of a row's spread."""
+    values = blocks(rows, seeds)
+    found = bootstrap.against("a", study_of(values))
+    assert {estimates["AP"].spread for estimates in found.values()} == {"own"}
+    assert found["b"]["AP"].freedom == seeds - 1
+    pairs = values[1] - values[0]
+    expected = stats.ttest_1samp(pairs, 0).confidence_interval(0.95 ** (1 / (rows - 1)))
+    assert found["b"]["AP"].interval() == pytest.approx(tuple(expected))
+
+
+def test_rows_that_share_a_training_are_paired_by_it():
+    """Tested otherwise, they differ by next to nothing in each seed."""
+    values = blocks(5, 3, seed=6)
+    values[1] = values[0] + [0.2, 0.21, 0.19]
+    values[3] = values[2] + [0.1, 0.3, 0.2]
+    same = {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e"}
+    found = bootstrap.against("a", study_of(values), trained_as=same)
+    assert found["b"]["AP"].spread == "own"
+    assert found["b"]["AP"].verdict(0.5) == "equal within ±0.5"
+    # Of two rows of one training one is enough to tell how it spreads.
+    fewer = bootstrap.against("a", study_of(values[[0, 2, 4]]))
+    for name, of_fewer in (("c", "b"), ("d", "b"), ("e", "c")):
+        assert found[name]["AP"].spread == "pooled"
+        assert found[name]["AP"].freedom == 4
+        assert found[name]["AP"].std_seeds == pytest.approx(fewer[of_fewer]["AP"].std_seeds)
+
+
+def test_a_missing_run_leaves_the_pairs_that_there_are():
+    values = blocks(4, 5)
+    values[2, 4] = values[0, 0] = np.nan
+    found = bootstrap.against("a", study_of(values))
+    assert found["b"]["AP"].value == pytest.approx((values[1] - values[0])[1:].mean())
+    assert found["c"]["AP"].value == pytest.approx((values[2] - values[0])[1:4].mean())
+    assert found["c"]["AP"].freedom == 3 * 2  # of the seeds that all have
+    assert found["c"]["AP"].std_seeds > found["b"]["AP"].std_seeds
+
+
+def test_without_common_seeds_there_are_no_pairs():
+    values = blocks(3, 6)
+    values[0, 3:] = values[1, :3] = np.nan
+    runs = study_of(values)
+    found = bootstrap.against("a", runs)
+    apart = bootstrap.paired(list(runs["b"].values()), list(runs["a"].values()))["AP"]
+    assert found["b"]["AP"] == dataclasses.replace(apart, rows=2)
+    assert apart.spread == "unpaired"
+    assert found["c"]["AP"].spread == "own"
+
+
+def test_a_foreign_result_spreads_as_the_base_does():
+    """Its seed is called 0, but is none of ours."""
+    values = blocks(4, 3)
+    values[3, 1:] = np.nan
+    runs = study_of(values)
+    found = bootstrap.against("a", runs, foreign=["d"])
+    assert found["d"]["AP"].spread == "unpaired"
+    assert found["d"]["AP"].value == pytest.approx(values[3, 0] - values[0].mean())
+    spread = values[0].std(ddof=1) * math.sqrt(1 + 1 / 3)
+    assert found["d"]["AP"].std_seeds == pytest.approx(spread)
+    assert found["b"]["AP"].rows == 3  # it is one of the table's intervals
+
+
+def test_one_seed_each_is_about_images_alone():
+    found = bootstrap.against("a", study_of(blocks(3, 1), noise=1.0))
+    estimate = found["b"]["AP"]
+    assert (estimate.std_seeds, estimate.spread, estimate.rows) == (None, "", 1)
+    assert estimate.std > 0
+
+
+def test_images_are_counted_once_in_blocks_too():
+    """What each run has for itself is in its residual and in the error over images."""
+    values, noise = blocks(4, 3), 1.5
+    runs = study_of(values, noise)
+    estimate = bootstrap.against("a", runs)["b"]["AP"]
+    rows = [np.array([run.resampled[:, 0] for run in runs[name].values()]) for name in "abcd"]
+    drawn = np.array(rows)
+    over_images = (drawn[1] - drawn[0]).mean(0).var(ddof=1)
+    assert estimate.std_images**2 == pytest.approx(over_images)
+    left = drawn - drawn.mean(0) - drawn.mean(1, keepdims=True) + drawn.mean((0, 1))
+    both = left.var(axis=2, ddof=1).sum() / 6 * 2 / 3
+    expected = over_images + estimate.std_seeds**2 - both
+    assert estimate.std**2 == pytest.approx(max(expected, over_images, estimate.std_seeds**2))
+
+
+def test_runs_of_other_images_are_named():
+    runs = study_of(blocks(3, 2))
+    runs["c"][1] = dataclasses.replace(runs["c"][1], truth="other")
+    with pytest.raises(UserError, match="c and a: runs were evaluated on different images"):
+        bootstrap.against("a", runs)
 
 
 def test_figures_of_nothing_are_none():

@@ -206,10 +206,10 @@ def test_what_was_scored_on_another_set_is_left_out_and_named(study, predictions
     records.write(folder, changed)
     found = results.load(study)
     assert found.table["variant"].tolist() == ["none", "global", "own"]
-    assert found.notes == [
+    assert found.notes[0] == (
         "x was scored on other images or objects than the runs and is left out: add it again, or "
         f"remove {folder}"
-    ]
+    )
 
 
 def test_results_do_not_keep_what_their_command_does_not_make(study, predictions):

@@ -18,6 +18,9 @@ from tests.experiments.test_records import make
 VARIANTS = ("none", "one", "three", "all-of-them", "own")
 COUNTS = {"none": 0, "one": 1, "three": 3, "all-of-them": 6}
 BOX = {"none": (40, 44), "one": (50, 50), "three": (60, 66), "all-of-them": (58, 62), "own": (30,)}
+# Of differences to "none"; and how far their intervals go.
+VERDICTS = dict(zip(VARIANTS, ("", "undecided", "better", "better", "one seed"), strict=True))
+DIFFERENCES = {"three": (-3, 3), "all-of-them": (-4, 4)}
 MACS = {"none": 10, "one": 11, "three": 12, "all-of-them": 13, "own": 10}  # of 10^8
 # Right of 100 found, at each distance; the second seed 6 less at the last ones.
 RIGHT = {
@@ -83,7 +86,10 @@ def study(tmp_path, macs_of_encoders):
         row = dict(variant=variant, scale="mini", size="vit-mini", seeds=len(BOX[variant]))
         for kind, ap in (("box", mean), ("mask", mean - 5)):
             row |= {f"ap_{kind}": ap, f"ap_{kind}_low": ap - 9, f"ap_{kind}_high": ap + 9}
-            row |= {f"ap_{kind}_diff": ap - 42, f"ap_{kind}_verdict": "undecided"}
+            of_base = 42 if kind == "box" else 37
+            low, high = (ap - of_base + end for end in DIFFERENCES.get(variant, (-9, 9)))
+            row |= {f"ap_{kind}_diff": ap - of_base, f"ap_{kind}_verdict": VERDICTS[variant]}
+            row |= {f"ap_{kind}_diff_low": low, f"ap_{kind}_diff_high": high}
             for figure, more in (("aps", -20), ("apm", 0), ("apl", 20)):
                 row |= {f"{figure}_{kind}": ap + more, f"{figure}_{kind}_std": 2.0}
         row |= dict(params=1e6, macs=MACS[variant] * 1e8, train_seconds=100, peak_memory_mib=900)
@@ -169,11 +175,11 @@ def test_ap_vs_macs(draw, study):
     panels, points = draw("ap_vs_macs", study)
     box = points[points["kind"] == "box"].set_index("variant")
     assert box["pareto_front"].to_dict() == {
-        "none": True,  # the best of those that cost no more
-        "one": True,
+        "none": True,  # nothing costs less; of "own" nothing is decided
+        "one": False,  # undecided
         "three": True,
-        "all-of-them": False,  # costs more than "three" and has less
-        "own": False,  # costs as much as "none"
+        "all-of-them": False,  # costs more than "three", and is not surely better
+        "own": False,
     }
     for variant in VARIANTS:
         x, y = MACS[variant] / 10, box.at[variant, "ap"]
@@ -185,14 +191,73 @@ def test_ap_vs_macs(draw, study):
     (tip,) = [tip for tip in tips(panels[0]) if tip.startswith("three\n")]
     assert tip == (
         "three\nbox AP 63.0 (95 % interval 54.0 to 72.0), 2 seeds\n"
-        "+21.0 to none: undecided\n1.2 GMACs, one image"
+        "+21.0 to none: better\n1.2 GMACs, one image"
     )
     rings = [line for line in panels[0].lines if line.get_markerfacecolor() == "none"]
-    assert [tuple(line.get_xydata()[0]) for line in rings] == [(1.0, 42), (1.1, 50), (1.2, 63)]
+    assert [tuple(line.get_xydata()[0]) for line in rings] == [(1.0, 42), (1.2, 63)]
     bars = [line.get_ydata() for line in panels[0].lines if line.get_marker() == "_"]
     assert [33, 51] in [list(bar) for bar in bars]
     runs = [line.get_ydata() for line in panels[0].lines if line.get_marker() == "."]
     assert [list(run) for run in runs] == [list(BOX[variant]) for variant in VARIANTS[:4]]
+
+
+def test_a_front_is_what_is_surely_better():
+    cost = pd.Series([1.0, 2.0, 3.0, 4.0, 3.0])
+    low, high = pd.Series([0, 1, 2, 9, None]), pd.Series([0, 3, 5, 11, None])
+    assert plots.pareto_front(cost, low, high) == [True, True, False, True, False]
+    cheaper = pd.Series([1.0, 0.5])
+    of_cheaper = dict(low=pd.Series([0.0, -5.0]), high=pd.Series([0.0, -1.0]))
+    assert plots.pareto_front(cheaper, **of_cheaper) == [True, True]
+    of_cheaper["high"] = pd.Series([0.0, 1.0])
+    assert plots.pareto_front(cheaper, **of_cheaper) == [False, True]
+
+
+def test_a_few_percent_of_a_cost_look_like_a_few_percent(draw, study):
+    macs = [1e9 * (1 + i / 100) for i in range(5)]
+    (axis, *_), _ = draw("ap_vs_macs", replace(study, table=study.table.assign(macs=macs)))
+    left, right = axis.get_xlim()
+    assert (right - left) > 0.45
+    assert left > 0
+
+
+def test_forest(draw, study):
+    panels, numbers = draw("forest", study)
+    box = numbers[numbers["kind"] == "box"].set_index("variant")
+    assert list(box.index) == list(VARIANTS[1:])
+    assert box.loc["three", ["diff", "low", "high"]].tolist() == [21, 18, 24]
+    assert [axis.get_xlabel() for axis in panels[:2]] == [
+        "box AP less that of none",
+        "mask AP less that of none",
+    ]
+    assert [t.get_text() for t in panels[0].get_yticklabels()] == list(VARIANTS[1:])
+    assert point(panels[0], "three") == (21, 1)
+    (band,) = panels[0].patches
+    assert (band.get_x(), band.get_width()) == (-0.5, 1.0)
+    filled = {
+        line.get_gid().split("\n")[0].removeprefix("tip "): line.get_markerfacecolor()
+        for line in panels[0].lines
+        if line.get_gid()
+    }
+    assert {name for name, face in filled.items() if face != "white"} == {"three", "all-of-them"}
+    low, high = panels[0].get_xlim()
+    assert low < 0 < 24 < high
+
+
+def test_forest_of_very_long_intervals_and_names(draw, study):
+    table = study.table.assign(ap_box_diff_low=-300.0, ap_box_diff_high=300.0)
+    table["variant"] = ["none", "x" * 60, *VARIANTS[2:]]
+    (axis, *_), _ = draw("forest", replace(study, table=table))
+    assert axis.get_xlim()[1] < 60
+    assert axis.get_yticklabels()[0].get_text().endswith("…")
+
+
+def test_seeds(draw, study):
+    (axis, *_), numbers = draw("seeds", study)
+    assert len(numbers) == 9
+    drawn = tips(axis)
+    first = next(xy for tip, xy in drawn.items() if tip.startswith("seed 0\n"))
+    assert [y for _, y in first] == [BOX[variant][0] for variant in VARIANTS]
+    assert [t.get_text() for t in axis.get_xticklabels()] == list(VARIANTS)
 
 
 def test_points_of_one_cost_stand_beside_each_other(draw, study):

@@ -208,7 +208,8 @@ def test_the_markdown_shows_the_same(written):
     assert len(pictures) == 2 * 3
     assert all((written[1].parent / path).read_bytes()[:4] == b"\x89PNG" for path in pictures)
     tables = [block.splitlines() for block in re.split("\n\n+", text) if block.startswith("|")]
-    assert len(tables) == 2 * 7  # two of them of categories, boxes and masks
+    # AP, the paper's, masks, sizes, costs, boxes and masks by category; and the recipe's.
+    assert len(tables) == 2 * (7 + 2)
     for lines in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)

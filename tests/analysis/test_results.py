@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -34,17 +35,19 @@ def test_means_spreads_and_differences(study):
 
 def test_intervals_and_verdicts_are_those_of_the_bootstrap(study):
     rows = results.load(study, delta=3).table.set_index("variant")
-    drawn = {v: [bootstrap.of_run(f) for f in sorted(study.glob(f"{v}-*"))] for v in rows.index}
-    expected = bootstrap.paired(drawn["global"], drawn["none"])["AP"]
+    drawn = {
+        v: {int(f.name[-1]): bootstrap.of_run(f) for f in sorted(study.glob(f"{v}-*"))}
+        for v in rows.index
+    }
+    found = bootstrap.against("none", drawn)
+    expected = found["global"]["AP"]
     row = rows.loc["global"]
     assert (row.ap_box_diff_low, row.ap_box_diff_high) == expected.interval()
     assert row.ap_box_verdict == expected.verdict(3)
-    assert (row.ap_box_low, row.ap_box_high) == bootstrap.bootstrap(drawn["global"])[
-        "AP"
-    ].interval()
-    fewer = bootstrap.paired(drawn["own"], drawn["none"])["AP"]
-    assert rows.loc["own"].ap_box_diff_low == fewer.interval()[0]
-    assert rows.loc["own"].ap_box_verdict == fewer.verdict(3)
+    alone = bootstrap.bootstrap(list(drawn["global"].values()))["AP"]
+    assert (row.ap_box_low, row.ap_box_high) == alone.interval()
+    assert rows.loc["own"].ap_box_diff_low == found["own"]["AP"].interval()[0]
+    assert rows.ap_box_spread.to_dict() == {"none": "", "global": "own", "own": "unpaired"}
 
 
 def test_of_one_seed_each_it_is_said(study):
@@ -53,8 +56,8 @@ def test_of_one_seed_each_it_is_said(study):
     row = results.load(study).table.set_index("variant").loc["own"]
     drawn = [[bootstrap.of_run(study / name)] for name in ("own-0", "none-0")]
     alone = bootstrap.paired(*drawn)["AP"]
-    assert alone.verdict() == "better"
-    assert row.ap_box_verdict == "better, one seed"
+    assert alone.verdict(0.5) == "better"
+    assert row.ap_box_verdict == "one seed"
     assert row.ap_box_diff_low == alone.interval()[0]
 
 
@@ -62,7 +65,7 @@ def test_rows_without_a_common_seed_are_compared(study):
     (study / "none-0" / "record.json").unlink()
     row = results.load(study).table.set_index("variant").loc["own"]
     assert row.ap_box_diff == pytest.approx(aps(study, "own")[0] - aps(study, "none")[0])
-    assert row.ap_box_verdict.endswith(", one seed")
+    assert row.ap_box_verdict == "one seed"
 
 
 def test_an_interval_of_ap_is_within_its_range(study):
@@ -112,14 +115,66 @@ def rewrite(run, **changes) -> None:
     records.write(run, dataclasses.replace(record, **changes))
 
 
+def recipe_notes(found: results.Results) -> list[str]:
+    return [note for note in found.notes if " differs from " in note]
+
+
 def test_runs_of_one_recipe_need_no_note(study):
-    assert results.load(study).notes == []
+    assert recipe_notes(results.load(study)) == []
+
+
+def test_whose_seeds_an_interval_is_of_is_said(study):
+    assert results.load(study).notes == [
+        "global: two seeds say nothing of a row's spread: interval of its own pairs",
+        "own: one run: its interval takes its seeds to spread as the base's do; no verdict",
+    ]
+    # Tested otherwise: of one training.
+    for run in study.glob("own-0"):
+        (study / "own-1").mkdir()
+        shutil.copytree(study / "none-1", study / "own-1", dirs_exist_ok=True)
+        record = records.read(study / "none-0" / "record.json")
+        rewrite(run, config=record.config | {"test": {"soft_nms": "linear"}})
+    notes = results.load(study).notes
+    assert "own: the base's trainings, tested otherwise: paired by them" in notes
+    (study / "global-0" / "record.json").unlink()
+    (study / "global-2").mkdir()
+    shutil.copytree(study / "global-1", study / "global-2", dirs_exist_ok=True)
+    rewrite(study / "global-2", seed=2)
+    manifest = json.loads((study / records.MANIFEST).read_text())
+    manifest["runs"].append(dict(variant="global", seed=2, folder="global-2"))
+    (study / records.MANIFEST).write_text(json.dumps(manifest))
+    notes = results.load(study).notes
+    assert "global: fewer than two seeds shared with the base: not paired by seed" in notes
+
+
+def test_a_difference_of_fewer_seeds_is_said(study):
+    for name in ("none", "global"):
+        folder = study / f"{name}-2"
+        shutil.copytree(study / f"{name}-1", folder)
+        rewrite(folder, seed=2)
+    manifest = json.loads((study / records.MANIFEST).read_text())
+    manifest["runs"] += [dict(variant=n, seed=2, folder=f"{n}-2") for n in ("none", "global")]
+    (study / records.MANIFEST).write_text(json.dumps(manifest))
+    (study / "none-0" / "record.json").unlink()
+    found = results.load(study)
+    assert "global: difference over the 2 seeds that it shares with none" in found.notes
+    row = found.table.set_index("variant").loc["global"]
+    pairs = zip(aps(study, "global")[1:], aps(study, "none"), strict=True)
+    assert row.ap_box_diff == pytest.approx(sum(ours - base for ours, base in pairs) / 2)
+
+
+def test_what_is_of_no_interest_is_the_scales(study):
+    assert results.load(study).delta == bootstrap.DELTAS["mini"] == 2
+    manifest = json.loads((study / records.MANIFEST).read_text())
+    (study / records.MANIFEST).write_text(json.dumps(manifest | {"scale": "coco"}))
+    assert results.load(study).delta == 0.5
+    assert results.load(study, delta=0).delta == 0
 
 
 def test_another_recipe_or_device_is_named(study):
     config = {"model": {"word": "global"}, "train": {"seed": 1, "max_iter": 7}}
     rewrite(study / "global-1", config=config, device="another CPU")
-    assert results.load(study).notes == [
+    assert recipe_notes(results.load(study)) == [
         "global differs from none in train.max_iter: 9 -> 7; device: a CPU -> another CPU"
     ]
 
@@ -127,7 +182,7 @@ def test_another_recipe_or_device_is_named(study):
 def test_other_training_data_are_named(study):
     data = records.read(study / "own-0" / "record.json").data
     rewrite(study / "own-0", data={**data, "digest": "other"})
-    assert results.load(study).notes == ["own differs from none in data: d -> other"]
+    assert recipe_notes(results.load(study)) == ["own differs from none in data: d -> other"]
 
 
 def test_other_validation_images_are_refused(study, finished, tmp_path):
@@ -152,7 +207,7 @@ def test_without_predictions_the_row_stays_and_is_named(study):
     assert row.ap_box_diff == pytest.approx(aps(study, "own")[0] - sum(aps(study, "none")) / 2)
     assert pd.isna(row.ap_box_diff_low)
     assert row.ap_box_verdict == ""
-    assert [note.partition(": cannot read")[0] for note in found.notes] == [
+    assert [note.partition(": cannot read")[0] for note in found.notes if "cannot" in note] == [
         "own: no interval of box AP", "own: no interval of mask AP"
     ]  # fmt: skip
 
@@ -179,7 +234,7 @@ def test_before_the_base_is_done_rows_are_named_against_the_first(study):
     data = records.read(study / "own-0" / "record.json").data
     rewrite(study / "own-0", data={**data, "digest": "other"})
     found = results.load(study)
-    assert found.notes == ["own differs from global in data: d -> other"]
+    assert recipe_notes(found) == ["own differs from global in data: d -> other"]
     assert found.table.ap_box_diff.isna().all()
 
 
@@ -196,3 +251,26 @@ def test_the_papers_data_are_known_by_file_and_number(study, val, images, expect
     data = dict(kind="coco", val=f"/somewhere/{val}", images=[9, images])
     runs = found.records.assign(data=[data] * len(found.records))
     assert results.paper_data(dataclasses.replace(found, records=runs)) == expected
+
+
+def test_how_often_a_row_beats_the_base(study):
+    """In four of the five seeds that both have."""
+    manifest = json.loads((study / records.MANIFEST).read_text())
+    for seed in (2, 3, 4):
+        for name in ("none", "global"):
+            of, number = ("none", 0) if name == "none" else ("own", 0)
+            if seed == 4:  # the base's run is the better one
+                of, number = ("own", 0) if name == "none" else ("none", 0)
+            shutil.copytree(study / f"{of}-{number}", study / f"{name}-{seed}")
+            rewrite(study / f"{name}-{seed}", seed=seed)
+            entry = dict(variant=name, seed=seed, folder=f"{name}-{seed}")
+            manifest["runs"].append(entry)
+    found = results.load(study).table.set_index("variant")
+    assert found.ap_box_beats.isna().all()  # of two seeds
+    (study / records.MANIFEST).write_text(json.dumps(manifest))
+    row = results.load(study).table.set_index("variant").loc["global"]
+    assert row.ap_box_beats == 0.8
+    # Wilson 1927 by hand: (p + z2/2n +- z sqrt(pq/n + z2/4n2)) / (1 + z2/n)
+    assert (row.ap_box_beats_low, row.ap_box_beats_high) == pytest.approx(
+        (0.3755, 0.9638), abs=1e-4
+    )

@@ -18,6 +18,7 @@ def test_the_table_is_the_measured_one():
     measured = (RESULT / "table.md").read_text()
     assert shown in measured
     summary = tables.summary(pd.read_csv(RESULT / "table.csv").astype({"seeds": int}))
+    assert max(map(len, shown.splitlines())) <= tables.WIDTH
     assert tables.render(summary) == shown
 
 
