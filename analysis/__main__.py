@@ -300,7 +300,7 @@ def print_reach(
 ) -> None:
     """Count reach anew: of objects at each distance, in windows, from the nearest that shows the
     cue, those that are annotated, found, and found with the right cue."""
-    from experiments.reach import learned, share
+    from experiments.evaluation.reach import learned, share
 
     from . import reach
 

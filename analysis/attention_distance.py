@@ -21,7 +21,7 @@ from backbones.attention import Attention
 from backbones.partition import pad_tokens
 from backbones.positions import relative_position_bias
 from backbones.sequence import TokenSequence
-from experiments.kept import kept
+from experiments.evaluation.kept import kept
 
 from . import style
 from .results import Results

@@ -34,11 +34,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, stats
 
-from experiments import matches
-from experiments.average_precision import FIGURES, figures
 from experiments.errors import UserError
-from experiments.kept import kept
-from experiments.matches import Matches
+from experiments.evaluation import matches
+from experiments.evaluation.average_precision import FIGURES, figures
+from experiments.evaluation.kept import kept
+from experiments.evaluation.matches import Matches
 
 RESAMPLES = 1000
 _VERSION = 1  # of what is kept; raise it when drawing changes
@@ -180,7 +180,7 @@ def of_run(folder: str | Path, kind: str = "box") -> Draws:
     """Draws of the finished run in `folder`, kept beside its record.
 
     Raises:
-        UserError: as of `experiments.matches.of_run`.
+        UserError: as of `experiments.evaluation.matches.of_run`.
     """
     found = matches.of_run(folder, kind)
     digest = hashlib.sha256(f"{_VERSION} {RESAMPLES}".encode())

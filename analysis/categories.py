@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from experiments import average_precision, matches
 from experiments.data import annotations
 from experiments.errors import UserError
-from experiments.matches import KINDS, Matches
+from experiments.evaluation import average_precision, matches
+from experiments.evaluation.matches import KINDS, Matches
 
 from . import reach
 from .bootstrap import resample

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments import average_precision, matches, records
+from experiments import records
 from experiments.data import annotations
 from experiments.errors import UserError
+from experiments.evaluation import average_precision, matches
 from experiments.records import Record
 
 from . import reach

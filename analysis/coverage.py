@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments import environment
+from experiments.costs import environment
 
 from . import bootstrap, tables
 

@@ -21,9 +21,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pycocotools import mask as masks
 
-from experiments import matches, records
+from experiments import records
 from experiments.data import annotations
-from experiments.kept import kept
+from experiments.evaluation import matches
+from experiments.evaluation.kept import kept
 
 from . import style
 from .results import Results
@@ -51,7 +52,7 @@ def of_run(folder: str | Path, kind: str = "box") -> pd.DataFrame | None:
         images are not searched for every category: what is wrong there is not known.
 
     Raises:
-        UserError: as of `experiments.matches.of_run`.
+        UserError: as of `experiments.evaluation.matches.of_run`.
     """
     folder = Path(folder)
     record = records.read(folder / records.RECORD)
@@ -77,7 +78,7 @@ def compute(truth: dict, predictions: list[dict], kind: str = "box") -> pd.DataF
 
     Args:
         truth: what an annotation file in COCO's format holds.
-        predictions: detections in COCO's result format that `experiments.matches.compute` takes.
+        predictions: detections in COCO's result format that `experiments.evaluation.matches.compute` takes.
         kind: "box" or "mask".
 
     Returns:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from experiments import records
 from experiments.errors import UserError
-from experiments.matches import KINDS
+from experiments.evaluation.matches import KINDS
 from experiments.records import MANIFEST, RECORD, RESULT
 
 from . import paper
@@ -27,7 +27,7 @@ class Published:
 
 
 def read(folder: str | Path) -> dict:
-    """What `experiments.evaluate_checkpoint` left in a folder.
+    """What `experiments.jobs.evaluate_checkpoint` left in a folder.
 
     Raises:
         UserError: no evaluation was finished there, or its result is broken.

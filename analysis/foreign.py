@@ -6,13 +6,14 @@ import math
 import shutil
 from pathlib import Path
 
-from experiments import reach, records
-from experiments.average_precision import coco_figures, lvis_figures
+from experiments import records
 from experiments.data import annotations
+from experiments.data.run_lengths import first_broken
 from experiments.errors import UserError
-from experiments.matches import of_file, read_results
+from experiments.evaluation import reach
+from experiments.evaluation.average_precision import coco_figures, lvis_figures
+from experiments.evaluation.matches import of_file, read_results
 from experiments.records import FOREIGN, Record
-from experiments.run_lengths import first_broken
 
 _PREDICTIONS = "predictions.json"
 
@@ -39,7 +40,7 @@ def add(
     Raises:
         UserError: the name is that of a row, or cannot be a folder's or be printed, a cost is not
             above 0, no run of the study is finished, or the predictions are refused
-            (`experiments.matches.compute`).
+            (`experiments.evaluation.matches.compute`).
     """
     study, predictions = Path(study), Path(predictions)
     manifest, runs = records.load_study(study)

@@ -9,8 +9,10 @@ import pandas as pd
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from experiments import config, environment, records, studies
-from experiments.cost import detector_cost
+from experiments import records, studies
+from experiments.costs import environment
+from experiments.costs.detector_cost import detector_cost
+from experiments.recipe import config
 from experiments.studies import Study, Variant
 
 from . import figures

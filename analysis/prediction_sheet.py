@@ -19,7 +19,7 @@ from experiments.data import annotations
 from experiments.data.annotations import parse_split
 from experiments.data.images import load
 from experiments.errors import UserError
-from experiments.matches import read_results
+from experiments.evaluation.matches import read_results
 
 from . import style
 from .error_types import FOREGROUND, by_image, match, overlaps, run_lengths

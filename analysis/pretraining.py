@@ -10,12 +10,13 @@ import torch
 from detectron2.config import instantiate
 from detectron2.utils.registry import locate
 
-from experiments import checkpoints, config, distributed
+from experiments.data.pretraining_images import Images
 from experiments.errors import UserError
-from experiments.pretraining.images import Images
-from experiments.pretraining.runs import FOLDER, RECORD
-from experiments.pretraining.train import PretrainingRecord
-from experiments.records import LAST_WEIGHTS, METRICS, read_json
+from experiments.jobs.pretraining import PretrainingRecord
+from experiments.jobs.pretraining_runs import FOLDER, RECORD
+from experiments.recipe import config
+from experiments.records import LAST_WEIGHTS, METRICS, checkpoints, read_json
+from experiments.training import distributed
 
 from . import style
 from .style import plt

@@ -1,13 +1,14 @@
-"""Reach of a study's runs (`experiments.reach`): counts, shares, and which of them did not learn
+"""Reach of a study's runs (`experiments.evaluation.reach`): counts, shares, and which of them did not learn
 the cue, so that neither their reach nor their AP says anything about propagation."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from experiments import reach, records
+from experiments import records
 from experiments.errors import UserError
-from experiments.reach import SHOWN, Reach
+from experiments.evaluation import reach
+from experiments.evaluation.reach import SHOWN, Reach
 
 MARK = "cue not learned: says nothing about propagation"
 CHANCE = 0.5  # of two colours

@@ -25,7 +25,7 @@ from matplotlib.colors import LogNorm
 from torch import Tensor, nn
 
 from backbones import ViT
-from experiments.kept import kept
+from experiments.evaluation.kept import kept
 
 from . import style
 from .results import Results

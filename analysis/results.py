@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from experiments.errors import UserError
-from experiments.matches import KINDS
+from experiments.evaluation.matches import KINDS
 from experiments.records import (
     FOREIGN,
     LVIS_FIGURES,

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments import matches
-from experiments.average_precision import coco_figures, lvis_figures
 from experiments.data import annotations
 from experiments.data.annotations import Split
 from experiments.data.defects import AnnotationFile
 from experiments.errors import UserError
+from experiments.evaluation import matches
+from experiments.evaluation.average_precision import coco_figures, lvis_figures
 
 from . import bootstrap, categories, foreign
 from .bootstrap import DELTA

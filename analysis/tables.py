@@ -10,7 +10,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from experiments.errors import UserError, unknown
-from experiments.reach import FOUND, LEARNED
+from experiments.evaluation.reach import FOUND, LEARNED
 
 from . import categories, reach
 from .results import FIGURES, KINDS, ONE_SEED, PAPER_SIZES, Results, paper_column, paper_data

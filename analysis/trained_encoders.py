@@ -9,9 +9,10 @@ from detectron2.config import instantiate
 from torch import Tensor, nn
 
 from backbones.weights import WeightsError, encoder_of, load_detector
-from experiments import config, studies
+from experiments import studies
 from experiments.data import catalog
 from experiments.errors import UserError
+from experiments.recipe import config
 from experiments.records import FOREIGN, LAST_WEIGHTS
 
 from .results import Results

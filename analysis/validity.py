@@ -20,8 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments import config, environment, records, studies
+from experiments import records, studies
+from experiments.costs import environment
 from experiments.errors import UserError
+from experiments.recipe import config
 from experiments.studies import Study, Variant
 
 from . import bootstrap, reach, tables

@@ -16,7 +16,8 @@ import torch
 import typer
 from rich.console import Console
 
-from experiments import commands, environment
+from experiments import commands
+from experiments.costs import environment
 from experiments.errors import UserError, unknown
 
 from . import (

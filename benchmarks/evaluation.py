@@ -21,7 +21,7 @@ from rich.console import Console
 from tabulate import tabulate
 
 from analysis import bootstrap
-from experiments import average_precision, matches
+from experiments.evaluation import average_precision, matches
 
 from . import page
 

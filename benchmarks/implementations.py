@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones import SIZES, SimpleFeaturePyramid, build_encoder
 from backbones.kernels import Linear
-from experiments.training_loop import compile_blocks
+from experiments.training.training_loop import compile_blocks
 
 from .cases import Case
 
@@ -191,7 +191,7 @@ def _detector(case: Case, implementation: str) -> nn.Module:
     """Mask R-CNN as the published config describes it, around ours or detectron2's backbone."""
     from detectron2.config import instantiate
 
-    from experiments import config
+    from experiments.recipe import config
 
     cfg = config.load(config.base_path("coco", case.size))
     cfg.model.backbone.update(case.words(), square_pad=16 * case.tokens, drop_path_rate=0.0)

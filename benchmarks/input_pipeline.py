@@ -24,9 +24,9 @@ from PIL import Image
 from rich.console import Console
 from tabulate import tabulate
 
-from experiments import config
 from experiments.data import images
 from experiments.data.mapper import Mapper
+from experiments.recipe import config
 
 from . import page
 

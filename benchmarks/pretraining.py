@@ -24,9 +24,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from backbones import SIZES, build_encoder
-from experiments.pretraining.classifier import Classifier
-from experiments.pretraining.inputs import PIXEL_MEAN, PIXEL_STD, Pixels
-from experiments.pretraining.mae import MaskedAutoencoder
+from backbones.pretraining.classifier import Classifier
+from backbones.pretraining.inputs import PIXEL_MEAN, PIXEL_STD, Pixels
+from backbones.pretraining.mae import MaskedAutoencoder
 
 from . import page
 from .rows import Row

@@ -33,11 +33,15 @@ from rich.console import Console
 from tabulate import tabulate
 from torch import nn
 
-from experiments import budget, distributed, fit, runs, studies, train
+from experiments import studies
+from experiments.costs.devices import autocast
 from experiments.data import catalog
 from experiments.data.stream import training_loader
-from experiments.devices import autocast
-from experiments.training_loop import Checkpoints, Trainer
+from experiments.forecast import budget
+from experiments.jobs import detection as train
+from experiments.jobs import runs
+from experiments.training import distributed, fit
+from experiments.training.training_loop import Checkpoints, Trainer
 
 from . import page
 

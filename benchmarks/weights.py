@@ -28,8 +28,8 @@ from torch import Tensor
 
 from backbones.weights import read
 from backbones.weights.writers import convert
-from experiments import config
 from experiments.errors import UserError
+from experiments.recipe import config
 
 SUITE = "weights"
 ROUNDS = 3

@@ -18,12 +18,12 @@ from . import commands
 from .errors import UserError, unknown
 
 if TYPE_CHECKING:  # they take seconds
-    from . import slurm
     from .data.catalog import Data
-    from .launch import Launch
-    from .pretraining.runs import PretrainingRun
-    from .runs import Row, Run
-    from .slurm import Settings
+    from .jobs.pretraining_runs import PretrainingRun
+    from .jobs.runs import Row, Run
+    from .launching import slurm
+    from .launching.local import Launch
+    from .launching.slurm import Settings
 
     _Stage = tuple[list[Run] | list[PretrainingRun], Callable[..., str]]
 
@@ -80,11 +80,11 @@ def run(
     found = studies.find(study)  # before the imports that take seconds
 
     with commands.importing():
-        from . import config, distributed
-        from . import runs as planning
-        from .data import annotations, catalog
-        from .pretraining import images as pretraining_images
-        from .pretraining import runs as pretraining
+        from .data import annotations, catalog, pretraining_images
+        from .jobs import pretraining_runs as pretraining
+        from .jobs import runs as planning
+        from .recipe import config
+        from .training import distributed
 
     settings = _settings(launcher, gpus)
 
@@ -130,15 +130,18 @@ def run(
         for line in planning.alike(rows):
             console.print(line, highlight=False)
         if scale == "coco" and todo and not settings:  # it speaks of this machine
-            from . import budget
+            from .forecast import budget
 
             budget.announce(todo, processes, yes, console, needed)
         planning.write_manifest(found, rows, planned, folder, _command())
         return needed, planning.trainings_first(planned), planning.trainings_first(todo)
 
     if distributed.started_by_torchrun():
-        from . import launch, train  # they take a second: a finished study is not to wait for them
-        from .pretraining.train import pretrain
+        from .jobs import detection as train
+        from .jobs.pretraining import pretrain
+        from .launching import (
+            local as launch,  # they take a second: a finished study is not to wait for them
+        )
 
         # One group for all: leaving it and joining again in the same processes fails.
         with distributed.process_group():
@@ -149,14 +152,14 @@ def run(
     needed, _, todo = plan()
     if not todo:
         return
-    from .train import execute
+    from .jobs.detection import execute
 
     _launch([*_levels(needed), (todo, execute)], jobs, gpus, settings)
 
 
 def _say_of_own(rows: "list[Row]", data: "Data") -> None:
     """Of a set of the user's own, how configs are made to fit it, and what is odd in it."""
-    from . import config
+    from .recipe import config
 
     if not data.name:
         return
@@ -179,15 +182,15 @@ def _settings(launcher: str, gpus: int) -> "Settings | None":
         raise unknown("launcher", launcher, ("local", "slurm"))
     if launcher == "local":
         return None
-    from . import slurm
+    from .launching import slurm
 
     return slurm.settings_for(gpus)
 
 
 def _levels(needed: "list[PretrainingRun]") -> "list[_Stage]":
     """One after the other where one starts from another, else side by side."""
-    from .pretraining.runs import by_depth
-    from .pretraining.train import pretrain
+    from .jobs.pretraining import pretrain
+    from .jobs.pretraining_runs import by_depth
 
     return [(together, pretrain) for together in by_depth(needed)]
 
@@ -197,10 +200,10 @@ def _launch(stages: "list[_Stage]", jobs: int, gpus: int, settings: "Settings | 
 
     On a cluster all is submitted at once: whoever called may go.
     """
-    from . import launch
+    from .launching import local as launch
 
     if settings:
-        from . import slurm
+        from .launching import slurm
 
         launched = None
         for todo, execute in stages:
@@ -216,7 +219,7 @@ def _launch(stages: "list[_Stage]", jobs: int, gpus: int, settings: "Settings | 
 
 
 def _follow(launched: "Launch | slurm.Launch") -> None:
-    from . import view
+    from .launching import view
 
     try:
         view.follow(launched, console)
@@ -246,9 +249,10 @@ def pretrain(
     runs: Runs = Path("runs"),
 ) -> None:
     """Pre-train an encoder, without a detector behind it."""
-    from . import config, distributed
-    from .pretraining import images as pretraining_images
-    from .pretraining import runs as pretraining
+    from .data import pretraining_images
+    from .jobs import pretraining_runs as pretraining
+    from .recipe import config
+    from .training import distributed
 
     config.check_scale(scale)
     size = size or {"mini": "vit-mini", "coco": "vit-b"}[scale]
@@ -271,14 +275,14 @@ def pretrain(
         for run in needed:
             config.check_processes(run.cfg, processes)
         if scale == "coco" and needed and not settings:
-            from . import budget
+            from .forecast import budget
 
             budget.announce([], processes, yes, console, needed)
         return [Path(chain[-1].folder) / pretraining.ENCODER for chain in chains], needed
 
     if distributed.started_by_torchrun():
-        from . import launch
-        from .pretraining.train import pretrain as execute
+        from .jobs.pretraining import pretrain as execute
+        from .launching import local as launch
 
         with distributed.process_group():
             encoders, needed = distributed.of_main(plan)
@@ -310,10 +314,10 @@ def plan(
 
     found = studies.find(study)
 
-    from . import config
-    from . import plan as plans
-    from . import runs as planning
     from .data import catalog
+    from .forecast import plan as plans
+    from .jobs import runs as planning
+    from .recipe import config
 
     words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
@@ -352,8 +356,9 @@ def studies(runs: Runs = Path("runs")) -> None:
 
 def _state(runs: Path, study: str) -> str:
     """How many of the runs that were last asked for are done, at each scale."""
-    from . import config, records
+    from . import records
     from .data import annotations
+    from .recipe import config
 
     states = []
     for scale in config.SCALES:
@@ -380,8 +385,8 @@ def data(
     runs: Runs = Path("runs"),
 ) -> None:
     """Make or find the data of a scale, and say what it is."""
-    from . import config
     from .data import catalog, sheet
+    from .recipe import config
 
     config.check_scale(scale)
     found = catalog.prepare(scale, dataset or None, val or None, kind)
@@ -406,8 +411,8 @@ def check_data(
     runs: Runs = Path("runs"),
 ) -> None:
     """Read a data set once, every image, and list what is wrong with it."""
-    from . import config
     from .data import catalog, check
+    from .recipe import config
 
     config.check_scale(scale)
     config.check_writable(runs / scale)
@@ -437,10 +442,11 @@ def evaluate(
     """Evaluate a checkpoint: box and mask AP on COCO val2017, or on another split."""
     if split and val:
         raise UserError(f"--split {split} and --val {val} say the same thing: give one of them")
-    from . import distributed, evaluate_checkpoint
+    from .jobs import evaluate_checkpoint
+    from .training import distributed
 
     if gpus > 1 and not distributed.started_by_torchrun():
-        from . import launch
+        from .launching import local as launch
 
         launch.check_gpus(gpus)
         words = ["-m", "experiments", *sys.argv[1:]]
@@ -469,7 +475,7 @@ def weights(
     """Show what a file of weights holds; with --to and OUT, convert it."""
     if bool(to) != bool(out):
         raise UserError("converting needs a format and a name: weights FILE --to detectron2 OUT")
-    from . import weights as files
+    from .jobs import show_weights as files
 
     if to:
         files.write(file, to, out, console)
@@ -491,9 +497,10 @@ def show_optim(
     overrides: Overrides = "",
 ) -> None:
     """Show the learning rate and weight decay of every layer."""
-    from . import config, studies
-    from . import runs as planning
-    from . import show_optim as table
+    from . import studies
+    from .jobs import runs as planning
+    from .recipe import config
+    from .recipe import show_optim as table
 
     words = config.parse_overrides(overrides)
     if Path(what).suffix not in (".py", ".yaml"):
@@ -509,7 +516,7 @@ def show_optim(
 @app.command("keep-mini-weights")
 def keep_mini_weights(runs: Runs = Path("runs")) -> None:
     """Make the encoder of `make mini-weights` the one that runs at mini scale start from."""
-    from . import mini_weights
+    from .jobs import mini_weights
 
     path = mini_weights.keep(runs / "mini" / "windows-mini")
     console.print(f"{path}: runs at mini scale start from it now, and so are other runs")

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.data import annotations, mini
+from experiments.data import annotations
+from experiments.data.mini import detection as mini
 
 # Where no GPU is, Triton's kernels are interpreted: to be said before anything imports triton.
 if not torch.cuda.device_count():

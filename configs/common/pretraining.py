@@ -3,7 +3,7 @@
 from detectron2.config import LazyCall as L
 from torchvision.transforms import v2
 
-from experiments.pretraining.images import ImageMapper
+from experiments.data.pretraining_images import ImageMapper
 
 _BICUBIC = 3  # as torchvision numbers it
 

@@ -1,4 +1,4 @@
-"""What is done at test time beside one pass over each image, see `experiments.test_time`."""
+"""What is done at test time beside one pass over each image, see `experiments.recipe.test_time`."""
 
 test = dict(
     soft_nms="none",  # or "linear", "gaussian" (arXiv:1704.04503, whose values the next two are)

@@ -1,6 +1,6 @@
 """Mask R-CNN, vit-mini, the embedded set in LVIS format; recipe of mask_rcnn_vit_mini.py.
 
-Sampling and loss are LVIS's, to the size of the set: `experiments.data.mini_lvis` says how.
+Sampling and loss are LVIS's, to the size of the set: `experiments.data.mini.lvis` says how.
 """
 
 from configs.common.lvis import lvis

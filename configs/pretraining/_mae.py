@@ -9,7 +9,7 @@ epochs: Table 3, and the released weights. Positions are fixed sines and cosines
 
 from detectron2.config import LazyCall as L
 
-from experiments.pretraining.mae import MaskedAutoencoder
+from backbones.pretraining.mae import MaskedAutoencoder
 
 from ..common.pretraining import dataloader
 from ..common.schedule import cosine as schedule

@@ -11,7 +11,7 @@ does not. Crops are those of its fine-tuning code, 0.08 to 1.
 from detectron2.config import LazyCall as L
 from torchvision.transforms import v2
 
-from experiments.pretraining.classifier import Classifier
+from backbones.pretraining.classifier import Classifier
 
 from ..common.pretraining import dataloader
 from ..common.schedule import cosine as schedule

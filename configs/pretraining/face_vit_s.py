@@ -17,7 +17,7 @@ encoders all use layer norm instead; block_norm="batch" has statistics of each c
 import torch
 from detectron2.config import LazyCall as L
 
-from experiments.pretraining.classifier import Classifier
+from backbones.pretraining.classifier import Classifier
 
 from ..common.pretraining import dataloader
 from ..common.schedule import cosine as schedule

@@ -5,7 +5,7 @@ The conv stem reads beyond a patch: hidden pixels are blanked before it.
 
 from detectron2.config import LazyCall as L
 
-from experiments.pretraining.mae import MaskedAutoencoder
+from backbones.pretraining.mae import MaskedAutoencoder
 
 from ._mini import dataloader, encoder, optimizer, param_groups, schedule, train
 

@@ -14,7 +14,7 @@ import torch
 from detectron2.config import LazyCall as L
 from torchvision.transforms import v2
 
-from experiments.pretraining.classifier import Classifier
+from backbones.pretraining.classifier import Classifier
 
 from ..common.pretraining import dataloader
 from ..common.schedule import cosine as schedule

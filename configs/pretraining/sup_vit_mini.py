@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from experiments.pretraining.classifier import Classifier
+from backbones.pretraining.classifier import Classifier
 
 from ._mini import dataloader, encoder, optimizer, param_groups, schedule, train
 

@@ -18,7 +18,7 @@ from typing import Any
 from pycocotools import mask as masks
 
 from ..errors import UserError
-from ..run_lengths import first_broken
+from .run_lengths import first_broken
 
 # Whole numbers, by list of the file.
 _WHOLE = {

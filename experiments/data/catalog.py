@@ -11,9 +11,11 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as masks
 
 from ..errors import UserError, unknown
-from . import defects, mini, mini_lvis
+from . import defects
 from .annotations import Split, parse_split, set_name
 from .defects import AnnotationFile
+from .mini import detection as mini
+from .mini import lvis as mini_lvis
 
 ROOT = Path(__file__).resolve().parents[2]
 # What detectron2 calls the published sets, and what has to be in $DETECTRON2_DATASETS for them.

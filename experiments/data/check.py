@@ -15,9 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
-from .. import progress
 from ..errors import UserError
-from . import images
+from . import images, progress
 from .annotations import Split
 from .defects import KINDS, SHOWN, AnnotationFile, Defect, check_pair, grouped, pixels
 

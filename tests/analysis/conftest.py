@@ -14,11 +14,13 @@ from detectron2.config import LazyConfig, instantiate
 
 from analysis import results as results_of
 from analysis.__main__ import app, console
-from experiments import average_precision, commands, config, matches, records
+from experiments import commands, records
+from experiments.evaluation import average_precision, matches
+from experiments.recipe import config
 from experiments.records import FOREIGN, MANIFEST, VERSION, write_json
 from tests.conftest import ROOT
-from tests.experiments.test_matches import random_set
-from tests.experiments.test_records import make
+from tests.experiments.evaluation.test_matches import random_set
+from tests.experiments.records.test_records import make
 
 PUBLISHED = {"none": {"vit-b": "T8a:0", "vit-l": "T2a:0"}, "global": {"vit-b": "T8a:1"}, "own": {}}
 # Of each row and seed, which of the set's detections it makes.

@@ -12,17 +12,18 @@ from scipy import stats
 
 from analysis import bootstrap
 from analysis.bootstrap import Draws, Estimate
-from experiments import average_precision, matches, records
+from experiments import records
 from experiments.errors import UserError
-from experiments.matches import IOUS, Matches
+from experiments.evaluation import average_precision, matches
+from experiments.evaluation.matches import IOUS, Matches
 from experiments.records import COCO_FIGURES, LVIS_FIGURES
-from tests.experiments.test_matches import (
+from tests.experiments.evaluation.test_matches import (
     lvis_package,
     pycocotools,
     random_lvis_set,
     random_set,
 )
-from tests.experiments.test_records import make
+from tests.experiments.records.test_records import make
 
 RATES = np.array([1.5, 0.6, 0.3, 0.15])  # objects per image, by category
 LEVELS = (0.5, 0.8)  # skills of two variants

@@ -10,8 +10,8 @@ from analysis import compare
 from experiments import records
 from experiments.errors import UserError
 from experiments.records import COCO_FIGURES
-from tests.experiments.test_matches import pycocotools, random_set
-from tests.experiments.test_records import make
+from tests.experiments.evaluation.test_matches import pycocotools, random_set
+from tests.experiments.records.test_records import make
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import pytest
 
 from analysis import error_types, results
 from analysis.error_types import TYPES
-from experiments import average_precision, matches, records
+from experiments import records
 from experiments.errors import UserError
-from tests.experiments.test_matches import random_set
+from experiments.evaluation import average_precision, matches
+from tests.experiments.evaluation.test_matches import random_set
 
 
 def annotation(image: int, category: int, box: list[float], **words) -> dict:

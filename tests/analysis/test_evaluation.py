@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from analysis import compare, evaluation, paper
-from experiments import average_precision, matches, records
+from experiments import records
 from experiments.errors import UserError
+from experiments.evaluation import average_precision, matches
 from experiments.records import FOREIGN, MANIFEST, VERSION, write_json
-from tests.experiments.test_matches import random_set
-from tests.experiments.test_records import make
+from tests.experiments.evaluation.test_matches import random_set
+from tests.experiments.records.test_records import make
 
 RELEASED = paper.load("released_models").to_dict("records")
 

@@ -11,7 +11,7 @@ from PIL import Image
 from analysis import compare, foreign, plots, prediction_sheet, report, results, tables
 from experiments import records
 from experiments.errors import UserError
-from tests.experiments.test_matches import pycocotools, random_set
+from tests.experiments.evaluation.test_matches import pycocotools, random_set
 
 
 @pytest.fixture

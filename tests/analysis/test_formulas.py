@@ -11,9 +11,9 @@ from analysis import formulas
 from analysis.formulas import PAPER_SIZES, Amount, total
 from analysis.paper import published
 from backbones import SIZES, build_encoder
-from experiments import cost
-from experiments.config import build_on_meta
+from experiments.costs import detector_cost as cost
 from experiments.errors import UserError
+from experiments.recipe.config import build_on_meta
 from tests.conftest import ROOT
 
 # (12 E^2 + 13 E) D + 4865 E

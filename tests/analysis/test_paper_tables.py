@@ -7,9 +7,10 @@ import pytest
 from analysis import paper_tables
 from analysis.paper import published
 from analysis.paper_tables import Rows, Setting, cells, settings
-from experiments import config, records, studies
+from experiments import records, studies
+from experiments.recipe import config
 from tests.conftest import ROOT
-from tests.experiments.test_records import make
+from tests.experiments.records.test_records import make
 
 COSTS = ["params", "macs", "activations", "encoder_params", "encoder_macs", "px"]
 # docs/cost.md has the reasons.

@@ -12,8 +12,8 @@ import torch
 from analysis import plots
 from analysis.results import Results
 from backbones import build_encoder
-from experiments.cost import count
-from tests.experiments.test_records import make
+from experiments.costs.detector_cost import count
+from tests.experiments.records.test_records import make
 
 VARIANTS = ("none", "one", "three", "all-of-them", "own")
 COUNTS = {"none": 0, "one": 1, "three": 3, "all-of-them": 6}

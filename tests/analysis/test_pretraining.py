@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from analysis import pretraining
-from experiments.data import mini_classes
-from experiments.pretraining.images import prepare
-from experiments.pretraining.runs import RECORD, plan
-from experiments.pretraining.train import pretrain
+from experiments.data.mini import classes as mini_classes
+from experiments.data.pretraining_images import prepare
+from experiments.jobs.pretraining import pretrain
+from experiments.jobs.pretraining_runs import RECORD, plan
 
 WORDS = {
     "train.max_iter": 4,

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from analysis import bootstrap, foreign, reach, report, results, tables
-from experiments import reach as of_runs
 from experiments import records
+from experiments.evaluation import reach as of_runs
 from tests.analysis.test_results import rewrite
-from tests.experiments.test_matches import random_set
-from tests.experiments.test_reach import INFO, some_set
+from tests.experiments.evaluation.test_matches import random_set
+from tests.experiments.evaluation.test_reach import INFO, some_set
 
 MARK = "cue not learned: says nothing about propagation"
 

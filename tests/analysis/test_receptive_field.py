@@ -11,8 +11,8 @@ from torch import nn
 from analysis import receptive_field
 from analysis.receptive_field import ReceptiveField
 from backbones import LayerNorm2d, build_encoder
-from experiments import config
 from experiments.errors import UserError
+from experiments.recipe import config
 from tests.analysis.conftest import runs_of
 
 

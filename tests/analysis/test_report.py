@@ -16,7 +16,7 @@ from analysis.report import Picture
 from experiments.errors import UserError
 from experiments.records import MANIFEST, RECORD, VERSION, write_json
 from tests.analysis.conftest import write_run
-from tests.experiments.test_matches import random_set
+from tests.experiments.evaluation.test_matches import random_set
 
 EVIL = "<b>`|x"  # names come from users' files
 QUESTION = "Is a < b, or <script>alert(1)</script>?"

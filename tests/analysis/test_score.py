@@ -9,11 +9,11 @@ import pytest
 
 from analysis import categories, compare, results
 from analysis.score import Scored
-from experiments.data import mini_lvis
+from experiments.data.mini import lvis as mini_lvis
 from experiments.errors import UserError
-from experiments.evaluate import lvis_figures
+from experiments.evaluation.evaluate import lvis_figures
 from tests.conftest import write_set
-from tests.experiments.test_matches import pycocotools, random_set
+from tests.experiments.evaluation.test_matches import pycocotools, random_set
 
 
 @pytest.fixture

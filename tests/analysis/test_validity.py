@@ -17,7 +17,7 @@ from analysis.bootstrap import Estimate
 from experiments import records, studies
 from experiments.records import MANIFEST, VERSION, write_json
 from tests.analysis.conftest import write_run
-from tests.experiments.test_matches import random_set
+from tests.experiments.evaluation.test_matches import random_set
 
 STUDIES = (
     "feature-pyramid", "global-vs-conv", "conv-block", "placement", "count", "pretraining",

@@ -24,10 +24,10 @@ from backbones import (
 )
 from backbones.kernels import Linear
 from backbones.positions import absolute_positions, sincos_positions
+from backbones.pretraining.mae import MaskedAutoencoder
 from backbones.sequence import TokenSequence, draw_kept
 from backbones.stems import PatchEmbed
 from backbones.weights import WeightsError, encoder_words, load_encoder, read
-from experiments.pretraining.mae import MaskedAutoencoder
 
 from .test_attention import STRATEGIES, Scattered, assert_same, normal_weights
 

@@ -14,7 +14,7 @@ from backbones import Partition, ShiftedWindows, ViT, Windows, kernels
 from backbones.attention import Attention
 from backbones.kernels import cpu_attention, gpu_attention
 from backbones.sequence import Masked
-from experiments import cost
+from experiments.costs import detector_cost as cost
 from tests.backbones.test_attention import (
     Scattered,
     assert_same,

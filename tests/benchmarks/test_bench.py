@@ -13,7 +13,8 @@ from benchmarks import __main__ as bench
 from benchmarks import report, weights, worker
 from benchmarks.cases import OURS, PEERS, SUITES, Case, suite
 from benchmarks.implementations import build
-from experiments import cost, environment
+from experiments.costs import detector_cost as cost
+from experiments.costs import environment
 
 TINY = dict(tokens=15, implementations=OURS + PEERS)  # one window and a token: padding
 

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from benchmarks import pretraining
 from benchmarks.pretraining import CASES, Case
-from experiments import environment
+from experiments.costs import environment
 
 TINY = dict(size="vit-ti", side=32, images=2, rounds=2)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks import training_loop
 from experiments.data import catalog
-from experiments.training_loop import Meter, Trainer
+from experiments.training.training_loop import Meter, Trainer
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from detectron2.data import get_detection_dataset_dicts
 
 from analysis import paper
 from backbones.weights import catalog as weights
-from experiments import config, studies
+from experiments import studies
 from experiments.data import catalog
+from experiments.recipe import config
 
 ALL = [
     str(path.relative_to(config.ROOT))

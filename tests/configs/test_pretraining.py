@@ -10,7 +10,9 @@ import torch
 from detectron2.config import instantiate
 from PIL import Image
 
-from experiments.pretraining import images, runs, train
+from experiments.data import pretraining_images as images
+from experiments.jobs import pretraining as train
+from experiments.jobs import pretraining_runs as runs
 from tests.conftest import ROOT
 from tests.experiments.test_cli import assert_told, experiments
 

@@ -8,7 +8,7 @@ from detectron2.config import LazyConfig
 from analysis import formulas
 from analysis.formulas import PAPER_SIZES, Amount, total
 from backbones import SIZES
-from experiments import cost
+from experiments.costs import detector_cost as cost
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "cost.md").read_text()

@@ -6,9 +6,10 @@ import pytest
 
 from backbones import ACTIVATIONS, NORMS, STEMS, build_encoder
 from backbones.positions import POSITIONS
-from experiments import runs, studies
-from experiments.cost import detector_cost
-from experiments.training_cost import training_macs
+from experiments import studies
+from experiments.costs.detector_cost import detector_cost
+from experiments.costs.training_cost import training_macs
+from experiments.jobs import runs
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "encoder.md").read_text()

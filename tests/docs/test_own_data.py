@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments import config
 from experiments.data import defects
+from experiments.recipe import config
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "own-data.md").read_text()

@@ -10,10 +10,12 @@ import torch
 from rich.console import Console
 
 from backbones.weights import catalog as weights
-from experiments import budget, records, runs, studies
+from experiments import records, studies
 from experiments.data import catalog
+from experiments.forecast import budget
+from experiments.jobs import runs
 from tests.conftest import ROOT
-from tests.experiments.test_records import make
+from tests.experiments.records.test_records import make
 
 
 def experiments(*words, **env):
@@ -136,8 +138,9 @@ def test_nowhere_to_write(small_set, tmp_path):
 
 def test_an_old_record_stops_before_anything_trains(small_set, tmp_path):
     words = ["run", "global-vs-conv", "--seeds", 1, "--variants", "none", "--runs", tmp_path]
-    from experiments import runs, studies
+    from experiments import studies
     from experiments.data import catalog
+    from experiments.jobs import runs
 
     study = studies.find("global-vs-conv")
     data = catalog.prepare("mini", small_set["dataset"], small_set["val"])

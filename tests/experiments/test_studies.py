@@ -13,12 +13,14 @@ from detectron2.utils.events import EventStorage
 
 from analysis.paper import published
 from analysis.paper_tables import settings
-from experiments import config, runs, studies
+from experiments import studies
 from experiments.data import catalog
 from experiments.data.stream import Stream, training_loader
 from experiments.errors import UserError
-from experiments.evaluate import set_num_classes
-from experiments.train import set_federated_loss
+from experiments.evaluation.evaluate import set_num_classes
+from experiments.jobs import runs
+from experiments.jobs.detection import set_federated_loss
+from experiments.recipe import config
 
 NAMES = list(studies.files())
 # The paper copies these from other works, with detectors of their own.

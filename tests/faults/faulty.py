@@ -11,9 +11,10 @@ from unittest import mock
 
 import pytest
 
-from experiments import commands, runs, studies
-from experiments.config import parse_overrides
+from experiments import commands, studies
 from experiments.data import catalog
+from experiments.jobs import runs
+from experiments.recipe.config import parse_overrides
 from tests.conftest import ROOT
 
 TINY = [
@@ -69,7 +70,7 @@ def before(module, name, when):
 
 if "SUBMITIT_EXECUTOR" in os.environ:
     from experiments import records, train
-    from experiments.training_loop import Trainer
+    from experiments.training.training_loop import Trainer
 
     def known(cfg, run, macs):
         global folder, variant

@@ -18,11 +18,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from experiments import __main__ as front
-from experiments import records, test_time
+from experiments import records
 from experiments.data import catalog
 from experiments.data.stream import Stream
+from experiments.recipe import test_time
 from tests.conftest import ROOT, write_set
-from tests.experiments.test_odd_data import HUGE, ILLEGAL, IMAGES, config, noise, write_odd
+from tests.experiments.data.test_odd_data import HUGE, ILLEGAL, IMAGES, config, noise, write_odd
 from tests.faults.faulty import Faulty, call_here, error_of, mend
 from tests.faults.test_files import assert_same_end
 

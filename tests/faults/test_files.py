@@ -9,7 +9,8 @@ import torch
 
 import analysis.__main__
 import experiments.__main__
-from experiments import checkpoints, view
+from experiments.launching import view
+from experiments.records import checkpoints
 from tests.conftest import study_folder
 from tests.faults.faulty import Faulty, call_here, error_of, mount, unmount
 

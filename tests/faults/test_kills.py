@@ -10,8 +10,9 @@ from collections import Counter
 import pytest
 import torch
 
-from experiments import checkpoints, records
-from experiments.evaluate import PREDICTIONS
+from experiments import records
+from experiments.evaluation.evaluate import PREDICTIONS
+from experiments.records import checkpoints
 
 from .running import (
     ITERATIONS,

@@ -14,11 +14,11 @@ import torch
 
 from backbones import ViT, kernels
 from experiments import records
-from experiments.train import fit_run
-from experiments.training_loop import compile_blocks
+from experiments.jobs.detection import fit_run
+from experiments.training.training_loop import compile_blocks
 from tests.backbones.test_attention import SMALL, assert_same, outputs_and_gradients, twins
 from tests.conftest import ROOT, study_folder
-from tests.experiments.test_distributed import planned
+from tests.experiments.training.test_distributed import planned
 
 STRATEGIES = ["none", "global", "conv", "shifted"]
 

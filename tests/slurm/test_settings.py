@@ -5,8 +5,8 @@ import tomllib
 
 import pytest
 
-from experiments import slurm
 from experiments.errors import UserError
+from experiments.launching import slurm
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()

@@ -28,7 +28,7 @@ from backbones.weights import (
 from backbones.weights.account import group
 from backbones.weights.fit import fit_detector, fit_own
 from backbones.weights.writers import convert
-from experiments import config
+from experiments.recipe import config
 from tests.conftest import ROOT
 
 # 16 x 16 tokens at 128 px; positions of 8 x 8 and a cls token.

@@ -1,0 +1,308 @@
+"""What a network costs, without training or computing it: parameters, MACs, activations.
+
+MACs are multiply-accumulates of one image, attention counted. Papers of this field print them as
+"FLOPs"; torch's counter counts 2 FLOPs for each. Attention is counted in its textbook form, padding
+of windows included, whichever kernel computes it. docs/cost.md has the formulas.
+
+`count` and `detector_cost` run the network on torch's meta device: shapes only, no memory and no
+arithmetic. `fvcore_macs` is a second count by another library, of what a CPU really computes.
+"""
+
+import itertools
+import logging
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.modeling.meta_arch import GeneralizedRCNN, RetinaNet
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from fvcore.nn import jit_handles
+from fvcore.nn.jit_analysis import JitModelAnalysis
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from backbones.attention import Attention
+
+from ..errors import UserError
+from ..recipe.config import build_on_meta
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one module on one input.
+
+    `activations` are the elements put out by convs, linear layers and other matrix products, but
+    for the scores of attention (what a softmax reads), which a kernel need not put out.
+    """
+
+    params: int
+    macs: int
+    activations: int
+
+
+@contextmanager
+def textbook_attention(module: nn.Module) -> Iterator[None]:
+    """All `Attention` in `module` computes the textbook form meanwhile."""
+    kernels = {m: m.attention for m in module.modules() if isinstance(m, Attention)}
+    try:
+        for attention in kernels:
+            attention.attention = "reference"
+        yield
+    finally:
+        for attention, kernel in kernels.items():
+            attention.attention = kernel
+
+
+# ---- Counting on the meta device ---------------------------------------------------------------
+
+_SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up MACs and activations of each operator for every module that it runs in."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self._modules = dict(module.named_modules())
+        self.counts = {name: Counter() for name in self._modules}
+        self._within = [{""}]  # names of the modules that run now, of the innermost one last
+
+    def __enter__(self):
+        self._hooks = []
+        for name, module in self._modules.items():
+            self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
+            self._hooks.append(module.register_forward_hook(self._leave))
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        for hook in self._hooks:
+            hook.remove()
+        return super().__exit__(*exception)
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        # "a.b" counts for "a" too, also if "a" itself is never called.
+        names = set(itertools.accumulate(name.split("."), "{}.{}".format))
+
+        def enter(*_: Any) -> None:
+            self._within.append(self._within[-1] | names)
+
+        return enter
+
+    def _leave(self, *_: Any) -> None:
+        self._within.pop()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        op = func.overloadpacket
+        if op in flop_registry:
+            self._add("macs", flop_registry[op](*args, **kwargs, out_val=out) // 2)
+            self._add("activations", out.numel())
+        elif op in _SOFTMAX:
+            self._add("activations", -out.numel())
+        return out
+
+    def _add(self, what: str, number: int) -> None:
+        for name in self._within[-1]:
+            self.counts[name][what] += number
+
+
+def count(module: nn.Module, *inputs: Any) -> dict[str, Cost]:
+    """Costs of `module(*inputs)` in evaluation mode, on the meta device, wherever `module` lies.
+
+    Returns:
+        Of the module itself under "", of each of its modules under its dotted name.
+    """
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    on_meta = {name: tensor.to("meta") for name, tensor in tensors}
+    inputs = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), inputs)
+    counter = _Counter(module)
+    with _evaluated(module), textbook_attention(module), torch.device("meta"), counter:
+        torch.func.functional_call(module, on_meta, inputs)
+    return {
+        name: Cost(
+            params=sum(p.numel() for p in module.get_submodule(name).parameters()),
+            macs=counted["macs"],
+            activations=counted["activations"],
+        )
+        for name, counted in counter.counts.items()
+    }
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+
+
+# ---- Detectors ---------------------------------------------------------------------------------
+
+
+class _Whole(nn.Module):
+    """A detector's inference with as many proposals and masks as its test settings allow.
+
+    Untrained weights would find none of either. Pooling counts nothing.
+    """
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
+        levels = self.detector.backbone(image_BCHW)
+        if isinstance(self.detector, RetinaNet):
+            return _flat(self.detector.head([levels[f] for f in self.detector.head_in_features]))
+        rpn, heads = self.detector.proposal_generator, self.detector.roi_heads
+        outputs = _flat(rpn.rpn_head([levels[f] for f in rpn.in_features]))
+        stages = [(heads.box_head, heads.box_predictor)]
+        if isinstance(heads, CascadeROIHeads):
+            stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
+        boxes = rpn.post_nms_topk[False]
+        pooled = _pooled(boxes, levels[heads.box_in_features[0]], heads.box_pooler)
+        for box_head, box_predictor in stages:
+            outputs += box_predictor(box_head(pooled))
+        if heads.mask_on:
+            masks = min(boxes, stages[-1][1].test_topk_per_image)
+            pooled = _pooled(masks, levels[heads.mask_in_features[0]], heads.mask_pooler)
+            outputs.append(heads.mask_head.layers(pooled))
+        return outputs
+
+
+def _flat(lists: Iterable[list[Tensor]]) -> list[Tensor]:
+    return [tensor for tensors in lists for tensor in tensors]
+
+
+def _pooled(regions: int, level_BCHW: Tensor, pooler: ROIPooler) -> Tensor:
+    return level_BCHW.new_zeros(regions, level_BCHW.shape[1], *pooler.output_size)
+
+
+@dataclass(frozen=True)
+class DetectorCost:
+    """Costs of a detector on one image of `size` (height, width) in pixels.
+
+    The encoder is the backbone without its neck.
+    """
+
+    detector: Cost
+    encoder: Cost
+    size: tuple[int, int]
+
+
+def detector_cost(cfg_model: DictConfig, size: tuple[int, int] | None = None) -> DetectorCost:
+    """Costs of the detector that a config describes, on one image; no weights are allocated.
+
+    Proposals and masks are as many as its test settings allow: with the published configs 1,000
+    (each of a cascade's box heads gets all of them) and 100.
+
+    Args:
+        cfg_model: `model` of a training config: detectron2's `RetinaNet`, or its `GeneralizedRCNN`
+            with standard or cascaded heads.
+        size: None: the square the backbone pads images to, or else its encoder's `img_size`.
+
+    Raises:
+        UserError: another detector, or no size given and none known.
+    """
+    detector = build_on_meta(cfg_model)
+    two_stages = isinstance(detector, GeneralizedRCNN) and isinstance(
+        detector.roi_heads, StandardROIHeads
+    )
+    if not two_stages and not isinstance(detector, RetinaNet):
+        raise UserError(
+            f"costs of the model {type(detector).__name__} cannot be counted: RetinaNet can, and "
+            "GeneralizedRCNN with StandardROIHeads or CascadeROIHeads"
+        )
+    backbone = detector.backbone
+    net = next((name for name in ("net", "bottom_up") if hasattr(backbone, name)), None)
+    encoder = getattr(backbone, net) if net else backbone
+    side = backbone.padding_constraints.get("square_size") or getattr(encoder, "img_size", None)
+    if not (size or side):
+        raise UserError("costs need an image size: set model.backbone.square_pad in the config")
+    size = size or (side, side)
+    costs = count(_Whole(detector), torch.zeros(1, 3, *size, device="meta"))
+    encoder_name = f"detector.backbone.{net}" if net else "detector.backbone"
+    return DetectorCost(costs[""], costs[encoder_name], size)
+
+
+# ---- Counting by fvcore ------------------------------------------------------------------------
+
+
+def _shape(value: Any) -> list[int]:
+    return value.type().sizes()
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """q k and attention v: (N x D) by (D x N), then (N x N) by (N x D), per head."""
+    *heads, n_query, dim = _shape(inputs[0])
+    *_, n_key, dim_value = _shape(inputs[2])
+    return math.prod(heads) * n_query * n_key * (dim + dim_value)
+
+
+def _attention_in_place(inputs: list[Any], outputs: list[Any]) -> int:
+    """Of `backbones.kernels.chunked_attention` and `triton_attention`. fvcore hands over tensors
+    but for those that are None: with two axes, whole numbers are the groups or their labels, others
+    the tables of relative positions.
+    """
+    batch, tokens, qkv_channels = _shape(inputs[0])
+    groups, n, positions = 1, tokens, 0
+    for value in inputs[1:]:
+        if value.type().dim() == 2 and value.type().scalarType() == "Long":
+            groups, n = _shape(value)
+        elif value.type().dim() == 2:
+            positions = (_shape(value)[0] + 2) // 2  # h + w, of 2 h - 1 and 2 w - 1 rows
+    return batch * groups * n * (2 * n + positions) * qkv_channels // 3
+
+
+def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
+    """One multiply-accumulate per combination of index values (fvcore's has four digits)."""
+    operands, _ = inputs[0].toIValue().split("->")
+    sizes = {}
+    for letters, operand in zip(operands.split(","), inputs[1].node().inputs(), strict=True):
+        sizes |= zip(letters, _shape(operand), strict=True)
+    return math.prod(sizes.values())
+
+
+# Products only: fvcore also counts norms and resizing by their elements, which the paper's figures
+# and torch's own counter leave out. It knows no fused attention and would count it as nothing.
+_HANDLES = {
+    "aten::_convolution": jit_handles.conv_flop_jit,
+    "aten::addmm": jit_handles.addmm_flop_jit,
+    "aten::bmm": jit_handles.bmm_flop_jit,
+    "aten::einsum": _einsum,
+    "aten::linear": jit_handles.linear_flop_jit,
+    "aten::matmul": jit_handles.matmul_flop_jit,
+    "aten::mm": jit_handles.matmul_flop_jit,
+    "aten::scaled_dot_product_attention": _attention,
+    "prim::PythonOp._ChunkedAttention": _attention_in_place,
+    "prim::PythonOp._TritonAttention": _attention_in_place,
+}
+
+
+def fvcore_macs(module: nn.Module, *inputs: Any) -> dict[str, int]:
+    """MACs of `module(*inputs)` by fvcore's tracer: computes it once, on the CPU.
+
+    Attention is counted as its kernel computes it, so the fused one without linear layers on the
+    padding of windows; use `textbook_attention` to count as `count` does.
+
+    Returns:
+        Of the module itself under "", of each of its modules under its dotted name.
+    """
+    with _evaluated(module), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer
+        analysis = JitModelAnalysis(module, inputs).set_op_handle(**_HANDLES)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
+        return {name: int(macs) for name, macs in analysis.by_module().items()}

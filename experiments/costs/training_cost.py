@@ -1,0 +1,270 @@
+"""What a training step costs, counted without computing it: MACs, kernels, peak memory.
+
+The detector's forward and backward pass run on torch's meta device, where tensors have a size and
+no memory; a ledger adds up the bytes of all that are alive. So memory is not a formula: what
+autograd keeps, what activation checkpointing computes again and what gradients take on the way are
+those of the real step.
+
+On the meta device attention is `backbones.kernels.folded_attention`, what a GPU runs, and torch's
+`scaled_dot_product_attention` there keeps what its flash kernel keeps: q, k, v, the output and one
+number per query, never tokens x tokens.
+"""
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import CascadeROIHeads
+from fvcore.nn import sigmoid_focal_loss
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from backbones.sequence import TokenSequence
+
+from ..recipe.config import build_on_meta
+from .detector_cost import detector_cost, textbook_attention
+
+
+@dataclass(frozen=True)
+class Step:
+    """Of one forward and one backward pass.
+
+    Matching boxes with anchors and the choice of proposals are not in it; losses are stand-ins that
+    keep one tensor of each output. Every image has as many boxes and masks as the heads take.
+    """
+
+    macs: int  # of both passes, and of what checkpointing computes again
+    kernels: int  # operators that read or write memory
+    peak_bytes: int  # beside parameters, their gradients and the optimizer's state
+
+
+def training_step(
+    cfg_model: DictConfig,
+    images: int,
+    size: tuple[int, int],
+    amp: bool,
+    checkpointing: bool | None = None,
+    textbook: bool = False,
+) -> Step:
+    """Cost of a training step of the detector that a config describes, on a GPU.
+
+    Args:
+        cfg_model: as of `cost.detector_cost`.
+        images: of the micro batch.
+        size: height and width of an image in pixels.
+        amp: whether under autocast to bfloat16.
+        checkpointing: whether each block's activations are recomputed in the backward pass; None:
+            what the config says. For encoders that have `use_act_checkpoint`.
+        textbook: attention that keeps all scores, as detectron2's, instead of the suite's kernel.
+    """
+    detector = build_on_meta(cfg_model)
+    encoder = getattr(detector.backbone, "net", None)
+    if checkpointing is not None:
+        encoder.use_act_checkpoint = checkpointing
+    attention = textbook_attention(detector) if textbook else contextlib.nullcontext()
+    with attention, torch.device("meta"):
+        return count_step(detector, torch.empty(images, 3, *size), amp)
+
+
+def training_macs(cfg_model: DictConfig) -> int | None:
+    """MACs of one image's forward and backward pass, at the size that `detector_cost` counts, with
+    attention in textbook form and without what checkpointing computes again.
+
+    Tokens that training leaves out (`mask_ratio`) do not count here; in `detector_cost`, of
+    evaluation, they do.
+
+    Returns:
+        None for a variant that trains by the values of its tensors, which are not there to count.
+    """
+    again = False if "use_act_checkpoint" in cfg_model.backbone else None
+    size = detector_cost(cfg_model).size
+    try:
+        return training_step(cfg_model, 1, size, False, again, textbook=True).macs
+    except (RuntimeError, NotImplementedError) as error:
+        logging.getLogger("detectron2").info("no MACs of training: %s", error)
+        return None
+
+
+def count_step(detector: nn.Module, image_BCHW: Tensor, amp: bool) -> Step:
+    """Cost of a step on images, on their device: on a CPU the step is computed."""
+    detector.train()
+    for parameter in detector.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # there from the first micro batch on
+    mode = _AsOnGpu(amp)
+    standing = [*detector.parameters(), *detector.buffers(), image_BCHW]
+    ledger = _Ledger([*standing, *(p.grad for p in detector.parameters())])
+    with _entered_by_blocks(detector, mode, image_BCHW.device), mode, ledger:
+        torch.autograd.backward(_loss(detector, image_BCHW))
+    return Step(ledger.macs, ledger.kernels, ledger.peak)
+
+
+class _Ledger(TorchDispatchMode):
+    """Adds up MACs and operators, and the bytes of storages that are alive, but for `standing`."""
+
+    def __init__(self, standing: list[Tensor]):
+        super().__init__()
+        self.macs = self.kernels = self.alive = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in standing}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        op = func.overloadpacket
+        if op in flop_registry:
+            self.macs += flop_registry[op](*args, **kwargs, out_val=out) // 2
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
+        self.kernels += not func.is_view and any(t.numel() for t in tensors)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._enter(tensor.untyped_storage())
+        self.peak = max(self.peak, self.alive)
+        return out
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address not in self._known:
+            self._known.add(address)
+            self.alive += size
+            weakref.finalize(storage, self._leave, address, size)
+
+    def _leave(self, address: int, size: int) -> None:
+        self._known.remove(address)
+        self.alive -= size
+
+
+# ---- What a GPU does that the meta device does not ----------------------------------------------
+
+_PRODUCTS = {F.linear, F.conv2d, F.conv_transpose2d, F.scaled_dot_product_attention}
+_PRODUCTS |= {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.einsum}
+_EXACT = {F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax}
+
+
+class _AsOnGpu(TorchFunctionMode):
+    """Autocast, which the meta device has not, and attention by a kernel that keeps no scores.
+
+    Args:
+        amp: whether matrix products are in bfloat16, and norms and softmax in float32, as CUDA's
+            autocast has them (https://pytorch.org/docs/stable/amp.html).
+    """
+
+    def __init__(self, amp: bool):
+        super().__init__()
+        self.amp = amp
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.amp and (func in _PRODUCTS or func in _EXACT):
+            dtype = torch.bfloat16 if func in _PRODUCTS else torch.float32
+            args, kwargs = tree_map_only(
+                Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs)
+            )
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _attention(
+    q_GMND: Tensor,
+    k_GMND: Tensor,
+    v_GMND: Tensor,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """torch's choice on a GPU: flash attention, and with a mask or in float32 the kernel that it
+    calls efficient, to which a mask is a bias."""
+    if attn_mask is None and q_GMND.dtype != torch.float32:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        return flash(q_GMND, k_GMND, v_GMND, scale=scale)[0]
+    bias = None
+    if attn_mask is not None:
+        bias = torch.empty_like(attn_mask, dtype=q_GMND.dtype).expand(-1, q_GMND.shape[1], -1, -1)
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    return efficient(q_GMND, k_GMND, v_GMND, bias, True, scale=scale)[0]
+
+
+@contextlib.contextmanager
+def _entered_by_blocks(
+    detector: nn.Module, mode: TorchFunctionMode, device: torch.device
+) -> Iterator[None]:
+    """Each block of the encoder enters `mode` by itself meanwhile: a checkpointed one runs again in
+    the backward pass, which torch's function modes do not reach."""
+    blocks = getattr(getattr(detector.backbone, "net", None), "blocks", ())
+    try:
+        for block in blocks:
+            block.forward = _within(block.forward, mode, device)
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _within(
+    forward: Callable[..., Tensor], mode: TorchFunctionMode, device: torch.device
+) -> Callable[..., Tensor]:
+    def run(x: Tensor, *sequence: TokenSequence) -> Tensor:
+        with device, mode:
+            return forward(x, *sequence)
+
+    return run
+
+
+# ---- The detector in training -------------------------------------------------------------------
+
+
+class _Pooled(torch.autograd.Function):
+    """Regions read from levels: sizes only. Its backward pass writes a gradient for every level."""
+
+    @staticmethod
+    def forward(ctx: Any, regions: int, size: tuple[int, int], *levels: Tensor) -> Tensor:
+        ctx.shapes = [level.shape for level in levels]
+        return levels[0].new_zeros(regions, levels[0].shape[1], *size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(grad.new_zeros(shape) for shape in ctx.shapes)
+
+
+def _loss(detector: nn.Module, image_BCHW: Tensor) -> Tensor:
+    """A number that every output has a gradient from."""
+    levels = detector.backbone(image_BCHW)
+    if isinstance(detector, RetinaNet):
+        logits, deltas = detector.head([levels[f] for f in detector.head_in_features])
+        logits = torch.cat([level.flatten(1) for level in logits], 1)
+        loss = sigmoid_focal_loss(logits, torch.zeros_like(logits), reduction="sum")
+        return loss + sum(level.square().sum() for level in deltas)
+    rpn, heads = detector.proposal_generator, detector.roi_heads
+    logits, deltas = rpn.rpn_head([levels[f] for f in rpn.in_features])
+    outputs = [*logits, *deltas]
+    regions = len(image_BCHW) * heads.batch_size_per_image
+    stages = [(heads.box_head, heads.box_predictor)]
+    if isinstance(heads, CascadeROIHeads):
+        stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
+    for box_head, box_predictor in stages:
+        pooled = _pool(heads.box_pooler, levels, heads.box_in_features, regions)
+        outputs += box_predictor(box_head(pooled))
+    loss = sum(output.square().sum() for output in outputs)
+    if heads.mask_on:
+        masks = int(regions * heads.positive_fraction)
+        pooled = _pool(heads.mask_pooler, levels, heads.mask_in_features, masks)
+        # Of a region's masks that of its category has a loss.
+        loss = loss + heads.mask_head.layers(pooled)[:, 0].square().sum()
+    return loss
+
+
+def _pool(
+    pooler: ROIPooler, levels: dict[str, Tensor], features: list[str], regions: int
+) -> Tensor:
+    return _Pooled.apply(regions, pooler.output_size, *(levels[f] for f in features))

@@ -1,0 +1,341 @@
+"""What a study will take before anything runs: hours, memory per GPU, disk, row by row.
+
+docs/plan.md says what is counted, what is not, and how far off it is.
+"""
+
+import heapq
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from tabulate import tabulate
+
+from ..costs import devices, environment
+from ..costs.detector_cost import Cost, detector_cost
+from ..costs.devices import GPUS, Gpu
+from ..costs.training_cost import Step, training_step
+from ..jobs.runs import Row
+from ..launching import local as launch
+from ..recipe import config
+from ..studies import Study
+from . import budget
+from .budget import Memory
+
+# Images to train on and to validate on. Facts of the sets, so that planning needs none of them.
+_IMAGES = {
+    ("mini", "coco"): (1_200, 300),
+    ("mini", "lvis"): (1_200, 300),
+    ("coco", "coco"): (118_287, 5_000),
+    ("coco", "lvis"): (100_170, 19_809),
+}
+# GiB kept free: what detectron2's releases took beyond what is counted here, at most.
+_RESERVE = {"coco": 2, "lvis": 6}
+_MEASURING = 60.0  # seconds per row, at most, on a CPU
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is planned for: `devices` GPUs of a name, or those of this machine, or its CPU."""
+
+    gpu: Gpu | None  # None: this machine
+    devices: int  # of one run, or of as many runs side by side
+    memory_bytes: float
+
+    @property
+    def on_cpu(self) -> bool:
+        return not self.gpu and not torch.cuda.is_available()
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether `train.amp` means something there: each of `devices.GPUS` has bfloat16."""
+        return bool(self.gpu) or devices.precision(amp=True) is not torch.float32
+
+    @property
+    def title(self) -> str:
+        return self.gpu.title if self.gpu else environment.device_name()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one run of a row."""
+
+    variant: str
+    params: int
+    macs: int  # of one image's inference, as in the tables
+    same_training: str  # the row before that trains the same weights, or ""
+    hours: float  # of training on one device; 0 with `same_training`, NaN if it does not fit
+    spread_hours: float  # of training on all devices; NaN too if a step has fewer passes
+    measured: bool  # whether real iterations were timed
+    memory: Memory
+    batch: int  # the largest micro batch that fits, 0: none
+    checkpointed: Memory | None  # with activation checkpointing; None: the encoder has none
+    checkpointed_batch: int
+    slowdown: float  # of hours by activation checkpointing
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Of a detector."""
+
+    cost: Cost
+    memory: Memory
+    checkpointed: Memory | None
+    steps: tuple[Step, Step]  # of one image in the textbook form, without and with checkpointing
+
+
+def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
+    """What --device and --gpus mean.
+
+    Args:
+        device: one of `devices.GPUS`; "": this machine, or an A100 if GPUs are asked for and it has
+            none.
+        gpus: how many; 0: one of a named kind, or what this machine has.
+
+    Raises:
+        UserError: an unknown device.
+    """
+    if device or (gpus and not torch.cuda.is_available()):
+        gpu = devices.find_gpu(device or "a100-40gb")
+        return Target(gpu, gpus or 1, gpu.memory_gb * 1e9)
+    count = gpus or launch.default_jobs(rows, len(os.sched_getaffinity(0)))
+    return Target(None, count, devices.memory_here())
+
+
+def estimate(study: Study, rows: Iterable[Row], where: Target, val_images: int) -> list[Estimate]:
+    """The estimates of rows, in order. What trains alike is trained once, by the first."""
+    reserve = _RESERVE[study.dataset] * 2**30
+    estimates, trained, counts = [], {}, {}
+    for row in rows:
+        mark = config.training_fingerprint(row.cfg, "")
+        same = trained.get(mark, "")
+        trained.setdefault(mark, row.variant.name)
+        amp = row.cfg.train.amp and where.low_precision
+        network = (str(row.cfg.model), amp)
+        if network not in counts:
+            counts[network] = _count(row.cfg.model, amp)
+        counted = counts[network]
+        estimates.append(_estimate(row, counted, where, reserve, val_images, same))
+    return estimates
+
+
+def _estimate(
+    row: Row,
+    counted: _Counted,
+    where: Target,
+    reserve: float,
+    val_images: int,
+    same_training: str,
+) -> Estimate:
+    cfg, total = row.cfg, row.cfg.dataloader.train.total_batch_size
+    available = where.memory_bytes - reserve
+    checkpointed = counted.checkpointed
+    batch = counted.memory.largest_batch(available, total)
+    gpu = where.gpu or GPUS["a100-40gb"]
+    once, again = (budget.seconds_on(gpu, step) for step in counted.steps)
+    recomputes = bool(checkpointed) and cfg.model.backbone.use_act_checkpoint
+    seconds, measured = 0.0, False
+    if where.gpu and not same_training:
+        seconds = again if recomputes else once
+    elif not same_training:
+        micro = min(cfg.dataloader.train.micro_batch_size, total)
+        needed = (checkpointed if recomputes else counted.memory).of(micro)
+        seconds, measured = _seconds_here(cfg, where, fits=needed <= where.memory_bytes)
+    hours = seconds * total * cfg.train.max_iter / 3600
+    passes = total // config.batch(cfg)[1]
+    return Estimate(
+        variant=row.variant.name,
+        params=counted.cost.params,
+        macs=counted.cost.macs,
+        same_training=same_training,
+        hours=hours,
+        spread_hours=hours_spread(hours, passes, where.devices),
+        measured=measured,
+        memory=counted.memory,
+        batch=batch,
+        checkpointed=checkpointed,
+        checkpointed_batch=checkpointed.largest_batch(available, total) if checkpointed else 0,
+        slowdown=again / once,
+        disk_bytes=budget.disk_bytes(cfg, counted.cost.params, val_images, not same_training),
+    )
+
+
+def _count(cfg_model: DictConfig, amp: bool) -> _Counted:
+    cost = detector_cost(cfg_model)
+    modes = (False, True) if "use_act_checkpoint" in cfg_model.backbone else (None,)
+    memory = [budget.memory(cfg_model, cost.detector.params, cost.size, amp, m) for m in modes]
+    steps = [training_step(cfg_model, 1, cost.size, amp, m, textbook=True) for m in modes]
+    checkpointed = memory[1] if len(modes) == 2 else None
+    return _Counted(cost.detector, memory[0], checkpointed, (steps[0], steps[-1]))
+
+
+def _seconds_here(cfg: DictConfig, where: Target, fits: bool) -> tuple[float, bool]:
+    """Training seconds per image on this machine, and whether real iterations were timed."""
+    if where.on_cpu:
+        seconds = budget.cpu_seconds(cfg)
+        if seconds * budget.measured_images(cfg) > _MEASURING:
+            return seconds, False
+    elif not fits:
+        return math.nan, False
+    return budget.measured_seconds(cfg), True
+
+
+def hours_spread(hours: float, passes: int, devices: int) -> float:
+    """Of one run whose steps' passes are dealt out to devices; NaN if there are not enough."""
+    return hours * math.ceil(passes / devices) / passes if passes >= devices else math.nan
+
+
+def hours_side_by_side(hours: Sequence[float], devices: int) -> float:
+    """When the last of the runs ends if each takes the first device that is free, in order."""
+    free = [0.0] * devices
+    for run in hours:
+        heapq.heapreplace(free, free[0] + run)
+    return max(free)
+
+
+# ---- What is printed -----------------------------------------------------------------------------
+
+
+def show(
+    study: Study,
+    rows: Sequence[Row],
+    scale: str,
+    seeds: int,
+    device: str,
+    gpus: int,
+    console: Console,
+    images: tuple[int, int] | None = None,
+) -> None:
+    """Print the plan of a study: a line per row, then what holds for all.
+
+    Args:
+        seeds: runs of each row; 0: the study's number.
+        device, gpus: as of `target`.
+        images: to train on and to validate on; default: those of the scale's set.
+
+    Raises:
+        UserError: as of `target`.
+    """
+    where, seeds = target(rows, device, gpus), seeds or study.seeds.get(scale, 1)
+    train_images, val_images = images or _IMAGES[scale, study.dataset]
+    counting = track(
+        rows, "counting", console=console, transient=True, disable=not console.is_terminal
+    )
+    estimates = estimate(study, counting, where, val_images)
+    console.print(f"{study.question}\nscale {scale}, for {where.devices} x {where.title}")
+    console.print(_table(estimates, where), highlight=False)
+    for line in _notes(study, rows, train_images, seeds, where, estimates):
+        console.print(line, highlight=False)
+
+
+def _table(estimates: Sequence[Estimate], where: Target) -> str:
+    rows = []
+    for e in estimates:
+        row = {"variant": e.variant, "params M": f"{e.params / 1e6:.1f}"}
+        row["GMACs"] = f"{e.macs / 1e9:,.4g}"
+        row["hours"] = "same" if e.same_training else _hours(e.hours)
+        if _spreads(where):
+            spread = "same" if e.same_training else _hours(e.spread_hours)
+            row[f"hours / {where.devices}"] = spread
+        row |= _memory("", e.memory, e.batch)
+        if e.checkpointed:
+            row |= _memory("*", e.checkpointed, e.checkpointed_batch)
+            row["time*"] = f"{e.slowdown:.2f}x"
+        rows.append(row)
+        row["disk GB"] = f"{e.disk_bytes / 1e9:.2f}"
+    columns = max(rows, key=len)
+    cells = [[row.get(column, "") for column in columns] for row in rows]
+    align = ("left", *["right"] * (len(columns) - 1))
+    return tabulate(cells, list(columns), "simple", colalign=align, disable_numparse=True)
+
+
+def _memory(mark: str, memory: Memory, batch: int) -> dict[str, str]:
+    figures = {"GiB": memory.of(1), "+ each": memory.per_image}
+    words = {f"{name}{mark}": f"{value / 2**30:.2f}" for name, value in figures.items()}
+    return {**words, f"batch{mark}": str(batch or "none")}
+
+
+def _spreads(where: Target) -> bool:
+    """Whether one run could be spread over the devices."""
+    return where.devices > 1 and not where.on_cpu
+
+
+def _hours(hours: float) -> str:
+    return "-" if math.isnan(hours) else f"{hours:,.1f}" if hours >= 1 else f"{hours:.3f}"
+
+
+def _notes(
+    study: Study,
+    rows: Sequence[Row],
+    train_images: int,
+    seeds: int,
+    where: Target,
+    estimates: Sequence[Estimate],
+) -> Iterable[str]:
+    """What holds for all rows: sums, where the figures are from, what is not in them."""
+    trained, n = [e for e in estimates if not e.same_training], where.devices
+    hours = [e.hours for e in trained] * seeds
+    spread = seeds * sum(e.spread_hours for e in trained)
+    if not any(map(math.isnan, hours)):
+        parts = [f"study: {len(hours)} trainings, {budget.duration(sum(hours))} on one device"]
+        if n > 1:
+            side_by_side = budget.duration(hours_side_by_side(hours, n))
+            parts.append(f"{side_by_side} on {n}, side by side, one each (JOBS={n})")
+        if _spreads(where) and not math.isnan(spread):
+            in_turn = budget.duration(spread)
+            parts.append(f"{in_turn} one after the other, each on all {n} (GPUS={n} JOBS=1)")
+        yield "; ".join(parts)
+    yield f"disk: {seeds * sum(e.disk_bytes for e in estimates) / 1e9:.1f} GB"
+    lengths = {}
+    for row in rows:
+        images = row.cfg.train.max_iter * row.cfg.dataloader.train.total_batch_size
+        lengths[f"{images / train_images:.1f}"] = None
+    yield f"epochs of {train_images:,} images: {', '.join(lengths)}"
+    if _spreads(where):
+        yield (
+            f"hours / {n}: one run on {n} (GPUS={n}), which share the passes of a step; the time "
+            "that adding up their gradients takes is not in it"
+        )
+        if any(math.isnan(e.spread_hours) and not math.isnan(e.hours) for e in estimates):
+            yield (
+                f"- of hours / {n}: a step has fewer passes than {n}; a lower "
+                "dataloader.train.micro_batch_size makes more"
+            )
+    if same := [f"{e.variant} ({e.same_training})" for e in estimates if e.same_training]:
+        yield f"same: trained by another row: {', '.join(same)}"
+    if any(math.isnan(e.hours) for e in estimates):
+        yield "- of hours: not measured, a pass does not fit"
+    yield "GiB: with one image per pass; + each: of each further image"
+    yield (
+        "batch: the largest dataloader.train.micro_batch_size that fits "
+        f"{where.memory_bytes / 2**30:.0f} GiB with {_RESERVE[study.dataset]} GiB to spare"
+    )
+    if any(e.checkpointed for e in estimates):
+        yield "*: with model.backbone.use_act_checkpoint=true"
+    yield from _sources(where, estimates)
+    yield "not in the hours: evaluation, reading images; docs/plan.md has measured errors"
+
+
+def _sources(where: Target, estimates: Sequence[Estimate]) -> Iterable[str]:
+    trained = [e for e in estimates if not e.same_training]
+    if where.gpu:
+        yield (
+            "time: one image per pass at the rate of detectron2's released ViT models on an A100 "
+            "(its Swin and MViTv2 come out within 8 %)"
+        )
+        if where.gpu.tflops != GPUS["a100-40gb"].tflops:
+            yield (
+                f"products on {where.gpu.title}: scaled by its {where.gpu.tflops:g} bfloat16 "
+                f"TFLOPS to the A100's 312 ({where.gpu.source}); nothing was measured on it"
+            )
+    elif any(e.measured for e in trained):
+        yield "time: real iterations of each row on this machine, just now, one run alone"
+    if where.on_cpu and not all(e.measured for e in trained):
+        yield "time: from this CPU's rate of large products just now"
+    if where.on_cpu:
+        yield "GiB are a GPU's: a process on a CPU takes 0.8 GiB, and 1.3 to 2.2 times those"

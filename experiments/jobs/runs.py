@@ -1,0 +1,239 @@
+"""Runs: what a study comes to at one scale, size and number of seeds, and where each run lies."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from backbones.weights import WeightsError, encoder_of
+from backbones.weights import read as read_weights
+from backbones.weights.fit import fit_encoder
+
+from ..data.annotations import study_folder
+from ..data.catalog import Data
+from ..errors import UserError
+from ..recipe import config
+from ..records import MANIFEST, RECORD, VERSION, read, write_json
+from ..studies import Study, Variant, Words
+from . import pretraining_runs as pretraining
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant at one scale, model size and seed."""
+
+    study: str
+    source: str  # what `studies.find` takes: the study's name, or the path of its file
+    variant: str
+    scale: str
+    size: str
+    seed: int
+    fingerprint: str
+    folder: str  # absolute
+    cfg: DictConfig
+    data: Data
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of the encoder's initial weights; None: random.
+
+        Raises:
+            UserError: as of `config.init_weights`.
+        """
+        word = self.cfg.train.init_weights
+        if config.is_recipe(word):
+            root = Path(self.folder).parents[1]
+            return pretraining.weights(root, word)
+        return config.init_weights(self.cfg)
+
+    @property
+    def done(self) -> bool:
+        """Whether its record is there.
+
+        Raises:
+            UserError: there is one, but broken or of another version.
+        """
+        path = Path(self.folder) / RECORD
+        return path.is_file() and read(path).fingerprint == self.fingerprint
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant at one scale and model size: a run is a row with a seed, on data."""
+
+    variant: Variant
+    size: str
+    cfg: DictConfig
+
+
+def rows(
+    study: Study,
+    scale: str,
+    size: str,
+    overrides: Words,
+    variants: Sequence[str] = (),
+) -> list[Row]:
+    """The rows of a study at a scale, all that are for that size or only `variants`, resolved.
+
+    Args:
+        size: of rows that have none of their own; "": the study's default.
+
+    Raises:
+        UserError: unknown scale, size, variant or config key, or a size where rows have their own.
+    """
+    for name in variants:
+        study.variant(name, scale)  # that there is one
+    chosen = [v for v in study.rows(scale) if not variants or v.name in variants]
+    if size and all(v.size for v in chosen):
+        raise UserError(
+            f"the rows of study {study.name!r} have sizes of their own: leave out SIZE={size}, "
+            "choose rows with VARIANTS="
+        )
+    size = size or study.sizes.get(scale, "")
+    fitting = [v for v in chosen if v.size or not v.only or size in v.only]
+    for v in chosen:
+        if v not in fitting and (v.name in variants or not fitting):
+            raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")
+    return [
+        Row(v, v.size or size, config.resolve(study, v, scale, size, overrides)) for v in fitting
+    ]
+
+
+def alike(rows: Sequence[Row]) -> list[str]:
+    """What to say of rows that are one and the same run under several names."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        names.setdefault(config.fingerprint(row.cfg, ""), []).append(row.variant.name)
+    return [
+        f"rows {', '.join(same)} are the same run: nothing in them differs"
+        for same in names.values()
+        if len(same) > 1
+    ]
+
+
+def plan(
+    study: Study,
+    source: str,
+    scale: str,
+    rows: list[Row],
+    seeds: int,
+    data: Data,
+    runs_root: Path,
+) -> list[Run]:
+    """The runs of a study, row by row of each seed: a comparison is complete after each seed.
+
+    A run that another study has finished, or begun, is taken from there.
+    """
+    runs = []
+    for seed in range(seeds):
+        for row in rows:
+            cfg = config.fitted(row.cfg, data)
+            cfg.train.seed = seed
+            name = row.variant.name
+            mark = config.fingerprint(cfg, data.digest)
+            here = runs_root / scale / study_folder(study.name, data.name)
+            here /= f"{name}-{row.size}-seed{seed}-{mark}"
+            there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
+            folder = here if here in there or not there else there[0]
+            runs.append(
+                Run(
+                    study.name,
+                    source,
+                    name,
+                    scale,
+                    row.size,
+                    seed,
+                    mark,
+                    str(folder.absolute()),
+                    cfg,
+                    data,
+                )
+            )
+    return runs
+
+
+def write_manifest(
+    study: Study, rows: list[Row], runs: list[Run], folder: Path, command: str
+) -> None:
+    """Write down what was asked for, for the tables (see `records.load_study`)."""
+    write_json(
+        folder / MANIFEST,
+        dict(
+            version=VERSION,
+            study=study.name,
+            source=_source(study, runs[0]),
+            question=study.question,
+            scale=runs[0].scale,
+            own_set=runs[0].data.name,
+            base=rows[0].variant.name,
+            variants=[
+                dict(
+                    name=row.variant.name,
+                    size=row.size,
+                    words={**row.variant.words, **row.variant.words_of_size.get(row.size, {})},
+                    published=row.variant.published,
+                )
+                for row in rows
+            ],
+            runs=[
+                dict(
+                    variant=run.variant,
+                    seed=run.seed,
+                    folder=os.path.relpath(run.folder, folder),
+                )
+                for run in runs
+            ],
+            command=command,
+        ),
+    )
+
+
+def _source(study: Study, run: Run) -> str:
+    """What `studies.find` takes, from any folder."""
+    return run.source if run.source == study.name else str(Path(run.source).absolute())
+
+
+def trainings_first(runs: list[Run]) -> list[Run]:
+    """In order, but runs that only evaluate what one before them trains come last."""
+    marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
+    repeated = [mark in marks[:i] for i, mark in enumerate(marks)]
+    return [
+        run for last in (False, True) for run, r in zip(runs, repeated, strict=True) if r == last
+    ]
+
+
+def missing_weights(cfgs: Iterable[DictConfig]) -> list[str]:
+    """What to say, if anything, of encoder weights that are not where the configs look for them."""
+    missing: dict[str, None] = {}
+    for cfg in cfgs:
+        try:
+            config.init_weights(cfg)
+        except UserError as error:
+            missing[str(error)] = None
+    if not missing:
+        return []
+    return [
+        f"{'; '.join(missing)}; or start at random with OVERRIDES='train.init_weights=none' "
+        "(docs/weights.md has all words)"
+    ]
+
+
+def check_weights(cfgs: Iterable[DictConfig]) -> None:
+    """Find initial weights that do not fit their encoders before anything trains.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit.
+    """
+    fitting = set()
+    for cfg in cfgs:
+        path = config.init_weights(cfg)
+        pair = (path, str(cfg.model.backbone))
+        if path and pair not in fitting:
+            _, encoder = encoder_of(config.build_on_meta(cfg.model))
+            try:
+                fit_encoder(encoder, read_weights(path), strict=True)
+            except WeightsError as error:
+                raise UserError(str(error)) from error
+            fitting.add(pair)

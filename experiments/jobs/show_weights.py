@@ -1,0 +1,89 @@
+"""What a file of weights holds, and the same in another format."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from backbones import SIZES
+from backbones.weights import FORMATS, Contents, WeightsError, encoder_words, read
+from backbones.weights.fit import fit_own
+from backbones.weights.writers import convert
+
+from ..errors import UserError
+
+_OF_A_SIZE = ("embed_dim", "depth", "num_heads", "patch_size", "stem", "pre_norm", "out_chans")
+
+
+def show(path: Path, console: Console) -> None:
+    """Print format, sizes, and by group what loading does with it: what the file's own encoder and
+    detector would be given, what is left out, what is refused.
+
+    Raises:
+        UserError: the file cannot be read, is of no known format or of a model that no encoder here
+            computes, or loading refuses it.
+    """
+    contents = _read(path)
+    console.print(
+        f"{path}: {FORMATS.get(contents.format).title} ({contents.format})\n"
+        f"{contents.tensors} tensors, {contents.bytes / 1e6:,.1f} MB, {', '.join(contents.dtypes)}"
+    )
+    if words := encoder_words(contents):
+        console.print(f"encoder: {_in_words(contents, words)}")
+    try:
+        account, refusal = fit_own(contents)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+    account.title = "what loading does"
+    console.print(str(account))
+    if refusal:
+        raise UserError(refusal)
+
+
+def write(path: Path, to: str, out: Path, console: Console) -> None:
+    """Convert a file, see `backbones.weights.writers.convert`, and print what changed.
+
+    Raises:
+        UserError: the file cannot be read, or not be said in that format.
+    """
+    contents = _read(path)
+    try:
+        notes = convert(contents, to, out)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    for note in [*notes, f"{to}: {out}"]:
+        console.print(note)
+
+
+def _read(path: Path) -> Contents:
+    if not path.exists():
+        raise UserError(f"no file of weights at {path.absolute()}")
+    try:
+        return read(path)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+
+
+def _in_words(contents: Contents, words: dict[str, Any]) -> str:
+    """The size's name if it is one of ours, the numbers, positions and plan."""
+    defaults = dict(patch_size=16, stem="patchify", pre_norm=False, out_chans=None)
+    own = {k: (defaults | words).get(k) for k in _OF_A_SIZE}
+    name = next(
+        (n for n, s in SIZES.items() if own == {k: (defaults | s).get(k) for k in _OF_A_SIZE}), ""
+    )
+    parts = [f"{k}={v}" for k, v in own.items() if v != defaults.get(k, "")]
+    parts.append(f"norm_eps={words['norm_layer'].keywords['eps']:g}")
+    if "act_layer" in words:
+        parts.append(f"act_layer={words['act_layer'].__name__}")
+    if "pretrain_img_size" in words:
+        parts.append(f"pretrain_img_size={words['pretrain_img_size']}")
+    if words["use_rel_pos"]:
+        whole = [i for i in range(words["depth"]) if i not in words["window_block_indexes"]]
+        parts.append(
+            f"relative positions, window_size={words['window_size']}, global blocks {whole}"
+        )
+    if words["residual_block_indexes"]:
+        parts.append(f"conv blocks behind {words['residual_block_indexes']}")
+    return f"{name}: " * bool(name) + ", ".join(parts)

@@ -1,0 +1,571 @@
+"""From a study row to one resolved config, and to the fingerprint that identifies a run."""
+
+import ast
+import copy
+import fcntl
+import functools
+import hashlib
+import inspect
+import json
+import os
+import platform
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detectron2.config import LazyCall, LazyConfig, instantiate
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.utils.registry import _convert_target_to_string
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from backbones import ACTIVATIONS, CONV_BLOCKS, NORMS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
+from backbones.meta import on_meta
+from backbones.weights import WeightsError, catalog
+
+from ..errors import UserError, unknown
+from ..records import NOT_IDENTITY
+from ..studies import Study, Variant, Words
+from . import test_time
+from .optim import param_groups
+
+if TYPE_CHECKING:
+    from ..data.catalog import Data
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAINING = ROOT / "configs" / "pretraining"
+SCALES = ("mini", "coco")
+RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining
+_NOT_BY_OVERRIDE = {
+    "train.seed": "choose with SEEDS=",
+    "dataloader.train.dataset": "choose with DATASET= and VAL=",
+    "dataloader.test.dataset": "choose with DATASET= and VAL=",
+    "model.roi_heads.num_classes": "it is the data set's number of categories",
+    "model.num_classes": "it is the data set's number of categories",
+}
+_AT_LEAST = {
+    "train.max_iter": 1,
+    "train.log_period": 1,
+    "train.checkpoint_period": 1,
+    "train.checkpoint_minutes": 0,
+    "train.may_skip": 0,
+    "train.threads": 0,
+    "dataloader.train.total_batch_size": 1,
+    "dataloader.train.loss_batch_size": 1,
+    "dataloader.train.micro_batch_size": 1,
+    "dataloader.train.num_workers": 0,
+    "dataloader.test.batch_size": 1,
+    "dataloader.test.num_workers": 0,
+}
+# Named sizes of hierarchical encoders, by class, channels and blocks.
+_HIERARCHICAL = {
+    ("SwinTransformer", 128, 24): "swin-b",
+    ("SwinTransformer", 192, 24): "swin-l",
+    ("MViT", 96, 24): "mvitv2-b",
+    ("MViT", 144, 48): "mvitv2-l",
+    ("MViT", 192, 80): "mvitv2-h",
+}
+PARALLEL = ("ddp", "fsdp")
+# Part of every run's identity: raise it when the same config comes to train otherwise.
+# 2: initial values follow from seed and name, heads' random numbers from their own seeds.
+PROCEDURE = 2
+PRETRAINING_PARTS = ("model", "dataloader", "optimizer", "param_groups", "schedule", "train")
+_PARTS = (*PRETRAINING_PARTS, "test")
+
+
+def check_scale(scale: str) -> None:
+    """Raises UserError for an unknown scale."""
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+
+
+def base_path(scale: str, size: str, detector: str = "mask_rcnn", dataset: str = "coco") -> Path:
+    """The base config's file: what the paper or the suite recommends there.
+
+    Raises:
+        UserError: unknown scale, or a size that the scale has no recipe for.
+    """
+    check_scale(scale)
+    # At full scale the folder is the data set's, as in detectron2's ViTDet project.
+    if scale == "coco":
+        folder, prefix = dataset, detector
+    else:
+        folder, prefix = scale, detector if dataset == "coco" else f"{dataset}_{detector}"
+    files = sorted((ROOT / "configs" / folder).glob(f"{prefix}_*.py"))
+    of_size = {file.stem.removeprefix(f"{prefix}_").replace("_", "-"): file for file in files}
+    if size not in of_size:
+        raise unknown("size", size, of_size, f" of configs/{folder}/{prefix}_*")
+    return of_size[size]
+
+
+def load(path: str | Path, parts: Sequence[str] = _PARTS) -> DictConfig:
+    """A training config from a LazyConfig file (.py, or the .yaml kept with a run).
+
+    Args:
+        parts: that it must have.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or parts are missing.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no config at {path}: give a .py under configs/ or a run's config.yaml")
+    try:
+        cfg = LazyConfig.load(str(path))
+    except Exception as error:
+        raise UserError(f"cannot read the config {path}: {str(error).splitlines()[0]}") from error
+    missing = [part for part in parts if part not in cfg]
+    if missing:
+        raise UserError(
+            f"the config {path} lacks {', '.join(missing)}: see configs/coco for whole ones"
+        )
+    return cfg
+
+
+def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | None = None) -> None:
+    """Set keys that the config has.
+
+    Args:
+        where: who asks, for the message.
+        kinds: what was there before others set words, which says what a key takes; None: `cfg`.
+
+    Raises:
+        UserError: a key that is not there, with the nearest one.
+    """
+    for key, value in words.items():
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if not OmegaConf.is_dict(node) or leaf not in node:
+            raise unknown("config key", key, _keys(cfg), f" in {where}")
+        old = OmegaConf.select(kinds or cfg, key)
+        if not _same_kind(old, value):
+            raise UserError(f"config key {key!r} in {where} is {value!r}: it takes {_kind(old)}")
+        OmegaConf.update(cfg, key, value, merge=False)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int):
+        return "a whole number"
+    if isinstance(value, float):
+        return "a number"
+    if isinstance(value, DictConfig):
+        return "keys of its own"
+    return "a word" if isinstance(value, str) else "a list"
+
+
+def _same_kind(old: Any, new: Any) -> bool:
+    """Whether a value may stand where another stood; None, "not set", may where a number is."""
+    if old is None:
+        return True
+    if isinstance(old, DictConfig):
+        return isinstance(new, dict)
+    if new is None:
+        return isinstance(old, float)
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    if isinstance(old, float):
+        return isinstance(new, (int, float))
+    if OmegaConf.is_list(old):
+        return isinstance(new, (list, tuple))
+    return isinstance(new, type(old))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """ "a.b=c" as key and Python value; what is no Python literal is a string.
+
+    Raises:
+        UserError: no "=" in it.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {text!r} is not of the form a.b=c")
+    for word, constant in (("true", True), ("false", False), ("null", None)):
+        if value.lower() == word:
+            return key, constant
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def parse_overrides(text: str) -> Words:
+    """Overrides between spaces, quoted as in a shell where a value has spaces.
+
+    Raises:
+        UserError: as of `parse_override`, or a quote that does not end.
+    """
+    try:
+        return dict(parse_override(part) for part in shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"overrides {text!r} cannot be split: {error}") from error
+
+
+def split_overrides(words: Words) -> tuple[Words, Words]:
+    """Those of detection configs, and those of pre-training, "pretraining.a.b", without that."""
+    prefix = "pretraining."
+    own = {k.removeprefix(prefix): v for k, v in words.items() if k.startswith(prefix)}
+    return {k: v for k, v in words.items() if not k.startswith(prefix)}, own
+
+
+def check_overrides(words: Words) -> None:
+    """
+    Raises:
+        UserError: a key that is set elsewhere.
+    """
+    for key in words.keys() & _NOT_BY_OVERRIDE.keys():
+        raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
+
+
+def check_pretraining_words(cfgs: Iterable[DictConfig], words: Words, images: str = "") -> None:
+    """
+    Args:
+        cfgs: of the detectors.
+        words: of their pre-training.
+        images: of their pre-training, if the user gave some.
+
+    Raises:
+        UserError: something is said of pre-training, and no detector starts from a recipe.
+    """
+    if any(is_recipe(cfg.train.init_weights) for cfg in cfgs):
+        return
+    said = [*(f"pretraining.{key}" for key in words), *(["IMAGES"] if images else [])]
+    if said:
+        raise UserError(
+            f"{said[0]} has no effect: no row starts from a recipe, "
+            "as with OVERRIDES=train.init_weights=recipe:mae"
+        )
+
+
+def resolve(
+    study: Study,
+    variant: Variant,
+    scale: str,
+    size: str,
+    overrides: Words,
+) -> DictConfig:
+    """The config of a row: base, then the study's words, the row's, the user's. Seed 0.
+
+    It is what was asked for, the same on every machine: what becomes of it, `train.amp` say, is
+    found out, and recorded, where the run trains.
+
+    Args:
+        size: of rows that have none of their own.
+
+    Raises:
+        UserError: as of `base_path`, `set_words` and `check`; initial weights that are not known.
+    """
+    size = variant.size or size
+    cfg = load(base_path(scale, size, variant.detector or study.detector, study.dataset))
+    base = copy.deepcopy(cfg)
+    set_words(cfg, study.words, f"study {study.name!r}", base)
+    row = {**variant.words, **variant.words_of_size.get(size, {})}
+    set_words(cfg, row, f"variant {variant.name!r}", base)
+    check_overrides(overrides)
+    set_words(cfg, overrides, "OVERRIDES", base)
+    if not is_recipe(cfg.train.init_weights):
+        try:
+            catalog.source(cfg.train.init_weights, encoder_size(cfg))
+        except WeightsError as error:
+            raise UserError(f"variant {variant.name!r}: train.init_weights: {error}") from error
+    backbone = check(cfg, f"variant {variant.name!r}").backbone
+    write_out_count(cfg.model.backbone, getattr(backbone, "net", None))
+    return cfg
+
+
+def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
+    """Put the number in place of a word for it: the same network is the same run.
+
+    Args:
+        words: of `encoder`, the `ViT` that they make, or anything else.
+    """
+    if isinstance(encoder, ViT) and words.get("count", 0) in (None, "all"):
+        own = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
+        words.count = own if words.count is None else encoder.spec.depth
+
+
+def fitted(cfg: DictConfig, data: "Data") -> DictConfig:
+    """A copy of a config that reads these data: if they are the user's own, images of any size, and
+    boxes only where there are no masks."""
+    cfg = copy.deepcopy(cfg)
+    if data.name:
+        take_any_size(cfg)
+        if not data.has_masks:
+            leave_out_masks(cfg)
+    return cfg
+
+
+def take_any_size(cfg: DictConfig) -> None:
+    """Where a config reads images as they are, of a set of one size, make it resize them to
+    `dataloader.image_size` on the longer side, which the backbone pads to a square; and let none
+    stand on its head in training, as those of the mini set may."""
+    side = "${dataloader.image_size}"
+    for mapper in (cfg.dataloader.train.mapper, cfg.dataloader.test.mapper):
+        if not any(_class(words).startswith("Resize") for words in mapper.augmentations):
+            upright = [words for words in mapper.augmentations if not words.get("vertical")]
+            resize = LazyCall(ResizeShortestEdge)(short_edge_length=side, max_size=side)
+            mapper.augmentations = [*upright, resize]
+
+
+def leave_out_masks(cfg: DictConfig) -> None:
+    """Make Mask R-CNN, or its cascade, one of boxes only, Faster R-CNN; RetinaNet is."""
+    cfg.dataloader.train.mapper.update(use_instance_mask=False, recompute_boxes=False)
+    for part in ("mask_in_features", "mask_pooler", "mask_head"):
+        cfg.model.get("roi_heads", {}).pop(part, None)
+
+
+def sizing(cfg: DictConfig) -> str:
+    """What a config does to the size of images, in words."""
+    side = cfg.dataloader.image_size
+    words = f"resized to {side} px on the longer side"
+    if any(_class(a) == "ResizeScale" for a in cfg.dataloader.train.mapper.augmentations):
+        words += f", in training by large-scale jitter into a crop of {side} x {side} px"
+    return words
+
+
+def _class(words: DictConfig) -> str:
+    """Name of the class that a config makes one of."""
+    target = words["_target_"]
+    return target.rpartition(".")[2] if isinstance(target, str) else target.__name__
+
+
+def check(cfg: DictConfig, where: str) -> nn.Module:
+    """Find what does not fit before anything runs: ranges, and a model built without memory, with
+    its groups of parameters.
+
+    Returns:
+        That model, on the meta device.
+
+    Raises:
+        UserError: naming `where`, the key and what is allowed.
+    """
+    test_time.check(cfg.test)
+    side, square = cfg.dataloader.image_size, cfg.model.backbone.get("square_pad", 0)
+    if 0 < square < side:
+        raise UserError(
+            f"{where}: images of dataloader.image_size={side} do not fit into the "
+            f"model.backbone.square_pad={square} that they are padded to"
+        )
+    return check_training(cfg, where)
+
+
+def check_training(cfg: DictConfig, where: str) -> nn.Module:
+    """As `check`, of what detection and pre-training configs have in common."""
+    for key, least in _AT_LEAST.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < least:
+            raise UserError(f"{where}: {key}={value} is too small: at least {least}")
+    # A run's config.yaml of before there were these words can be evaluated.
+    parallel, ema = cfg.train.get("parallel", "ddp"), cfg.train.get("ema", 0.0)
+    if parallel not in PARALLEL:
+        raise unknown("train.parallel", str(parallel), PARALLEL)
+    if not 0 <= ema < 1:
+        raise UserError(f"{where}: train.ema={ema} is no decay: from 0 (none) to below 1")
+    total, micro = batch(cfg)
+    if total % micro:
+        raise UserError(
+            f"{where}: dataloader.train.micro_batch_size={micro} does not divide "
+            f"total_batch_size={total}"
+        )
+    if micro % group(cfg):
+        raise UserError(
+            f"{where}: dataloader.train.micro_batch_size={micro} is no multiple of "
+            f"loss_batch_size={group(cfg)}, which is a part of the recipe"
+        )
+    try:
+        model = build_on_meta(cfg.model)
+        param_groups(model, cfg.optimizer.lr, cfg.optimizer.weight_decay, **cfg.param_groups)
+        return model
+    except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{where}: {message}") from error
+
+
+def batch(cfg: DictConfig) -> tuple[int, int]:
+    """Images of one optimizer step, and of one forward and backward pass."""
+    train = cfg.dataloader.train
+    return train.total_batch_size, min(train.micro_batch_size, train.total_batch_size)
+
+
+def group(cfg: DictConfig) -> int:
+    """Images whose losses are averaged over together, and which share random numbers: a part of
+    the recipe, of which a pass takes as many as the device holds. Of no more images than a pass."""
+    micro = batch(cfg)[1]
+    # A run's config.yaml of before there was this word.
+    return min(cfg.dataloader.train.get("loss_batch_size", micro), micro)
+
+
+def check_processes(cfg: DictConfig, count: int) -> None:
+    """Raises UserError if a step has fewer passes than there are processes, or under FSDP, where
+    each pass gathers weights from all of them, not as many for each."""
+    total, micro = batch(cfg)
+    if cfg.train.parallel == "fsdp" and total // micro % count:
+        raise UserError(
+            f"GPUS={count} does not divide a step's {total // micro} passes of {micro}, as "
+            "train.parallel=fsdp needs: give a divisor, or train.parallel=ddp"
+        )
+    if count > total // micro:
+        raise UserError(
+            f"GPUS={count} is too many: a step's {total} images are {total // micro} passes of "
+            f"{micro}. Give fewer, or a lower dataloader.train.micro_batch_size"
+        )
+
+
+def encoder_size(cfg: DictConfig) -> str:
+    """The named size of the config's encoder, e.g. "vit-b" or "swin-l"; "" if it has none."""
+    encoder = cfg.model.get("backbone") or cfg.model.encoder
+    if "size" in encoder:
+        return encoder.size
+    words = encoder.get("bottom_up", {})
+    kind = words.get("_target_", "")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    blocks = words.get("depth") or sum(words.get("depths", []))
+    return _HIERARCHICAL.get((kind.rpartition(".")[2], words.get("embed_dim"), blocks), "")
+
+
+def is_recipe(word: str) -> bool:
+    """Whether `train.init_weights` asks for a pre-training of this suite."""
+    return word.startswith(RECIPE)
+
+
+def init_weights(cfg: DictConfig) -> Path | None:
+    """The file of the encoder's initial weights, see `backbones.weights.catalog`; None: random, or
+    pre-trained here.
+
+    Raises:
+        UserError: unknown, or not there: what to download and where to put it.
+    """
+    if is_recipe(cfg.train.init_weights):
+        return None
+    try:
+        return catalog.find(cfg.train.init_weights, encoder_size(cfg))
+    except (WeightsError, FileNotFoundError) as error:
+        raise UserError(str(error)) from error
+
+
+def build_on_meta(cfg_model: DictConfig) -> nn.Module:
+    """The model that a config describes, on the meta device: shapes without memory."""
+    with on_meta():
+        return instantiate(cfg_model)
+
+
+def fingerprint(cfg: DictConfig, data_digest: str) -> str:
+    """Sixteen hex digits that identify a run: its config, its data, its initial weights, and the
+    source file of variants that are not part of this suite (editing it makes a new run)."""
+    return _identity(cfg, data_digest, NOT_IDENTITY)
+
+
+def training_fingerprint(cfg: DictConfig, data_digest: str) -> str:
+    """As `fingerprint`, of training alone: runs that differ at test time only have the same."""
+    return _identity(cfg, data_digest, (*NOT_IDENTITY, "test", "dataloader.test"))
+
+
+def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
+    # The weights themselves count, not the word or the folder that they are found by.
+    no_part = (*without, "train.init_weights", "dataloader.train.loss_batch_size")
+    plain = without_keys(plain_config(cfg), no_part)
+    # As when these were a part of it, and nobody changed them: runs of then are found again.
+    plain["dataloader"]["train"]["micro_batch_size"] = group(cfg)
+    if "use_act_checkpoint" in cfg.model.get("backbone", {}):
+        plain["model"]["backbone"]["use_act_checkpoint"] = False
+    encoder = plain["model"].get("backbone") or plain["model"].get("encoder", {})
+    words = {str(v) for v in encoder.values()}
+    foreign = {
+        word: inspect.getsource(inspect.getmodule(entry))
+        for registry in (PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, STEMS, NORMS, ACTIVATIONS)
+        for word, entry in registry
+        if word in words and not entry.__module__.startswith("backbones.")
+    }
+    parts = [plain, data_digest, _weights_digest(cfg), foreign, PROCEDURE]
+    identity = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def without_keys(plain: dict, keys: Sequence[str]) -> dict:
+    """A copy of a plain config without some dotted keys, whether it has them or not."""
+    plain = copy.deepcopy(plain)
+    for key in keys:
+        *parents, leaf = key.split(".")
+        node = plain
+        for parent in parents:
+            node = node.get(parent, {})
+        node.pop(leaf, None)
+    return plain
+
+
+def _weights_digest(cfg: DictConfig) -> str:
+    """Of the initial weights, "" if random; while they are missing, the word for them; pre-trained
+    here, the pre-training's name, which ends in its own fingerprint."""
+    if is_recipe(cfg.train.init_weights):
+        return cfg.train.init_weights
+    try:
+        path = init_weights(cfg)
+    except UserError:
+        return cfg.train.init_weights
+    return _file_digest(path.absolute()) if path else ""
+
+
+@functools.cache
+def _file_digest(path: Path) -> str:
+    """Of a file, or of the files in a folder (transformers' `save_pretrained`)."""
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.is_file())
+        return json.dumps([(p.name, _file_digest(p)) for p in files])
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain_config(cfg: DictConfig) -> dict:
+    """The resolved config as plain data; classes and functions by their dotted name."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {k: plain(v) for k, v in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [plain(v) for v in node]
+        return (
+            node
+            if node is None or isinstance(node, (str, int, float, bool))
+            else (_convert_target_to_string(node))
+        )
+
+    return plain(OmegaConf.to_container(cfg, resolve=True))
+
+
+def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """All dotted keys of the config."""
+    keys = []
+    for key in cfg:
+        keys.append(prefix + str(key))
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig):
+            keys += _keys(node, f"{prefix}{key}.")
+    return keys
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and a file in it, and lock that.
+
+    Raises:
+        UserError: no permission, no space, or no locks.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{platform.node()}-{os.getpid()}"
+        probe.write_bytes(b"\0" * 4096)
+        try:
+            with open(probe) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"no file can be locked in {folder} ({error.strerror}), which keeps two commands "
+                "from training one run: mount it with locks (Lustre: -o flock), or give another "
+                "with --runs"
+            ) from error
+        finally:
+            probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}. Give another with --runs"
+        ) from error
