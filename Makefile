@@ -193,9 +193,10 @@ test-faults: $(INSTALLED_TEST) ## What may break, broken on purpose: docs/reliab
 	$(PY) -m pytest -n 0 -m faults -rs
 
 .PHONY: lint
-lint: $(INSTALLED_TEST) ## Check style and formatting with ruff
+lint: $(INSTALLED_TEST) ## Check style and formatting with ruff, and which room knows which
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
 
 .PHONY: format
 format: $(INSTALLED_TEST) ## Reformat with ruff

@@ -78,7 +78,8 @@ def compute(truth: dict, predictions: list[dict], kind: str = "box") -> pd.DataF
 
     Args:
         truth: what an annotation file in COCO's format holds.
-        predictions: detections in COCO's result format that `experiments.evaluation.matches.compute` takes.
+        predictions: detections in COCO's result format, as of
+            `experiments.evaluation.matches.compute`.
         kind: "box" or "mask".
 
     Returns:

@@ -12,11 +12,9 @@ from detectron2.utils.registry import locate
 
 from experiments.data.pretraining_images import Images
 from experiments.errors import UserError
-from experiments.jobs.pretraining import PretrainingRecord
-from experiments.jobs.pretraining_runs import FOLDER, RECORD
 from experiments.recipe import config
 from experiments.records import LAST_WEIGHTS, METRICS, checkpoints, read_json
-from experiments.training import distributed
+from experiments.records.pretraining import FOLDER, RECORD, PretrainingRecord
 
 from . import style
 from .style import plt
@@ -199,13 +197,14 @@ def reconstructions(folder: Path, run: PretrainingRecord, path: Path, count: int
         raise UserError(f"checkpoint {weights} is broken: {problem}")
     model = instantiate(cfg.model)
     model.load_state_dict(checkpoints.read(weights)["model"])
-    model.to(distributed.device()).eval()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
     noise = torch.rand(
         len(images),
         (images.shape[-1] // model.patch_size) ** 2,
         generator=torch.Generator().manual_seed(0),
     )
-    made = model.reconstruct(images.to(distributed.device()), noise.to(distributed.device()))
+    made = model.reconstruct(images.to(device), noise.to(device))
     _draw(_names({folder: run})[folder], [images, made.shown.cpu(), made.filled.cpu()], path)
 
 

@@ -1,5 +1,5 @@
-"""Reach of a study's runs (`experiments.evaluation.reach`): counts, shares, and which of them did not learn
-the cue, so that neither their reach nor their AP says anything about propagation."""
+"""Reach of a study's runs (`experiments.evaluation.reach`): counts, shares, and which of them did
+not learn the cue, so that neither their reach nor their AP says anything about propagation."""
 
 from pathlib import Path
 

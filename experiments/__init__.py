@@ -1,0 +1,1 @@
+"""What to run and running it: `python -m experiments --help`. docs/architecture.md draws it."""

@@ -1,0 +1,1 @@
+"""Networks of pre-training around the encoder: masked autoencoder, classifier."""

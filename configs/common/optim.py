@@ -1,4 +1,4 @@
-"""AdamW; layer-wise decay and no-decay groups are built from the model by `experiments.recipe.optim`."""
+"""AdamW; layer-wise decay and no-decay groups are `experiments.recipe.optim`'s."""
 
 import torch
 from detectron2.config import LazyCall as L

@@ -1,4 +1,4 @@
-"""ImageNet's usual crops for pre-training; `experiments.pretraining` turns this into loaders."""
+"""ImageNet's usual crops for pre-training; `experiments.jobs` turns this into loaders."""
 
 from detectron2.config import LazyCall as L
 from torchvision.transforms import v2

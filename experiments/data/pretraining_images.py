@@ -13,7 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from ..errors import UserError
-from ..records import write_json
+from ..json_files import write_json
 from . import catalog
 from .images import load
 from .mini import classes as mini_classes

@@ -30,6 +30,7 @@ from ..data import catalog, progress
 from ..data.catalog import Split
 from ..errors import UserError
 from ..evaluation.evaluate import PREDICTIONS, Result, evaluate, identity, of_kind, set_num_classes
+from ..json_files import write_json
 from ..recipe import config
 from ..records import RESULT
 from ..training import distributed
@@ -253,7 +254,7 @@ def _write(
                 path.write_text(json.dumps(detections))
     with open(weights, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    records.write_json(
+    write_json(
         folder / RESULT,
         dict(
             config=str(config_file),

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +20,17 @@ from ..costs import environment
 from ..costs.devices import autocast, precision
 from ..data.stream import Stream
 from ..errors import UserError
+from ..json_files import write_json
 from ..recipe import config, initial_values
 from ..recipe.config import plain_config
-from ..records import LAST_WEIGHTS, VERSION, checkpoints, write_json
+from ..records import LAST_WEIGHTS, VERSION, checkpoints
+from ..records.pretraining import PretrainingRecord
 from ..training import distributed
 from ..training.fit import fit, training_figures
 from .detection import Execute, log_to, now
 from .pretraining_runs import ENCODER, FILES, RECORD, PretrainingRun, copied
 
 _LOGGER = logging.getLogger("detectron2")
-
-
-@dataclass(frozen=True)
-class PretrainingRecord:
-    """One finished pre-training, in `runs.RECORD`."""
-
-    recipe: str
-    scale: str
-    size: str
-    seed: int
-    fingerprint: str
-    figures: dict[str, float]  # on the validation images: see `validate`
-    params: int  # of all that is trained
-    encoder_params: int
-    train_macs: int | None  # of one image's forward and backward pass
-    train_seconds: float
-    images_per_second: float
-    peak_memory_mib: float
-    memory_kind: str
-    precision: str
-    device: str
-    threads: int
-    processes: int
-    skipped: int
-    versions: dict[str, str]
-    git_commit: str
-    started: str
-    finished: str
-    data: dict[str, Any]  # images (of train and val), train, val (folders), digest
-    config: dict[str, Any]
-    machine: dict[str, str] = field(default_factory=dict)  # as of `records.Record`
 
 
 def _execute(run: PretrainingRun) -> None:

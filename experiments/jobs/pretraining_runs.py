@@ -13,10 +13,9 @@ from ..data.pretraining_images import Images
 from ..errors import UserError, unknown
 from ..recipe import config
 from ..records import LAST_WEIGHTS, read_json
+from ..records.pretraining import FOLDER, RECORD
 from ..studies import Words
 
-FOLDER = "pretrained"  # beside the studies of a scale
-RECORD = "pretraining.json"
 FILES = "files.json"  # names of the images
 ENCODER = "encoder.pth"  # what a detector starts from: the encoder's own keys
 # Words of a detection config's backbone that its encoder must be pre-trained with.

@@ -14,8 +14,9 @@ from backbones.weights.fit import fit_encoder
 from ..data.annotations import study_folder
 from ..data.catalog import Data
 from ..errors import UserError
+from ..json_files import write_json
 from ..recipe import config
-from ..records import MANIFEST, RECORD, VERSION, read, write_json
+from ..records import MANIFEST, RECORD, VERSION, read
 from ..studies import Study, Variant, Words
 from . import pretraining_runs as pretraining
 

@@ -31,8 +31,9 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 from ..errors import UserError, unknown
 from ..jobs import pretraining_runs as pretraining
 from ..jobs.runs import Run
+from ..json_files import write_json
 from ..recipe import config
-from ..records import VERSION, read_json, write_json
+from ..records import VERSION, read_json
 from .local import Progress, first_error
 
 FILE, VARIABLE = "slurm.toml", "ABLATIONS_SLURM"

@@ -1,0 +1,1 @@
+"""From words to the resolved config of a run, its checks and its identity."""

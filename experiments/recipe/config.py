@@ -33,7 +33,7 @@ from .optim import param_groups
 if TYPE_CHECKING:
     from ..data.catalog import Data
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PRETRAINING = ROOT / "configs" / "pretraining"
 SCALES = ("mini", "coco")
 RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining

@@ -1,8 +1,6 @@
 """Records: what a finished run leaves behind, one JSON file each; and the manifest of a study."""
 
 import json
-import os
-import platform
 import reprlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
+from ..json_files import write_json
 
 VERSION = 1  # of both files; raise it when a field changes its meaning
 RECORD, MANIFEST = "record.json", "study.json"
@@ -95,8 +94,8 @@ class Record:
     skipped: int = 0  # steps left out, see train.may_skip
     # That trained, see `environment.processor`; several ", then "; empty: a GPU, or not noted.
     machine: dict[str, str] = field(default_factory=dict)
-    # By distance, objects annotated, found, and found with the right cue (experiments.evaluation.reach); None:
-    # the data have no cue.
+    # By distance, objects annotated, found, and found with the right cue (evaluation/reach.py);
+    # None: the data have no cue.
     reach: dict[str, list[int]] | None = None
 
 
@@ -112,24 +111,6 @@ _MANIFEST = dict(
 )  # fmt: skip
 _RUN = dict(variant=str, seed=int, folder=str)
 _VARIANT = dict(name=str, size=str, words=dict, published=dict)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a file that is there whole or not at all.
-
-    Raises:
-        OSError: with the file's name.
-    """
-    scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
-    try:
-        with open(scratch, "w") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def read_json(path: Path) -> dict:

@@ -16,8 +16,9 @@ from analysis import results as results_of
 from analysis.__main__ import app, console
 from experiments import commands, records
 from experiments.evaluation import average_precision, matches
+from experiments.json_files import write_json
 from experiments.recipe import config
-from experiments.records import FOREIGN, MANIFEST, VERSION, write_json
+from experiments.records import FOREIGN, MANIFEST, VERSION
 from tests.conftest import ROOT
 from tests.experiments.evaluation.test_matches import random_set
 from tests.experiments.records.test_records import make

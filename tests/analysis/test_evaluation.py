@@ -10,7 +10,8 @@ from analysis import compare, evaluation, paper
 from experiments import records
 from experiments.errors import UserError
 from experiments.evaluation import average_precision, matches
-from experiments.records import FOREIGN, MANIFEST, VERSION, write_json
+from experiments.json_files import write_json
+from experiments.records import FOREIGN, MANIFEST, VERSION
 from tests.experiments.evaluation.test_matches import random_set
 from tests.experiments.records.test_records import make
 

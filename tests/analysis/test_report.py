@@ -14,7 +14,8 @@ import pytest
 from analysis import foreign, plots, report, style
 from analysis.report import Picture
 from experiments.errors import UserError
-from experiments.records import MANIFEST, RECORD, VERSION, write_json
+from experiments.json_files import write_json
+from experiments.records import MANIFEST, RECORD, VERSION
 from tests.analysis.conftest import write_run
 from tests.experiments.evaluation.test_matches import random_set
 

@@ -15,7 +15,8 @@ import pytest
 from analysis import bootstrap, paper, validity
 from analysis.bootstrap import Estimate
 from experiments import records, studies
-from experiments.records import MANIFEST, VERSION, write_json
+from experiments.json_files import write_json
+from experiments.records import MANIFEST, VERSION
 from tests.analysis.conftest import write_run
 from tests.experiments.evaluation.test_matches import random_set
 

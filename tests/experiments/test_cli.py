@@ -14,6 +14,7 @@ from experiments import records, studies
 from experiments.data import catalog
 from experiments.forecast import budget
 from experiments.jobs import runs
+from experiments.json_files import write_json
 from tests.conftest import ROOT
 from tests.experiments.records.test_records import make
 
@@ -176,7 +177,7 @@ def test_studies_are_listed_with_question_rows_and_state(tmp_path):
         version=records.VERSION, study="count", question="?", scale="mini", base="none",
         command="python -m experiments run count", variants=variants, runs=runs,
     )  # fmt: skip
-    records.write_json(folder / records.MANIFEST, manifest)
+    write_json(folder / records.MANIFEST, manifest)
     done = experiments("studies", "--runs", tmp_path)
     assert done.returncode == 0
     assert "global-vs-conv  How should windows exchange information" in done.stdout

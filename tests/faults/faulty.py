@@ -69,7 +69,8 @@ def before(module, name, when):
 
 
 if "SUBMITIT_EXECUTOR" in os.environ:
-    from experiments import records, train
+    from experiments import records
+    from experiments.jobs import detection as train
     from experiments.training.training_loop import Trainer
 
     def known(cfg, run, macs):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...records import write_json
+from ...json_files import write_json
 from . import detection as mini
 
 VERSION = 1  # raise it when a change below changes the files

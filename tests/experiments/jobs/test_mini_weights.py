@@ -11,8 +11,9 @@ from backbones.weights import catalog, encoder_of, load_encoder
 from experiments import records, studies
 from experiments.errors import UserError
 from experiments.jobs import mini_weights
+from experiments.json_files import write_json
 from experiments.recipe import config
-from experiments.records import MANIFEST, VERSION, checkpoints, write_json
+from experiments.records import MANIFEST, VERSION, checkpoints
 from tests.experiments.records.test_records import make
 
 SHIPPED = catalog.find(mini_weights.WORD, mini_weights.SIZE)

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import records
 from experiments.errors import UserError
+from experiments.json_files import write_json
 
 
 def make(**changes) -> records.Record:
@@ -144,7 +145,7 @@ def manifest(**changes) -> dict:
 
 
 def test_a_manifest_without_source(tmp_path):
-    records.write_json(tmp_path / records.MANIFEST, manifest())
+    write_json(tmp_path / records.MANIFEST, manifest())
     (tmp_path / "none-0").mkdir()
     records.write(tmp_path / "none-0", make())
     found, rows = records.load_study(tmp_path)
@@ -167,7 +168,7 @@ def test_a_manifest_without_source(tmp_path):
 )
 def test_a_manifest_that_cannot_be_used(tmp_path, changes, message):
     path = tmp_path / records.MANIFEST
-    records.write_json(path, manifest(**changes))
+    write_json(path, manifest(**changes))
     with pytest.raises(UserError, match=f"{message}. Move it away and run again") as caught:
         records.load_study(tmp_path)
     assert str(caught.value).startswith(f"{path} is no whole manifest: ")
