@@ -172,21 +172,22 @@ def test_categories_of_a_study(study):
     moved = compare.categories(study / "own-0", study / "none-0").set_index("category")
     assert mine.set_index("category")["ap"].to_dict() == pytest.approx(moved["ours"].to_dict())
     texts = categories.texts(found)
-    assert [text.columns[2] for text in texts] == ["box AP none", "mask AP none"]
+    assert [title for title, _ in texts] == ["Box AP by category", "Mask AP by category"]
+    assert [text.columns[2] for _, text in texts] == ["none", "none"]
 
 
 def test_of_many_categories_those_that_differ_most_are_shown(study, monkeypatch):
     found = results.load(study)
     monkeypatch.setattr(categories, "SHOWN", 1)
-    (shown, _) = categories.texts(found)
+    ((_, shown), _) = categories.texts(found)
     box = categories.of_study(found).query("kind == 'box'")
     wide = box.pivot_table("ap", "category", "variant")
     assert shown["category"].tolist() == [(wide.max(axis=1) - wide.min(axis=1)).idxmax()]
 
 
 def test_the_study_command_writes_all_categories(study, analysis):
-    code, printed = analysis("study", study)
+    code, printed = analysis("study", study, "--wide")
     assert code == 0
     assert "categories.csv" in printed
     assert len(pd.read_csv(study / "categories.csv")) == 2 * 3 * 3
-    assert "box AP none" in (study / "table.md").read_text()
+    assert "Box AP by category" in (study / "table.md").read_text()

@@ -43,7 +43,7 @@ def test_what_is_shown_on_demand(study):
     text = tables.markdown(found, wide=True)
     blocks = blocks_of(text)
     assert [block[0].split("|")[1].strip() for block in blocks] == [
-        "variant", "variant", "variant", "figure", "variant",
+        "variant", "variant", "variant", "figure", "variant", "category", "category",
     ]  # fmt: skip
     row = found.table.set_index("variant").loc["global"]
     bounds = (row.ap75_mask_diff_low, row.ap75_mask_diff_high)
