@@ -105,9 +105,9 @@ class Faulty:
     def write(self, faults: dict[str, dict]) -> None:
         """Other faults of the same rows."""
         named = {name: {str(k): v for k, v in faults.get(name, {}).items()} for name in self.faults}
-        # The mini scale's images keep their size: this changes a row's identity and nothing else.
+        # No gradient is so large: this changes a row's identity and nothing else.
         words = {
-            name: {"dataloader.image_size": 128 - i, **self.words.get(name, {})}
+            name: {"train.clip_grad_norm": 1e6 + i, **self.words.get(name, {})}
             for i, name in enumerate(self.faults)
         }
         self.file.write_text(_STUDY.format(faults=repr(named), words=repr(words)))
