@@ -171,7 +171,7 @@ gpu-kit: $(INSTALLED) ## gpu-kit/, for a GPU machine without network: docs/speed
 		$(foreach name,$(KIT_PACKAGES),$(shell grep -h '^$(name)==' requirements.txt requirements-test.txt))
 	@$(UV) pip install --quiet --link-mode copy --no-deps --target $(KIT) --python-version 3.10 $(DETECTRON2_WHEEL)
 	@rm -rf $(KIT)/detectron2/_C* $(KIT)/bin
-	@$(PY) -W ignore -c 'from experiments import environment; print(environment.git_commit())' > $(KIT)/COMMIT
+	@$(PY) -W ignore -c 'from experiments.costs import environment; print(environment.git_commit())' > $(KIT)/COMMIT
 	@du -sm $(KIT) | sed 's/\t.*/ MiB in $(KIT)\//'
 
 .PHONY: test
