@@ -38,8 +38,7 @@ from experiments.costs.devices import autocast
 from experiments.data import catalog
 from experiments.data.stream import training_loader
 from experiments.forecast import budget
-from experiments.jobs import detection as train
-from experiments.jobs import runs
+from experiments.jobs import detection, runs
 from experiments.training import distributed, fit
 from experiments.training.training_loop import Checkpoints, Trainer
 
@@ -113,7 +112,7 @@ def measured(case: Case, data: catalog.Data | None = None) -> tuple[list[dict], 
             mock.patch.object(Trainer, "train", alternate),
         ):
             setup_logger(str(Path(folder) / "log.txt"), name="detectron2")
-            train.fit_run(row.cfg, run)
+            detection.fit_run(row.cfg, run)
             logging.getLogger("detectron2").handlers.clear()
     return tuple(found)
 

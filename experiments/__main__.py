@@ -137,24 +137,22 @@ def run(
         return needed, planning.trainings_first(planned), planning.trainings_first(todo)
 
     if distributed.started_by_torchrun():
-        from .jobs import detection as train
+        from .jobs import detection  # these take a second: a finished study is not to wait for them
         from .jobs.pretraining import pretrain
-        from .launching import (
-            local as launch,  # they take a second: a finished study is not to wait for them
-        )
+        from .launching import local
 
         # One group for all: leaving it and joining again in the same processes fails.
         with distributed.process_group():
             needed, planned, _ = distributed.of_main(plan)
-            launch.here(needed, pretrain)
-            launch.here(planned, train.execute)
+            local.here(needed, pretrain)
+            local.here(planned, detection.execute)
         return
     needed, _, todo = plan()
     if not todo:
         return
-    from .jobs.detection import execute
+    from .jobs import detection
 
-    _launch([*_levels(needed), (todo, execute)], jobs, gpus, settings)
+    _launch([*_levels(needed), (todo, detection.execute)], jobs, gpus, settings)
 
 
 def _say_of_own(rows: "list[Row]", data: "Data") -> None:
@@ -200,7 +198,7 @@ def _launch(stages: "list[_Stage]", jobs: int, gpus: int, settings: "Settings | 
 
     On a cluster all is submitted at once: whoever called may go.
     """
-    from .launching import local as launch
+    from .launching import local
 
     if settings:
         from .launching import slurm
@@ -213,9 +211,9 @@ def _launch(stages: "list[_Stage]", jobs: int, gpus: int, settings: "Settings | 
         return
     cores = len(os.sched_getaffinity(0))
     for todo, execute in stages:
-        launch.check_gpus(gpus)
-        count = jobs or launch.default_jobs(todo, cores, gpus)
-        _follow(launch.launch(todo, count, gpus, execute))
+        local.check_gpus(gpus)
+        count = jobs or local.default_jobs(todo, cores, gpus)
+        _follow(local.launch(todo, count, gpus, execute))
 
 
 def _follow(launched: "Launch | slurm.Launch") -> None:
@@ -282,11 +280,11 @@ def pretrain(
 
     if distributed.started_by_torchrun():
         from .jobs.pretraining import pretrain as execute
-        from .launching import local as launch
+        from .launching import local
 
         with distributed.process_group():
             encoders, needed = distributed.of_main(plan)
-            launch.here(needed, execute)
+            local.here(needed, execute)
     else:
         encoders, needed = plan()
         _launch(_levels(needed), jobs, gpus, settings)
@@ -446,9 +444,9 @@ def evaluate(
     from .training import distributed
 
     if gpus > 1 and not distributed.started_by_torchrun():
-        from .launching import local as launch
+        from .launching import local
 
-        launch.check_gpus(gpus)
+        local.check_gpus(gpus)
         words = ["-m", "experiments", *sys.argv[1:]]
         raise typer.Exit(evaluate_checkpoint.in_processes(gpus, words))
     try:

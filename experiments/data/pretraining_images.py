@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..json_files import write_json
 from . import catalog
 from .images import load
-from .mini import classes as mini_classes
+from .mini import classes
 
 _LAYOUT = "train/<category>/*.jpg, and the same under val/ for validation"
 
@@ -99,7 +99,7 @@ def prepare(scale: str, folder: str | None = None) -> Images:
     if scale == "mini":
         datasets = catalog.ROOT / "datasets"
         try:
-            return _images(mini_classes.ensure(datasets))
+            return _images(classes.ensure(datasets))
         except OSError as error:
             raise UserError(
                 f"cannot make the mini images in {datasets}: {error.strerror}; "

@@ -20,7 +20,7 @@ from ..costs.detector_cost import Cost, detector_cost
 from ..costs.devices import GPUS, Gpu
 from ..costs.training_cost import Step, training_step
 from ..jobs.runs import Row
-from ..launching import local as launch
+from ..launching import local
 from ..recipe import config
 from ..studies import Study
 from . import budget
@@ -103,7 +103,7 @@ def target(rows: Sequence[Row], device: str, gpus: int) -> Target:
     if device or (gpus and not torch.cuda.is_available()):
         gpu = devices.find_gpu(device or "a100-40gb")
         return Target(gpu, gpus or 1, gpu.memory_gb * 1e9)
-    count = gpus or launch.default_jobs(rows, len(os.sched_getaffinity(0)))
+    count = gpus or local.default_jobs(rows, len(os.sched_getaffinity(0)))
     return Target(None, count, devices.memory_here())
 
 
@@ -132,7 +132,7 @@ def _estimate(
     val_images: int,
     same_training: str,
 ) -> Estimate:
-    cfg, total = row.cfg, row.cfg.dataloader.train.total_batch_size
+    cfg, (total, micro) = row.cfg, config.batch(row.cfg)
     available = where.memory_bytes - reserve
     checkpointed = counted.checkpointed
     batch = counted.memory.largest_batch(available, total)
@@ -143,11 +143,10 @@ def _estimate(
     if where.gpu and not same_training:
         seconds = again if recomputes else once
     elif not same_training:
-        micro = min(cfg.dataloader.train.micro_batch_size, total)
         needed = (checkpointed if recomputes else counted.memory).of(micro)
         seconds, measured = _seconds_here(cfg, where, fits=needed <= where.memory_bytes)
     hours = seconds * total * cfg.train.max_iter / 3600
-    passes = total // config.batch(cfg)[1]
+    passes = total // micro
     return Estimate(
         variant=row.variant.name,
         params=counted.cost.params,

@@ -70,7 +70,7 @@ def before(module, name, when):
 
 if "SUBMITIT_EXECUTOR" in os.environ:
     from experiments import records
-    from experiments.jobs import detection as train
+    from experiments.jobs import detection
     from experiments.training.training_loop import Trainer
 
     def known(cfg, run, macs):
@@ -78,9 +78,9 @@ if "SUBMITIT_EXECUTOR" in os.environ:
         folder, variant = Path(run.folder), run.variant
         return "fit", {{}}
 
-    before(train, "fit_run", known)
+    before(detection, "fit_run", known)
     before(Trainer, "run_step", lambda trainer: (trainer.iter, dict(trainer=trainer)))
-    before(train, "evaluate", lambda *args: ("evaluate", dict(model=args[0])))
+    before(detection, "evaluate", lambda *args: ("evaluate", dict(model=args[0])))
     before(records, "write", lambda *args: ("record", {{}}))
 '''
 

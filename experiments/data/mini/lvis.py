@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from ...json_files import write_json
-from . import detection as mini
+from . import detection
 
 VERSION = 1  # raise it when a change below changes the files
 # Of 1000 images, those that a category is verified in.
 VERIFIED = {
     "train": {"warm square": 800, "warm disk": 14, "cold square": 110, "cold disk": 800},
-    "val": dict.fromkeys(mini.CATEGORIES, 500),
+    "val": dict.fromkeys(detection.CATEGORIES, 500),
 }
 RARE, COMMON = 10, 100  # training images, at most; LVIS's own
 
@@ -90,15 +90,15 @@ def categories(coco: dict, train: dict) -> list[dict]:
 def ensure(datasets: Path) -> Path:
     """The folder with lvis_train.json and lvis_val.json, made now if they are not there.
 
-    Their images are those of `mini.ensure`, by the last two parts of `coco_url`. Safe to call from
-    several processes at once: each file appears complete or not at all, with the same bytes.
+    Their images are those of `detection.ensure`, by the last two parts of `coco_url`. Safe to call
+    from several processes at once: each file appears complete or not at all, with the same bytes.
 
     Raises:
         OSError: no room or no permission.
     """
-    images = mini.ensure(datasets)
+    images = detection.ensure(datasets)
     root = datasets / f"{images.name}-lvis-v{VERSION}"
-    paths = {split: root / f"lvis_{split}.json" for split in mini.IMAGES}
+    paths = {split: root / f"lvis_{split}.json" for split in detection.IMAGES}
     if all(path.is_file() for path in paths.values()):
         return root
     root.mkdir(exist_ok=True)

@@ -33,7 +33,7 @@ from experiments.data.stream import Stream, repeat_factors, training_loader
 from experiments.errors import UserError
 from experiments.evaluation import average_precision, matches
 from experiments.evaluation.evaluate import evaluate, figures, lvis_figures, set_num_classes
-from experiments.jobs import detection as train
+from experiments.jobs import detection
 from experiments.jobs.runs import Run
 from experiments.recipe import config
 from tests.conftest import ROOT
@@ -232,7 +232,7 @@ def test_the_loss_draws_by_the_images_of_the_training_set(data, detector):
     cfg = config.load(ROOT / f"configs/lvis/{detector}_vit_b.py")
     set_num_classes(cfg, len(data.categories))
     model = torch.nn.ModuleDict(dict(heads=instantiate(cfg.model.roi_heads)))
-    train.set_federated_loss(model, data.image_counts)
+    detection.set_federated_loss(model, data.image_counts)
     assert len(predictors(model)) == (1 if detector == "mask_rcnn" else 3)
     for predictor in predictors(model):
         torch.testing.assert_close(predictor.fed_loss_cls_weights, peers)
@@ -242,7 +242,7 @@ def test_the_loss_draws_by_the_images_of_the_training_set(data, detector):
 def test_categories_without_images_are_never_drawn():
     cfg = config.load(ROOT / "configs/mini/lvis_mask_rcnn_vit_mini.py")
     predictor = instantiate(cfg.model.roi_heads.box_predictor)
-    train.set_federated_loss(predictor, (9, 0, 4, 0))
+    detection.set_federated_loss(predictor, (9, 0, 4, 0))
     assert predictor.fed_loss_num_classes == 2
     labels = torch.tensor([0, 4, 4])  # an object of the first, and background
     scores = torch.zeros(3, 5, requires_grad=True)
@@ -399,7 +399,7 @@ def lvis_run(data: catalog.Data, folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
     run = lvis_run(data, tmp_path_factory.mktemp("runs") / "run")
-    return Path(train.execute(run)).parent
+    return Path(detection.execute(run)).parent
 
 
 def test_a_run_on_lvis(data, finished, tmp_path):
@@ -432,9 +432,9 @@ def test_a_resumed_run_on_lvis_goes_on_as_it_would_have(data, finished, tmp_path
     resumed = tmp_path / "study" / "run"  # what is known of trained runs lies beside the study
     resumed.mkdir(parents=True)
     run = lvis_run(data, resumed)
-    train.fit_run(run.cfg, run)
+    detection.fit_run(run.cfg, run)
     (resumed / "model_final.pth").unlink()  # as if it had not come so far
-    train.execute(lvis_run(data, resumed))
+    detection.execute(lvis_run(data, resumed))
     assert "Starting training from iteration 3" in (resumed / "log.txt").read_text()
     one, other = (
         torch.load(folder / "model_final.pth", weights_only=True)["model"]
@@ -451,7 +451,7 @@ def test_a_detector_without_masks_is_scored_by_boxes_alone(small_set, data, tmp_
         tmp_path / "run",
         **{"train.max_iter": 2, "model.test_score_thresh": 0.0},
     )
-    record = records.read(Path(train.execute(run)))
+    record = records.read(Path(detection.execute(run)))
     assert tuple(record.box) == records.COCO_FIGURES
     assert record.mask == {}
     assert record.data["kind"] == "coco"

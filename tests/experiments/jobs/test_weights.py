@@ -11,7 +11,7 @@ from segment_anything.modeling import ImageEncoderViT
 from backbones import build_backbone, build_encoder
 from backbones.weights import WeightsError, load_encoder
 from experiments.errors import UserError
-from experiments.jobs import show_weights as weights
+from experiments.jobs import show_weights
 from experiments.recipe.config import base_path, build_on_meta, load
 from tests.experiments.test_cli import assert_told, experiments, own
 
@@ -34,7 +34,7 @@ def lines_of(function, *words) -> list[str]:
 
 
 def test_a_file_is_shown(sam):
-    lines = lines_of(weights.show, sam)
+    lines = lines_of(show_weights.show, sam)
     assert lines[0] == f"{sam}: segment-anything sam_vit_* (sam)"
     assert re.fullmatch(r"38 tensors, [\d.,]+ MB, float32", lines[1])
     assert lines[2] == (
@@ -48,7 +48,7 @@ def test_a_file_is_shown(sam):
 
 def test_named_sizes_are_named(tmp_path):
     torch.save(build_encoder("vit-ti").state_dict(), tmp_path / "encoder.pth")
-    (line,) = (x for x in lines_of(weights.show, tmp_path / "encoder.pth") if "encoder:" in x)
+    (line,) = (x for x in lines_of(show_weights.show, tmp_path / "encoder.pth") if "encoder:" in x)
     assert line.startswith("encoder: vit-ti: embed_dim=192, depth=12, num_heads=3, norm_eps=1e-06")
 
 
@@ -69,7 +69,7 @@ def test_what_is_shown_is_what_loading_does(tmp_path):
     encoder = build_encoder("vit-ti", **words)
     path, state = tmp_path / "detector.pth", encoder.state_dict()
     detector(path, state)
-    lines = lines_of(weights.show, path)
+    lines = lines_of(show_weights.show, path)
     assert "what loading does" in lines
     assert "loaded pyramid 1 3" in lines
     assert "loaded RetinaNet's head 1 1" in lines
@@ -78,7 +78,7 @@ def test_what_is_shown_is_what_loading_does(tmp_path):
     with pytest.raises(
         UserError, match=r"no norms: blocks.1.norm2.weight. Its encoder has"
     ) as told:
-        weights.show(path, Console(file=io.StringIO()))
+        show_weights.show(path, Console(file=io.StringIO()))
     with pytest.raises(WeightsError) as loading:
         load_encoder(build_encoder("vit-ti", **words), path)
     assert str(told.value) == str(loading.value)
@@ -88,12 +88,12 @@ def test_what_is_shown_is_what_loading_does(tmp_path):
 
     detector(path, state | {"blocks.0.norm1.bias": torch.full((192,), torch.nan)})
     with pytest.raises(UserError, match=r"blocks.0.norm1.bias has 192 values that are NaN"):
-        weights.show(path, Console(file=io.StringIO()))
+        show_weights.show(path, Console(file=io.StringIO()))
 
     # A run's, of a residual module and a part of the user's own.
     own = {"backbone.net.blocks.1.residual.gate.weight": torch.ones(5)}
     detector(path, state, **own, **{"memory.bank": torch.ones(7)})
-    lines = lines_of(weights.show, path)
+    lines = lines_of(show_weights.show, path)
     assert "unexpected residual modules 1 5 e.g. blocks.1.residual.gate.weight" in lines
     assert "only an encoder that has blocks.1.residual.gate.weight loads it" in lines
     assert "only a detector that has memory loads that" in lines
@@ -121,9 +121,9 @@ def test_detectors_of_others_are_refused_by_name(keys, told, tmp_path):
     path = tmp_path / "model_final.pth"
     torch.save({"model": {key: torch.ones(1) for key in keys.split()}}, path)
     with pytest.raises(UserError, match=re.escape(f"cannot read {path}: {told}")):
-        weights.show(path, Console())
+        show_weights.show(path, Console())
     with pytest.raises(UserError, match=re.escape(told)):
-        weights.write(path, "detectron2", tmp_path / "out.pth", Console())
+        show_weights.write(path, "detectron2", tmp_path / "out.pth", Console())
 
 
 def test_another_model_is_told_before_anything_trains(small_set, tmp_path):
@@ -145,15 +145,15 @@ def test_a_file_is_converted(sam, tmp_path):
         f"hf: {tmp_path}/hf",
     ]
     assert f"{tmp_path}/hf: transformers VitDet* (hf-vitdet)" in lines_of(
-        weights.show, tmp_path / "hf"
+        show_weights.show, tmp_path / "hf"
     )
 
 
 def test_what_is_wrong_is_told(sam, tmp_path):
     with pytest.raises(UserError, match=r"no file of weights at .*no\.pth"):
-        weights.show(tmp_path / "no.pth", Console())
+        show_weights.show(tmp_path / "no.pth", Console())
     with pytest.raises(UserError, match="exists already"):
-        weights.write(sam, "hf", sam, Console())
+        show_weights.write(sam, "hf", sam, Console())
     (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>404</html>")
     assert_told(experiments("weights", tmp_path / "page.pth"), "it is a web page, not weights")
     assert_told(experiments("weights", sam, "--to", "hf"), "--to detectron2 OUT")

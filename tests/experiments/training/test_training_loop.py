@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from experiments import records, studies
 from experiments.costs import devices, environment
 from experiments.data import catalog
-from experiments.jobs import detection as train
+from experiments.jobs import detection
 from experiments.jobs.detection import fit_run
 from experiments.recipe import config
 from experiments.records import checkpoints
@@ -182,11 +182,13 @@ def test_costs_are_counted_once(small_set, tmp_path, monkeypatch):
     Path(run.folder).mkdir(parents=True)
     counted = []
     for name in ("detector_cost", "training_macs"):
-        count = getattr(train, name)
+        count = getattr(detection, name)
         monkeypatch.setattr(
-            train, name, lambda model, name=name, count=count: counted.append(name) or count(model)
+            detection,
+            name,
+            lambda model, name=name, count=count: counted.append(name) or count(model),
         )
-    train.execute(run)
+    detection.execute(run)
     assert counted == ["detector_cost", "training_macs"]
     record = records.read(Path(run.folder) / "record.json")
     assert record.train_macs > record.macs
