@@ -77,18 +77,16 @@ class Attention(nn.Module):
     def _attend(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
         if self.attention == "reference":
             return self._reference(x_BHWC, partition)
-        groups = _groups_of(partition)
-        word = self.attention
-        if word == "fused" and x_BHWC.device.type != "cpu":
-            word = kernels.WHERE[self.use_rel_pos, groups].kernel
-        if word == "triton":
+        groups, on_cpu = _groups_of(partition), x_BHWC.device.type == "cpu"
+        chosen = "" if on_cpu else kernels.WHERE[self.use_rel_pos, groups].kernel
+        if kernels.TRITON in (self.attention, chosen):
             channels = x_BHWC.shape[-1] // self.num_heads
             if groups != "masked" and kernels.runs_triton(x_BHWC, channels):
                 return self._triton(x_BHWC, partition)
-            word = "folded"
-        if x_BHWC.device.type == "cpu":
+            chosen = "folded" if chosen == kernels.TRITON else chosen
+        if on_cpu:
             return self._chunked(x_BHWC, partition)
-        return self._folded(x_BHWC, partition, word)
+        return self._folded(x_BHWC, partition, chosen)
 
     def _reference(self, x_BHWC: Tensor, partition: Partition) -> Tensor:
         """softmax(q k / sqrt(D) + bias) v, as written. Padding is a zero token."""

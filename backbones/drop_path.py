@@ -24,7 +24,7 @@ class DropPath(StochasticDepth):
         kept = torch.ones(samples, device=device)
         return torch.stack([stochastic_depth(kept, self.p, "row") for _ in range(BRANCHES)])
 
-    def forward(self, x: Tensor, branch: int = 0) -> Tensor:
+    def forward(self, x: Tensor, branch: int) -> Tensor:
         """(B, ...) -> (B, ...), of the branch of that number."""
         if self.drawn is None or not self.training:
             return super().forward(x)

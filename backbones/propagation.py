@@ -88,6 +88,21 @@ class ShiftedPropagation(Propagation):
         return ShiftedWindows(self.encoder.window_size)
 
 
+def block_count(strategy: Propagation, count: int | str | None) -> int:
+    """How many blocks propagate: `count`, "all" of the encoder's, or None: the strategy's own.
+
+    Raises:
+        ValueError: another word.
+    """
+    if count is None:
+        return strategy.default_count()
+    if count == "all":
+        return strategy.encoder.depth
+    if isinstance(count, str):
+        raise ValueError(f"count={count!r} does not fit: a whole number or 'all' does")
+    return count
+
+
 def propagation_blocks(depth: int, count: int, placement: str) -> tuple[int, ...]:
     """Indexes of the blocks that propagate.
 
@@ -101,8 +116,6 @@ def propagation_blocks(depth: int, count: int, placement: str) -> tuple[int, ...
         ValueError: `count` outside 0..depth, or an unknown placement.
     """
     choose("placement", placement, PLACEMENTS)
-    if isinstance(count, str):
-        raise ValueError(f"count={count!r} does not fit: a whole number or 'all' does")
     if whole_number("count", count, least=0) > depth:
         raise ValueError(
             f"count={count} does not fit: an encoder of depth={depth} allows 0..{depth}"

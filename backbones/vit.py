@@ -19,7 +19,7 @@ from .kernels import Linear, in_chunks
 from .norms import LayerNorm2d
 from .partition import Partition, Windows
 from .positions import POSITIONS, absolute_positions, fixed_positions
-from .propagation import EncoderSpec, propagation_blocks
+from .propagation import EncoderSpec, block_count, propagation_blocks
 from .recompute import recomputed
 from .registries import CONV_BLOCKS, PROPAGATIONS, STEMS, choose, lookup
 from .sequence import TokenSequence, draw_kept
@@ -384,13 +384,9 @@ def _roles_of_words(
     spec: EncoderSpec, propagation: str, count: int | str | None, placement: str
 ) -> list[Role]:
     strategy = lookup(PROPAGATIONS, "propagation", propagation)(spec)
-    if count is None:
-        count = strategy.default_count()
-    elif propagation == "none" and count:
+    if propagation == "none" and count:
         raise ValueError(f"count={count!r} does not fit propagation='none': leave it out, or 0")
-    elif count == "all":
-        count = spec.depth
-    propagating = propagation_blocks(spec.depth, count, placement)
+    propagating = propagation_blocks(spec.depth, block_count(strategy, count), placement)
     windows = Windows(spec.window_size)
     return [
         (strategy.partition(), strategy.residual()) if i in propagating else (windows, None)

@@ -15,8 +15,8 @@ from .gpu_attention import (
     runs_triton,
     triton_attention,
 )
-from .linear_layers import Linear, in_chunks, linear
-from .relative import onehot_keys, relative_tables
+from .linear_layers import Linear, in_chunks
+from .relative import relative_tables
 
 __all__ = [
     "GROUPED",
@@ -26,8 +26,6 @@ __all__ = [
     "chunked_attention",
     "folded_attention",
     "in_chunks",
-    "linear",
-    "onehot_keys",
     "relative_tables",
     "runs_triton",
     "triton_attention",

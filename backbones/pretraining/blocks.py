@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones import ViT
-from backbones.attention import Attention
-from backbones.partition import Partition
-from backbones.positions import absolute_positions
-from backbones.recompute import recomputed
-from backbones.stems import NormedPatchEmbed, PatchEmbed
-from backbones.vit import Block
+from ..attention import Attention
+from ..partition import Partition
+from ..positions import absolute_positions
+from ..recompute import recomputed
+from ..stems import NormedPatchEmbed, PatchEmbed
+from ..vit import Block, ViT
 
 
 def check_encoder(encoder: ViT) -> None:
@@ -115,7 +114,7 @@ def run_blocks(
         whole: keep only what goes into a block for the backward pass, and compute it again.
         wanted: give only that many tokens, the last ones: (B, wanted, C).
     """
-    # As a map of one row: linear layers on maps are faster on a CPU, see `kernels.linear`.
+    # As a map of one row: linear layers on maps are faster on a CPU, see `kernels.Linear`.
     x_B1NC = x_BNC[:, None]
     for i, block in enumerate(blocks):
         of_last = wanted if i == len(blocks) - 1 else None
@@ -126,9 +125,9 @@ def run_blocks(
 
 def _run(block: Block, x_B1NC: Tensor, wanted: int) -> Tensor:
     attended = _attend(block.attn, block.norm1, x_B1NC, wanted)
-    x_B1NC = x_B1NC[:, :, -wanted:] + block.drop_path(attended)
+    x_B1NC = x_B1NC[:, :, -wanted:] + block.drop_path(attended, 0)
     hidden = _behind(block.norm2, block.mlp.fc1, x_B1NC)
-    return x_B1NC + block.drop_path(_behind(block.mlp.act, block.mlp.fc2, hidden))
+    return x_B1NC + block.drop_path(_behind(block.mlp.act, block.mlp.fc2, hidden), 1)
 
 
 def _attend(attn: Attention, norm: nn.Module, x_B1NC: Tensor, wanted: int) -> Tensor:

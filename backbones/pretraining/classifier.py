@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from backbones import ViT
-from backbones.arguments import number, whole_number
-from backbones.registries import choose
-
+from ..arguments import number, whole_number
+from ..registries import choose
+from ..vit import ViT
 from . import blocks
 from .inputs import PIXEL_MEAN, PIXEL_STD, Pixels
 

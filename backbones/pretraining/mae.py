@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backbones import ViT
-from backbones.arguments import number, whole_number
-from backbones.kernels import Linear
-from backbones.partition import Partition
-from backbones.positions import fixed_positions
-from backbones.stems import NormedPatchEmbed, PatchEmbed
-from backbones.vit import Block
-
+from ..arguments import number, whole_number
+from ..kernels import Linear
+from ..partition import Partition
+from ..positions import fixed_positions
+from ..stems import NormedPatchEmbed, PatchEmbed
+from ..vit import Block, ViT
 from . import blocks
 from .blocks import draw, image_of, of_each, patches_of
 from .inputs import PIXEL_MEAN, PIXEL_STD, Pixels

@@ -5,7 +5,8 @@ no memory; a ledger adds up the bytes of all that are alive. So memory is not a 
 autograd keeps, what activation checkpointing computes again and what gradients take on the way are
 those of the real step.
 
-On the meta device attention is `backbones.kernels.folded_attention`, what a GPU runs, and torch's
+On the meta device attention is what `backbones.kernels.WHERE`, or the encoder's word, names for a
+GPU; in `folded_attention` torch's
 `scaled_dot_product_attention` there keeps what its flash kernel keeps: q, k, v, the output and one
 number per query, never tokens x tokens.
 """

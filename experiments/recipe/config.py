@@ -22,6 +22,7 @@ from torch import nn
 
 from backbones import ACTIVATIONS, CONV_BLOCKS, NORMS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
 from backbones.meta import on_meta
+from backbones.propagation import block_count
 from backbones.weights import WeightsError, catalog
 
 from ..errors import UserError, unknown
@@ -281,8 +282,7 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
         words: of `encoder`, the `ViT` that they make, or anything else.
     """
     if isinstance(encoder, ViT) and words.get("count", 0) in (None, "all"):
-        own = PROPAGATIONS.get(words.propagation)(encoder.spec).default_count()
-        words.count = own if words.count is None else encoder.spec.depth
+        words.count = block_count(PROPAGATIONS.get(words.propagation)(encoder.spec), words.count)
 
 
 def fitted(cfg: DictConfig, data: "Data") -> DictConfig:
@@ -465,7 +465,7 @@ def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     # The weights themselves count, not the word or the folder that they are found by.
     no_part = (*without, "train.init_weights", "dataloader.train.loss_batch_size")
     plain = without_keys(plain_config(cfg), no_part)
-    # As when these were a part of it, and nobody changed them: runs of then are found again.
+    # By the names of before there was `loss_batch_size`: runs of this `PROCEDURE` are found.
     plain["dataloader"]["train"]["micro_batch_size"] = group(cfg)
     if "use_act_checkpoint" in cfg.model.get("backbone", {}):
         plain["model"]["backbone"]["use_act_checkpoint"] = False

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import Partition, ShiftedWindows, ViT, Windows, kernels
 from backbones.attention import Attention
-from backbones.kernels import cpu_attention, gpu_attention
+from backbones.kernels import gpu_attention
 from backbones.sequence import Masked
 from experiments.costs import detector_cost as cost
 from tests.backbones.test_attention import (
@@ -227,7 +227,7 @@ for D in (64, 80):
 
 @pytest.mark.slow
 def test_it_compiles_for_a_gpu_that_is_not_here(tmp_path):
-    """By Hopper's tensor-core instructions, in its shared memory of 227 KiB."""
+    """By Hopper's tensor-core instructions, in a third of its shared memory of 227 KiB."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _COMPILE],
@@ -241,7 +241,7 @@ def test_it_compiles_for_a_gpu_that_is_not_here(tmp_path):
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 3 * 4
     assert all(tensor_cores == "True" for *_, tensor_cores, _ in lines)
-    assert all(int(shared) <= 227 * 1024 for *_, shared in lines)
+    assert all(int(shared) <= 80 * 1024 for *_, shared in lines)
 
 
 # ---- Which kernel runs --------------------------------------------------------------------------
@@ -275,33 +275,3 @@ def test_where_it_cannot_run_another_kernel_does(monkeypatch):
     assert not runs(own, x.view(1, 9, 1, 16))
     monkeypatch.setattr(gpu_attention, "_TRITON", False)
     assert not runs(windows, x)
-
-
-def test_the_table_of_choices():
-    """Every block has a line; without a measurement it names torch's choice."""
-    groups = ("global", "windows", "labelled", "masked")
-    assert set(kernels.WHERE) == {(rel_pos, g) for rel_pos in (True, False) for g in groups}
-    for (_, groups), choice in kernels.WHERE.items():
-        assert choice.kernel in (*kernels.GROUPED, kernels.TRITON)
-        assert choice.measured != "not measured" or choice.kernel == "folded"
-        if groups == "masked":
-            assert choice.kernel.startswith("folded")
-
-
-@pytest.mark.parametrize("rel_pos", [False, True])
-@pytest.mark.parametrize("form", ["narrow", "labelled"])
-def test_other_forms_of_the_folded_kernel(form, rel_pos):
-    """With v of 128 channels beside q of more, and with labels as channels."""
-    partition, size = (Partition(), (60, 9)) if form == "narrow" else (ShiftedWindows(4), (6, 7))
-    attention = attention_of(partition, channels=64, rel_pos=rel_pos)
-    x = torch.randn(1, *size, 64, device=DEVICE)
-    found, expected = results_of(attention, x, "_folded", "_reference")
-    assert_same(found, expected, TOLERANCE)
-    attention.forward = partial(attention._folded, partition=partition, kernel=form)
-    assert_same(outputs_and_gradients(attention, x), expected, TOLERANCE)
-
-
-@pytest.mark.parametrize("kernel", [cpu_attention._forward, gpu_attention._forward])
-def test_operators_are_there_without_triton(kernel):
-    """A program that was exported elsewhere can be loaded and counted."""
-    assert kernel._opoverload._schema.name.startswith("backbones::")

@@ -2,7 +2,7 @@
 
 from ..contents import FORMATS, Contents, Format, State, WeightsError
 from .shared import fold_layer_scale, unbiased_stem
-from .transformers import HuggingFace
+from .transformers import CLIP_TOWER, HuggingFace
 
 _TEXT = "text tower"
 _LOSS = "scale of the contrastive loss"
@@ -86,16 +86,7 @@ class HfClip(HuggingFace):
         r"\bpost_layernorm\.": "norm behind the last block",
         r"^classifier\.": "classifier's head",
     }
-    rename = (
-        (r"^vision_model\.", ""),
-        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
-        (r"^pre_layrnorm\.", "norm_pre."),
-        (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
-        (r"\.layer_norm([12])\.", r".norm\1."),
-        (r"\.self_attn\.out_proj\.", ".attn.proj."),
-        (r"\.self_attn\.", ".attn."),
-    )
+    rename = (*CLIP_TOWER, (r"^pre_layrnorm\.", "norm_pre."))
     fuse = ("q_proj", "k_proj", "v_proj")
     needs = ("pos_embed",)
     models = tuple(

@@ -13,6 +13,16 @@ from ...activations import QuickGELU, TanhGELU
 from ..contents import FORMATS, Contents, Format, State, WeightsError, square_grid
 from .shared import fold_layer_scale, map_positions
 
+# Of CLIP's towers and SigLIP's.
+CLIP_TOWER = (
+    (r"^vision_model\.", ""),
+    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
+    (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
+    (r"\.layer_norm([12])\.", r".norm\1."),
+    (r"\.self_attn\.out_proj\.", ".attn.proj."),
+    (r"\.self_attn\.", ".attn."),
+)
 _CLASSIFIER_BLOCKS = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -206,15 +216,7 @@ class HfSiglip(HuggingFace):
         r"^(vision_model\.)?head\.": "attention pooling",
         r"^classifier\.": "classifier's head",
     }
-    rename = (
-        (r"^vision_model\.", ""),
-        (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-        (r"^embeddings\.position_embedding\.weight$", "pos_embed"),
-        (r"^encoder\.layers\.(\d+)\.", r"blocks.\1."),
-        (r"\.layer_norm([12])\.", r".norm\1."),
-        (r"\.self_attn\.out_proj\.", ".attn.proj."),
-        (r"\.self_attn\.", ".attn."),
-    )
+    rename = CLIP_TOWER
     fuse = ("q_proj", "k_proj", "v_proj")
     needs = ("pos_embed",)
     settings = {"norm_eps": 1e-6, "act_layer": TanhGELU}
