@@ -140,6 +140,7 @@ class Mend:
     part: str
     entry: dict
     what: str
+    sort: str = ""  # as of `experiments.data.defects.Defect`
 
 
 def mended(content: dict, kind: str) -> Iterator[Mend]:
@@ -157,8 +158,11 @@ def mended(content: dict, kind: str) -> Iterator[Mend]:
                 value = entry.get(key)
                 if type(value) is float and (number := whole(value)) is not value:
                     entry[key] = number
-                    yield Mend("whole number as a float", part, entry, f"{key} {value}")
+                    yield Mend("whole number as a float", part, entry, f"{key} {value}", key)
     for annotation in _entries(content, "annotations"):
+        if "segmentation" in annotation and _is_empty(annotation["segmentation"]):
+            del annotation["segmentation"]
+            yield Mend("empty segmentation", "annotations", annotation, "segmentation is empty")
         flat = annotation.get("segmentation")
         if are_finite(flat) and len(flat) >= 6 and len(flat) % 2 == 0:
             annotation["segmentation"] = [flat]
@@ -195,20 +199,21 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list)
 
 
+def _is_empty(segmentation: Any) -> bool:
+    return not segmentation or (_is_list(segmentation) and all(p == [] for p in segmentation))
+
+
 def _without_slivers(annotation: dict) -> int:
     """How many polygons are left out."""
     segmentation = annotation.get("segmentation")
     polygons = segmentation if _is_list(segmentation) else []
-    if not segmentation or (polygons and all(p == [] for p in polygons)):
-        annotation.pop("segmentation", None)
-        return 0
     if not all(map(_is_list, polygons)):
         return 0
-    whole = [polygon for polygon in polygons if len(polygon) >= 6 or len(polygon) % 2]
-    if not whole or len(whole) == len(polygons):
+    kept = [polygon for polygon in polygons if len(polygon) >= 6 or len(polygon) % 2]
+    if not kept or len(kept) == len(polygons):
         return 0
-    annotation["segmentation"] = whole
-    return len(polygons) - len(whole)
+    annotation["segmentation"] = kept
+    return len(polygons) - len(kept)
 
 
 def _area(annotation: dict) -> float | None:

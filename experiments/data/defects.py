@@ -64,6 +64,7 @@ KINDS = {
     "no iscrowd": (("note", "taken as 0"),) * 2,
     "no area": (("note", "taken from its mask, or else its box"),) * 2,
     "polygon without a list": (("note", "taken as one polygon"),) * 2,
+    "empty segmentation": (("note", "taken as none"),) * 2,
     "polygon without area": (("note", "left out"),) * 2,
     "annotation id 0": (
         ("note", "like any other"),
@@ -185,14 +186,14 @@ class AnnotationFile:
         if split.kind == "lvis":
             self._check_lvis(categories)
         found = self._entries(content["annotations"], "annotation", of_annotation)
-        with_masks = [a for a in found if "segmentation" in a]
-        self.has_masks = bool(with_masks)
+        self.has_masks = any("segmentation" in a for a in found)
         self._check_annotations(found)
         for mend in mends:
             self._add_mend(mend)
         self._check_objects()
 
     def file(self, image: dict) -> str:
+        """Where an image of the file lies in the folder."""
         return self.split.image_file(image)
 
     def add(
@@ -234,7 +235,7 @@ class AnnotationFile:
         image = self._by_id.get(number) if isinstance(number, int) else None
         of = entry if mend.part == "annotations" and "id" in entry else None
         what = mend.what if image or of else f"{mend.what} of {mend.part}"
-        self.add(mend.kind, what, image, of, mend.what.partition(" ")[0] * _is_of_key(mend))
+        self.add(mend.kind, what, image, of, mend.sort)
 
     def _entries(self, entries: list, what: str, keys: _Keys) -> list[dict]:
         """Those that have all that they need."""
@@ -396,10 +397,6 @@ class AnnotationFile:
                 )
             else:
                 yield "box far from its mask" if far else "box differs from its mask", what
-
-
-def _is_of_key(mend: annotations.Mend) -> bool:
-    return mend.kind == "whole number as a float"
 
 
 def _files(root: Path, names: Iterable[str]) -> set[str]:

@@ -92,6 +92,9 @@ def of_parts(
 
     Args:
         parts: gives them in the file's order, all of an image in one part.
+
+    Raises:
+        UserError: as of `of_file`.
     """
     made: dict[str, Matches] = {}
 
@@ -258,22 +261,8 @@ class _Detections:
             wrong = next((i for i, result in enumerate(results) if key not in result), None)
             if wrong is not None:
                 raise UserError(f"{name} has no {key!r} at entry {number + wrong}")
-        image, known = _index(objects.images, [r["image_id"] for r in results])
-        if not known.all():
-            wrong = int(np.argmin(known))
-            value = results[wrong]["image_id"]
-            raise UserError(
-                f"{name} has image {value!r} at entry {number + wrong}, which its ground truth has "
-                "not"
-            )
-        category, known = _index(objects.categories, [r["category_id"] for r in results])
-        if not known.all():
-            wrong = int(np.argmin(known))
-            value = results[wrong]["category_id"]
-            raise UserError(
-                f"{name} has category {value!r} at entry {number + wrong}, which its ground truth "
-                "has not"
-            )
+        image = _places(results, "image_id", objects.images, name, number)
+        category = _places(results, "category_id", objects.categories, name, number)
         score = _numbers(results, "score", (), name, number)
         if not ((score >= 0) & (score <= 1)).all():
             wrong = int(np.argmin((score >= 0) & (score <= 1)))
@@ -476,6 +465,18 @@ def _index(ids: np.ndarray, values: list) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.array(numbers, ids.dtype)
     place = np.searchsorted(ids, numbers).clip(max=len(ids) - 1)
     return place, whole & (ids[place] == numbers)
+
+
+def _places(results: list[dict], key: str, ids: np.ndarray, name: str, number: int) -> np.ndarray:
+    """(D,) where in `ids` the results' ids lie; the first result has this number."""
+    place, known = _index(ids, [result[key] for result in results])
+    if not known.all():
+        wrong = int(np.argmin(known))
+        raise UserError(
+            f"{name} has {key.removesuffix('_id')} {results[wrong][key]!r} at entry "
+            f"{number + wrong}, which its ground truth has not"
+        )
+    return place
 
 
 def _numbers(

@@ -1,4 +1,4 @@
-"""One run: train, evaluate, record. Called in processes of its own (see launch.py)."""
+"""One run: train, evaluate, record. Called in processes of its own (experiments.launching)."""
 
 import contextlib
 import copy

@@ -27,13 +27,14 @@ from backbones.weights import WeightsError, load_detector
 from .. import records
 from ..costs import environment
 from ..data import catalog, progress
-from ..data.catalog import Split
+from ..data.annotations import Split
 from ..errors import UserError
 from ..evaluation.evaluate import PREDICTIONS, Result, evaluate, identity, of_kind, set_num_classes
 from ..json_files import write_json
 from ..recipe import config
 from ..records import RESULT
 from ..training import distributed
+from .detection import now
 
 LAST = "last"  # link to the folder of the evaluation that was done or asked for last
 _SHORT = {
@@ -270,7 +271,7 @@ def _write(
             device=environment.device_name(),
             versions=environment.versions(),
             git_commit=environment.git_commit(),
-            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            finished=now(),
         ),
     )
 

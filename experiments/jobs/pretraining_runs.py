@@ -38,6 +38,11 @@ class PretrainingRun:
     study: str = FOLDER
 
     @property
+    def home(self) -> str:
+        """As of `runs.Run`."""
+        return FOLDER
+
+    @property
     def variant(self) -> str:
         """How views and job lists call it."""
         return f"{self.recipe} (pre-training)"
@@ -109,7 +114,8 @@ def resolve(
     config.set_words(cfg, overrides, where)
     _check_sizes(cfg, where)
     if cfg.train.parallel == "fsdp":
-        # Blocks are run part by part (blocks.py), which FSDP's gathering of weights does not see.
+        # Blocks are run part by part (backbones.pretraining.blocks), which FSDP's gathering of
+        # weights does not see.
         raise UserError(f"{where}: train.parallel=fsdp does not fit pre-training: ddp does")
     config.write_out_count(cfg.model.encoder, config.check_training(cfg, where).encoder)
     return cfg

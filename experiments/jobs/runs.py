@@ -37,6 +37,11 @@ class Run:
     data: Data
 
     @property
+    def home(self) -> str:
+        """Folder of its study's files, in that of the scale."""
+        return study_folder(self.study, self.data.name)
+
+    @property
     def weights(self) -> Path | None:
         """The file of the encoder's initial weights; None: random.
 

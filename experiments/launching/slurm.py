@@ -421,7 +421,7 @@ def _submit(
     if not runs:
         return []
     name = f"{re.sub(r'[^A-Za-z0-9_-]', '-', runs[0].study)}-{uuid.uuid4().hex[:8]}"
-    folder = Path(runs[0].folder).parents[1] / runs[0].study / "jobs" / name
+    folder = Path(runs[0].folder).parents[1] / runs[0].home / "jobs" / name
     submitted = [_Job(folder, i if len(runs) > 1 else None) for i in range(len(runs))]
     executor = submitit.SlurmExecutor(folder, _TIME_LIMITS, python=shlex.join(_PYTHON))
     executor.update_parameters(**_parameters(settings, name, jobs, nodes, tasks, after))

@@ -17,7 +17,7 @@ LAST_WEIGHTS = "model_final.pth"  # of a run, beside its record
 RESULT = "result.json"  # of a checkpoint's evaluation outside of studies
 METRICS = "metrics.json"  # of a run: a JSON line per log period
 FOREIGN = "foreign"  # fingerprint of results that this suite did not make, and their folder
-# Keys of a config that do not change the result of a run, and so is no part of its identity.
+# Keys of a config that do not change the result of a run, and so are no part of its identity.
 NOT_IDENTITY = (
     "train.checkpoint_period",
     "train.checkpoint_minutes",

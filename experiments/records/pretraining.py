@@ -16,7 +16,9 @@ class PretrainingRecord:
     size: str
     seed: int
     fingerprint: str
-    figures: dict[str, float]  # on the validation images: see `validate`
+    figures: dict[
+        str, float
+    ]  # on the validation images: see `experiments.jobs.pretraining.validate`
     params: int  # of all that is trained
     encoder_params: int
     train_macs: int | None  # of one image's forward and backward pass

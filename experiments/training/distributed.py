@@ -144,8 +144,8 @@ def _not_for_ever() -> Iterator[None]:
         ) from error
 
 
-def _hours(time: datetime.timedelta) -> str:
-    return f"{time.total_seconds() / 3600:.3g} hours"
+def _hours(span: datetime.timedelta) -> str:
+    return f"{span.total_seconds() / 3600:.3g} hours"
 
 
 def device() -> torch.device:

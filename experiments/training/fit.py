@@ -49,6 +49,9 @@ def fit(
         encoder: the part of it whose blocks `train.compile` compiles.
         stream: makes the training images; called only if there is something to train.
         macs: of one image's forward and backward pass, or None, see `training_loop.Meter`.
+
+    Raises:
+        FloatingPointError: losses or gradients are not finite, more often than `train.may_skip`.
     """
     device = distributed.device()
     batch, micro_batch = config.batch(cfg)

@@ -177,6 +177,17 @@ def test_what_was_mended_is_other_data_and_is_said(plain, tmp_path):
     assert "x whole number as a float (category_id): taken as the whole number" in data.notes[0]
 
 
+@pytest.mark.parametrize("nothing", [None, [], [[]], ""])
+def test_a_segmentation_of_nothing_is_none_and_is_said(nothing, plain, tmp_path):
+    """On all objects: a set of boxes only, and not the data that it was written as."""
+    change = each("annotations", segmentation=lambda _: nothing)
+    data = catalog.Data.of(*written(plain, tmp_path, change).values())
+    assert not data.has_masks
+    assert data.digest != catalog.Data.of(*plain.values()).digest
+    assert len(data.notes) == 2
+    assert all("x empty segmentation: taken as none" in note for note in data.notes)
+
+
 def test_our_dicts_are_detectron2s(plain):
     """Of a set that needs no mending; ids in any order."""
     split = plain["train"]
