@@ -11,7 +11,7 @@ JOBS ?=#            runs side by side; default: one per GPU or core
 YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
 KEEP ?=#            KEEP=1: keep the tables and plots in results/ too
 DELTA ?=#           AP; smaller differences are of no interest; default: 0.5, at mini scale 2
-WIDE ?=#            WIDE=1: tables of masks, IoUs, object sizes and costs, too
+WIDE ?=#            WIDE=1: tables of masks, IoUs, object sizes, costs and categories, too
 STUDY ?=#           of plan
 GPUS ?=#            devices of one run; of plan: of one run, or of as many side by side
 LAUNCHER ?= local#  local, or slurm: docs/cluster.md, slurm.toml

@@ -45,8 +45,7 @@ def study(
 ) -> None:
     """Write the tables and plots of a study that was run, and print its table: table.csv and
     table.md, runs.csv, categories.csv, the differences, AP against MACs, and, where the data have a
-    cue, reach.csv
-    and its curve."""
+    cue, reach.csv and its curve."""
     with commands.importing():
         from experiments.data.annotations import set_name, study_folder
 
@@ -242,7 +241,9 @@ def score(
         Path | None,
         typer.Argument(metavar="RESULTS2", help="Others that they are compared with."),
     ] = None,
-    delta: Delta = 0.5,
+    delta: Annotated[
+        float, typer.Option(help="AP; smaller differences are of no interest.", min=0)
+    ] = 0.5,
     top: Annotated[int, typer.Option(help="Categories to show of each; 0: all.", min=0)] = 20,
 ) -> None:
     """Score detections of any detector, without a run or images: figures with 95 % intervals over

@@ -116,7 +116,7 @@ def images(ours: str | Path, base: str | Path, kind: str = "box") -> pd.DataFram
     """
     found = _same(ours, base, kind)
     # LVIS names its images by their address.
-    names = {
+    files = {
         image["id"]: image.get("file_name") or Path(image.get("coco_url", "")).name
         for image in _truth(ours)["images"]
     }
@@ -124,7 +124,7 @@ def images(ours: str | Path, base: str | Path, kind: str = "box") -> pd.DataFram
     less = [average_precision.of_images(run) for run in found]
     adds = (whole[0] - whole[1]) - (less[0] - less[1])
     numbers = found[0].images
-    table = pd.DataFrame(dict(image=numbers, file=[names[i] for i in numbers], adds=adds))
+    table = pd.DataFrame(dict(image=numbers, file=[files[i] for i in numbers], adds=adds))
     return most_moved(table.dropna(subset="adds"), "adds")
 
 
@@ -150,6 +150,7 @@ def _truth(folder: str | Path) -> dict:
 
 
 def most_moved(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The rows of a table by falling size of a column, of either sign."""
     return table.sort_values(by, key=np.abs, ascending=False, kind="stable", ignore_index=True)
 
 

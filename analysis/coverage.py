@@ -149,12 +149,13 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 CAPTION = f"""\
 Per cent; of studies of {{rows}} rows, of block correlations {{correlation}}, of AP and of AP of
-small, medium and large objects (whose errors over images are {{images}} AP) the lowest or the
-highest, of {{draws}} simulated studies each. Spreads over seeds are {LIKE:g} AP where alike, else
-{MUCH:g} beside {LITTLE:g}. each: 95 % intervals, every one by itself, that hold the true
-difference; row: those of the row where they are the fewest; table: tables all of whose intervals
-hold, as they stand there; equal: rows at the boundary of what is of no interest that are called
-equal; pooled: intervals of all rows' seeds; half-width: the median of AP's, at these correlations.
+small, medium and large objects (whose errors over images are {{images}} AP), of {{draws}} simulated
+studies each; each, row, table and equal are the lowest or the highest of them. Spreads over seeds
+are {LIKE:g} AP where alike, else {MUCH:g} beside {LITTLE:g}. each: 95 % intervals, every one by
+itself, that hold the true difference; row: those of the row where they are the fewest; table:
+tables all of whose intervals hold, as they stand there; equal: rows at the boundary of what is of
+no interest that are called equal; pooled: the mean share of intervals of all rows' seeds;
+half-width: the median of AP's over numbers of rows, at these correlations.
 """
 
 

@@ -2,9 +2,8 @@
 
 MACs are multiply-accumulates of one image, of convs, linear layers and attention's products in
 their textbook form, as `experiments.costs.detector_cost` counts them; biases, norms, activation
-functions and resizing count none. docs/cost.md writes the formulas
-out. The words are those of `backbones`.
-Letters:
+functions and resizing count none. docs/cost.md writes the formulas out. The words are those of
+`backbones`. Letters:
     E channels of a token, T tokens of the image, P tokens padded to whole windows, h x w = N tokens
     of a group (a window, or the map), D channels of a head, C channels of a pyramid level.
 """

@@ -318,10 +318,12 @@ def caption(results: Results) -> str:
     text = (
         f"AP: mean ± standard deviation over seeds. diff: to {base}, over the seeds that both have,"
         " with its 95 % interval over images and seeds; those of all rows hold at once, figure by"
-        f" figure. {OWN}: of the row's own seeds, not of all rows'. Verdict: equal if two one-sided"
+        f" figure; of one seed each it is over images alone, and by itself. {OWN}: not of all rows'"
+        " seeds, the notes say of which. Verdict: equal if two one-sided"
         f" tests at 5 % find it within ±{results.delta:g} AP, else better or worse if the interval"
         f' leaves out 0, else undecided; "{ONE_SEED}" is none. MACs are multiply-accumulates of the'
-        f" whole detector on one image, attention counted; time is of training, {base} is 1."
+        f" whole detector on one image, attention counted; time is of training by the clock, {base}"
+        " is 1, with whatever else ran on the machine."
     )
     if any(initial_weights(results)):
         text += (

@@ -346,7 +346,8 @@ All pairs of rows of Tables 1, 2, 4 and 8 (arXiv:2203.16527v2) that exist at min
 published box AP differ by {SEPARATED:g} or more for ViT-B or ViT-L; each pair of mini rows once, in
 whatever tables it is. A number as a row is the count of global blocks. "paper B" and "paper L" are
 the paper's differences on COCO val2017, "ours, mini" is this suite's on the embedded set, of means
-over seeds, with its 95 % interval over images and seeds: only their signs can be compared. agree,
+over seeds, with its 95 % interval over images and seeds, of one spread for both rows and not paired
+by seed: only their signs can be compared. agree,
 contradict: that interval is on the paper's side of 0, or on the other; undecided: 0 is in it; not
 corrected for the number of pairs. Not compared: "paper differs", ViT-B and ViT-L are separated in
 opposite directions; "one seed", two trained detectors say nothing of seeds; "left out", no run of a

@@ -67,7 +67,9 @@ class TestPairs:
         assert all(pair.separating for pair in pairs)
 
     def test_each_once_whatever_studies_have_it(self, pairs):
-        assert len({frozenset(pair.settings) for pair in pairs}) == len(pairs)
+        assert len({frozenset(pair.settings) for pair in pairs}) == len(pairs) == 25
+        rows = {setting for pair in pairs for setting in pair.settings}
+        assert len(rows) == 17  # as docs/analysis.md says
         of = {pair.names: pair for pair in pairs}
         assert of["global", "none"].tables == "2acd, 8acd"
         assert of["conv", "none"].tables == "2ab, 8b"
