@@ -69,6 +69,16 @@ def test_what_is_kept_reaches_the_bars():
     assert (~found["each"].between(94, 98)).mean() < 0.1
 
 
+def test_what_is_kept_is_what_the_code_gives():
+    """Some of it, drawn again: all rows' seeds, rows of their own, an unpaired one."""
+    chosen = [Case("one row", 3, 3, 0.7), Case(FOREIGN, 3, 2, 0), Case("alike", 4, 5, 0)]
+    found = coverage.run(chosen)
+    words = [*Case._fields, "figure"]
+    kept = pd.read_csv(ROOT / "results" / "coverage" / "coverage.csv")
+    kept = kept.set_index(words).loc[pd.MultiIndex.from_frame(found[words])]
+    pd.testing.assert_frame_equal(found.set_index(words), kept, rtol=0, atol=0.05)
+
+
 def test_command(tmp_path, analysis, monkeypatch):
     monkeypatch.setattr(
         coverage, "cases", lambda: [Case("alike", 3, 3, 0), Case("one row", 3, 2, 0)]
