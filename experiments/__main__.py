@@ -81,7 +81,7 @@ def run(
 
     with commands.importing():
         from .data import annotations, catalog, pretraining_images
-        from .jobs import pretraining_runs as pretraining
+        from .jobs import pretraining_runs
         from .jobs import runs as planning
         from .recipe import config
         from .training import distributed
@@ -103,7 +103,7 @@ def run(
         except UserError as error:
             raise UserError("; ".join([str(error), *missing])) from error
         # First what encoders start from: it is a part of their runs' identity.
-        pretrainings = pretraining.plan_for(
+        pretrainings = pretraining_runs.plan_for(
             [row.cfg for row in rows],
             scale,
             lambda: pretraining_images.prepare(scale, images or None),
@@ -114,7 +114,7 @@ def run(
             found, study, scale, rows, seeds or found.seeds.get(scale, 1), data, runs
         )
         todo = [r for r in planned if not r.done]
-        needed = pretraining.needed(pretrainings, [r.cfg.train.init_weights for r in todo])
+        needed = pretraining_runs.needed(pretrainings, [r.cfg.train.init_weights for r in todo])
         if missing := planning.missing_weights(r.cfg for r in todo):
             raise UserError(*missing)
         planning.check_weights(r.cfg for r in todo)
@@ -248,7 +248,7 @@ def pretrain(
 ) -> None:
     """Pre-train an encoder, without a detector behind it."""
     from .data import pretraining_images
-    from .jobs import pretraining_runs as pretraining
+    from .jobs import pretraining_runs
     from .recipe import config
     from .training import distributed
 
@@ -259,16 +259,16 @@ def pretrain(
     def plan() -> "tuple[list[Path], list[PretrainingRun]]":
         """The encoders, and what is not done of them."""
         words = config.parse_overrides(overrides)
-        pretraining.resolve(recipe, size, words)  # before images are looked for
-        config.check_writable(runs / scale / pretraining.FOLDER)
+        pretraining_runs.resolve(recipe, size, words)  # before images are looked for
+        config.check_writable(runs / scale / pretraining_runs.FOLDER)
         data = pretraining_images.prepare(scale, images or None)
         word = config.RECIPE + recipe
         chains = [
-            pretraining.plan(word, scale, size, data, runs, words, seed=seed)
+            pretraining_runs.plan(word, scale, size, data, runs, words, seed=seed)
             for seed in range(seeds or 1)
         ]
-        names = [pretraining.word_of(chain[-1]) for chain in chains]
-        needed = pretraining.needed([run for chain in chains for run in chain], names)
+        names = [pretraining_runs.word_of(chain[-1]) for chain in chains]
+        needed = pretraining_runs.needed([run for chain in chains for run in chain], names)
         processes = distributed.started_by_torchrun() or gpus
         for run in needed:
             config.check_processes(run.cfg, processes)
@@ -276,7 +276,7 @@ def pretrain(
             from .forecast import budget
 
             budget.announce([], processes, yes, console, needed)
-        return [Path(chain[-1].folder) / pretraining.ENCODER for chain in chains], needed
+        return [Path(chain[-1].folder) / pretraining_runs.ENCODER for chain in chains], needed
 
     if distributed.started_by_torchrun():
         from .jobs.pretraining import pretrain as execute

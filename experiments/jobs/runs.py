@@ -18,7 +18,7 @@ from ..json_files import write_json
 from ..recipe import config
 from ..records import MANIFEST, RECORD, VERSION, read
 from ..studies import Study, Variant, Words
-from . import pretraining_runs as pretraining
+from . import pretraining_runs
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Run:
         word = self.cfg.train.init_weights
         if config.is_recipe(word):
             root = Path(self.folder).parents[1]
-            return pretraining.weights(root, word)
+            return pretraining_runs.weights(root, word)
         return config.init_weights(self.cfg)
 
     @property

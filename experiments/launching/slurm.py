@@ -29,7 +29,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
 from ..errors import UserError, unknown
-from ..jobs import pretraining_runs as pretraining
+from ..jobs import pretraining_runs
 from ..jobs.runs import Run
 from ..json_files import write_json
 from ..recipe import config
@@ -383,7 +383,7 @@ def launch(
     """
     before = before or Launch([], [])
     pretrained = {
-        pretraining.word_of(progress.run): job
+        pretraining_runs.word_of(progress.run): job
         for progress, job in zip(before.runs, before.jobs, strict=True)
     }
     starts = [pretrained.get(run.cfg.train.init_weights) for run in runs]

@@ -11,8 +11,7 @@ from detectron2.config import instantiate
 from PIL import Image
 
 from experiments.data import pretraining_images as images
-from experiments.jobs import pretraining as train
-from experiments.jobs import pretraining_runs as runs
+from experiments.jobs import pretraining, pretraining_runs
 from tests.conftest import ROOT
 from tests.experiments.test_cli import assert_told, experiments
 
@@ -40,12 +39,15 @@ def split(name):
 
 
 def test_every_recipe_is_tested():
-    assert set(runs.recipes()) == {*PUBLISHED, *(f"{recipe}-vit-mini" for recipe in MINI)}
+    assert set(pretraining_runs.recipes()) == {
+        *PUBLISHED,
+        *(f"{recipe}-vit-mini" for recipe in MINI),
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_length(name):
-    cfg = runs.resolve(*split(name), {})
+    cfg = pretraining_runs.resolve(*split(name), {})
     epochs, batch, warmup, lr = PUBLISHED[name]
     assert cfg.dataloader.train.total_batch_size == batch
     assert abs(cfg.train.max_iter * batch - epochs * 1_281_167) <= batch / 2
@@ -55,20 +57,20 @@ def test_published_length(name):
 
 @pytest.mark.parametrize("recipe", MINI)
 def test_mini_recipes_are_in_float32_on_every_machine(recipe):
-    assert not runs.resolve(recipe, "vit-mini", {}).train.amp
+    assert not pretraining_runs.resolve(recipe, "vit-mini", {}).train.amp
 
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_a_training_pass_costs_three_forward_passes(name):
-    macs = train.step_macs(runs.resolve(*split(name), {}))
+    macs = pretraining.step_macs(pretraining_runs.resolve(*split(name), {}))
     assert macs == pytest.approx(3e9 * FORWARD[name], rel=0.01)
 
 
 @pytest.mark.parametrize("recipe", sorted({split(name)[0] for name in PUBLISHED}))
 def test_costs_in_the_documentation(recipe):
     sizes = [size for name in PUBLISHED for word, size in [split(name)] if word == recipe]
-    cfgs = [runs.resolve(recipe, size, {}) for size in sizes]
-    macs = [train.step_macs(cfg) for cfg in cfgs]
+    cfgs = [pretraining_runs.resolve(recipe, size, {}) for size in sizes]
+    macs = [pretraining.step_macs(cfg) for cfg in cfgs]
     steps = [cfg.train.max_iter * cfg.dataloader.train.total_batch_size for cfg in cfgs]
     page = (ROOT / "docs" / "pretraining.md").read_text()
     (row,) = (line for line in page.splitlines() if line.startswith(f"| `{recipe}` |"))
@@ -83,7 +85,7 @@ def test_costs_in_the_documentation(recipe):
 )
 def test_randaugment_is_as_strong_as_published(recipe, size, degrees):
     """Magnitudes count to 10, as in timm and big_vision; of rotations 10 is 30 degrees."""
-    cfg = runs.resolve(recipe, size, {})
+    cfg = pretraining_runs.resolve(recipe, size, {})
     augment = instantiate(cfg.dataloader.train.mapper.transforms)[-1]
     magnitudes, _ = augment._AUGMENTATION_SPACE["Rotate"]
     assert magnitudes(augment.num_magnitude_bins, 224, 224)[augment.magnitude] == degrees
@@ -91,7 +93,8 @@ def test_randaugment_is_as_strong_as_published(recipe, size, degrees):
 
 def test_half_of_the_tokens_costs_half():
     half, whole = (
-        train.step_macs(runs.resolve(recipe, "vit-b", {})) for recipe in ("flip", "flip-tuned")
+        pretraining.step_macs(pretraining_runs.resolve(recipe, "vit-b", {}))
+        for recipe in ("flip", "flip-tuned")
     )
     # A little less, as attention grows with the square; the patch embedding too reads half.
     assert 0.47 < half / whole < 0.5
@@ -122,9 +125,9 @@ def start(name, folder, runs_root):
         "dataloader.test.num_workers": 0,
     }
     data = images.prepare("mini", str(folder))
-    for run in runs.plan(f"recipe:{recipe}", "mini", size, data, runs_root, words):
-        record = json.loads(Path(train.pretrain(run)).read_text())
-    weights = torch.load(Path(run.folder) / runs.ENCODER, weights_only=True)["model"]
+    for run in pretraining_runs.plan(f"recipe:{recipe}", "mini", size, data, runs_root, words):
+        record = json.loads(Path(pretraining.pretrain(run)).read_text())
+    weights = torch.load(Path(run.folder) / pretraining_runs.ENCODER, weights_only=True)["model"]
     assert all(torch.isfinite(w).all() for w in weights.values())
     assert record["train_macs"] > 0
     return record

@@ -15,7 +15,7 @@ from PIL import Image
 from experiments import records
 from experiments.data import pretraining_images as images
 from experiments.errors import UserError
-from experiments.jobs import pretraining_runs as runs
+from experiments.jobs import pretraining_runs
 from experiments.jobs.pretraining import effective_rank, pretrain, validate
 from experiments.recipe import config
 from experiments.training import training_loop
@@ -100,18 +100,25 @@ class TestImages:
 
 
 class TestRecipes:
-    def plan(self, word, folder, overrides=SMALL, **words) -> list[runs.PretrainingRun]:
+    def plan(self, word, folder, overrides=SMALL, **words) -> list[pretraining_runs.PretrainingRun]:
         data = images.prepare("mini", str(folder))
-        return runs.plan(word, "mini", "vit-mini", data, Path("runs"), overrides, **words)
+        return pretraining_runs.plan(
+            word, "mini", "vit-mini", data, Path("runs"), overrides, **words
+        )
 
     def test_one_that_starts_from_another_comes_behind_it(self, folder):
         first, second = self.plan("recipe:flip-tuned", folder)
         assert (first.recipe, second.recipe) == ("flip", "flip-tuned")
-        assert second.cfg.train.init_weights == runs.word_of(first)
-        assert runs.by_depth([first, second]) == [[first], [second]]
-        assert runs.needed([first, second], [runs.word_of(second)]) == [first, second]
-        assert runs.needed([first, second], [runs.word_of(first)]) == [first]
-        assert runs.needed([first, second], []) == []
+        assert second.cfg.train.init_weights == pretraining_runs.word_of(first)
+        assert pretraining_runs.by_depth([first, second]) == [[first], [second]]
+        assert pretraining_runs.needed([first, second], [pretraining_runs.word_of(second)]) == [
+            first,
+            second,
+        ]
+        assert pretraining_runs.needed([first, second], [pretraining_runs.word_of(first)]) == [
+            first
+        ]
+        assert pretraining_runs.needed([first, second], []) == []
 
     def test_a_change_in_the_first_is_another_second(self, folder):
         _, second = self.plan("recipe:flip-tuned", folder)
@@ -145,22 +152,25 @@ class TestRecipes:
     def test_alone_it_is_the_same_run_as_for_a_detector(self, recipe, size):
         scale = "mini" if size == "vit-mini" else "coco"
         backbone = config.load(config.base_path(scale, size)).model.backbone
-        alone, behind = (runs.resolve(recipe, size, {}, b) for b in (None, backbone))
+        alone, behind = (pretraining_runs.resolve(recipe, size, {}, b) for b in (None, backbone))
         assert config.fingerprint(alone, "data") == config.fingerprint(behind, "data")
 
     def test_a_recipe_for_another_encoder_is_refused(self):
         backbone = config.load(config.base_path("coco", "vit-b")).model.backbone
         with pytest.raises(UserError, match=r"'conv-stem' is for model\.backbone\.stem=conv"):
-            runs.resolve("conv-stem", "vit-s", {}, backbone)
+            pretraining_runs.resolve("conv-stem", "vit-s", {}, backbone)
         backbone.stem = "conv"
-        assert runs.resolve("conv-stem", "vit-s", {}, backbone).model.encoder.stem == "conv"
+        assert (
+            pretraining_runs.resolve("conv-stem", "vit-s", {}, backbone).model.encoder.stem
+            == "conv"
+        )
 
     def test_detectors_are_told_apart_by_their_pre_training(self, folder):
         def detector(overrides):
             cfg = config.load(config.base_path("mini", "vit-mini"))
             cfg.train.init_weights = "recipe:mae"
             data = images.prepare("mini", str(folder))
-            runs.plan_for([cfg], "mini", lambda: data, Path("runs"), overrides)
+            pretraining_runs.plan_for([cfg], "mini", lambda: data, Path("runs"), overrides)
             return config.fingerprint(cfg, "data")
 
         assert detector(SMALL) == detector(SMALL)
@@ -176,10 +186,10 @@ class TestRecipes:
             found.append(images.prepare("mini", str(folder)))
             return found[0]
 
-        planned = runs.plan_for(cfgs, "mini", prepare, Path("runs"), SMALL)
+        planned = pretraining_runs.plan_for(cfgs, "mini", prepare, Path("runs"), SMALL)
         assert [run.recipe for run in planned] == ["mae", "sup"]
         assert len(found) == 1
-        runs.plan_for(cfgs[1:2], "mini", prepare, Path("runs"), SMALL)
+        pretraining_runs.plan_for(cfgs[1:2], "mini", prepare, Path("runs"), SMALL)
         assert len(found) == 1
 
     @pytest.mark.parametrize("names", [["1.bmp"], ["a/1.bmp", "2.bmp"], ["a/1.bmp", "a/2.bmp"]])
@@ -219,11 +229,11 @@ class TestRecipes:
     )
     def test_what_is_wrong_is_told(self, recipe, size, overrides, told):
         with pytest.raises(UserError, match=told):
-            runs.resolve(recipe, size, overrides)
+            pretraining_runs.resolve(recipe, size, overrides)
 
 
-def state_of(run: runs.PretrainingRun) -> dict[str, torch.Tensor]:
-    return torch.load(Path(run.folder) / runs.ENCODER)["model"]
+def state_of(run: pretraining_runs.PretrainingRun) -> dict[str, torch.Tensor]:
+    return torch.load(Path(run.folder) / pretraining_runs.ENCODER)["model"]
 
 
 @pytest.mark.parametrize("recipe", ["mae", "sup"])
@@ -231,7 +241,9 @@ def test_a_resumed_one_ends_as_if_undisturbed(folder, tmp_path, recipe, monkeypa
     threads = torch.get_num_threads()
     data = images.prepare("mini", str(folder))
     one, two = (
-        runs.plan(f"recipe:{recipe}", "mini", "vit-mini", data, tmp_path / name, SMALL)[-1]
+        pretraining_runs.plan(f"recipe:{recipe}", "mini", "vit-mini", data, tmp_path / name, SMALL)[
+            -1
+        ]
         for name in ("whole", "cut")
     )
     pretrain(one)
@@ -252,7 +264,7 @@ def test_a_resumed_one_ends_as_if_undisturbed(folder, tmp_path, recipe, monkeypa
     torch.set_num_threads(threads)
     first, second = state_of(one), state_of(two)
     assert all(torch.equal(first[k], second[k]) for k in first)
-    kept = [records.read_json(Path(run.folder) / runs.RECORD) for run in (one, two)]
+    kept = [records.read_json(Path(run.folder) / pretraining_runs.RECORD) for run in (one, two)]
     assert kept[0]["figures"] == kept[1]["figures"]
     assert kept[0]["data"]["images"] == [6, 6]
     assert 1 < kept[0]["figures"]["effective_rank"] < 64
@@ -266,12 +278,12 @@ def test_without_validation_images_there_are_no_figures(tmp_path):
     (root / "val").mkdir()
     data = images.prepare("mini", str(root))
     words = SMALL | {"train.max_iter": 1}
-    (run,) = runs.plan("recipe:sup", "mini", "vit-mini", data, tmp_path / "runs", words)
+    (run,) = pretraining_runs.plan("recipe:sup", "mini", "vit-mini", data, tmp_path / "runs", words)
     pretrain(run)
     torch.set_num_threads(threads)
-    assert records.read_json(Path(run.folder) / runs.RECORD)["figures"] == {}
+    assert records.read_json(Path(run.folder) / pretraining_runs.RECORD)["figures"] == {}
     # What others start from is made again if it is gone, from the weights that were trained.
-    (Path(run.folder) / runs.ENCODER).unlink()
+    (Path(run.folder) / pretraining_runs.ENCODER).unlink()
     assert not run.done
     pretrain(run)
     torch.set_num_threads(threads)
@@ -299,11 +311,11 @@ def test_a_study_pre_trains_once_and_starts_from_it(folder, small_set, tmp_path)
     done = experiments(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "before them 1 pre-trainings" in done.stdout
-    (path,) = tmp_path.rglob(runs.RECORD)
+    (path,) = tmp_path.rglob(pretraining_runs.RECORD)
     word = config.RECIPE + path.parent.name
     (study,) = (tmp_path / "mini").glob("pretraining@*")
     logs = [p.read_text() for p in study.glob("*/log.txt")]
-    assert sum(f"{path.parent / runs.ENCODER} (detectron2)" in log for log in logs) == 2
+    assert sum(f"{path.parent / pretraining_runs.ENCODER} (detectron2)" in log for log in logs) == 2
     table = records.load(study)
     assert {c["train"]["init_weights"] for c in table["config"]} == {word}
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.json")}
@@ -327,7 +339,7 @@ def test_torchrun_pre_trains_and_trains_in_its_processes(folder, small_set, tmp_
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = tmp_path.rglob(runs.RECORD)
+    (path,) = tmp_path.rglob(pretraining_runs.RECORD)
     # Both processes validate; what they find together is what one finds.
     cfg = config.load(path.parent / "config.yaml", config.PRETRAINING_PARTS)
     model = instantiate(cfg.model)

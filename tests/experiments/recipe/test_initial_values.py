@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from experiments import studies
 from experiments.errors import UserError
-from experiments.jobs import pretraining_runs as runs
+from experiments.jobs import pretraining_runs
 from experiments.recipe import config
 from experiments.recipe.initial_values import construct
 
@@ -53,7 +53,9 @@ def test_rows_of_a_study_begin_with_the_same_values(name):
 
 
 def test_recipes_of_pretraining_begin_with_the_same_values():
-    mae, sup, flip = (made(runs.resolve(r, "vit-mini", {})) for r in ("mae", "sup", "flip"))
+    mae, sup, flip = (
+        made(pretraining_runs.resolve(r, "vit-mini", {})) for r in ("mae", "sup", "flip")
+    )
     assert [n for n in shared(sup, flip) if not torch.equal(sup[n], flip[n])] == []
     # MAE's encoder begins with Xavier's values: what is made alike is the same.
     same = {n for n in shared(mae, sup) if torch.equal(mae[n], sup[n])}
