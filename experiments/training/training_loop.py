@@ -409,7 +409,7 @@ class Meter(HookBase):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds, self.peak_mib = state["seconds"], state["peak_mib"]
         self.machines = [m for m in state["machines"] if m not in self.machines] + self.machines
-        before = state["processors"]
+        before = state.get("processors", [])  # noted by runs of today only
         self.processors = [p for p in before if p not in self.processors] + self.processors
         before = state.get("precisions", [])
         self.precisions = [p for p in before if p not in self.precisions] + self.precisions

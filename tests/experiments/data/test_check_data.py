@@ -181,6 +181,7 @@ CASES = {
 }
 # What else some of them make.
 ALSO = {
+    "segmentation []": {"empty segmentation"},
     "annotation without box": {"category without objects"},
     "category 1.5": {"category without objects"},
     "image without width": {"unknown image", "category without objects"},
