@@ -1,10 +1,12 @@
 """The benchmark of evaluation: its set is COCO's in shape, its rows agree."""
 
+import json
 from collections import Counter
 
 import pytest
 
 from benchmarks import evaluation
+from experiments.evaluation import evaluate
 
 
 def test_the_set_is_of_val2017s_size():
@@ -22,3 +24,15 @@ def test_rows_agree(kind):
     )
     assert ours == pytest.approx(theirs, abs=1e-9)
     assert 5 < ours[0] < 60
+
+
+def test_lviss_set_and_its_row(tmp_path):
+    truth, found = evaluation.write_lvis(tmp_path, images=40)
+    row = evaluation.measured_lvis(tmp_path, images=40)
+    together = tmp_path / "all.json"
+    lines = map(json.loads, found.read_text().splitlines())
+    together.write_text(json.dumps([result for line in lines for result in line]))
+    assert together.read_text().count('"score"') == 40 * 300
+    theirs = evaluate.lvis_figures(truth, together, "mask")
+    assert row["values"][9:18] == pytest.approx(list(theirs.values())[:9], abs=1e-9)
+    assert 2 < row["values"][0] < 60
