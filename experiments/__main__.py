@@ -161,11 +161,12 @@ def _say_of_own(rows: "list[Row]", data: "Data") -> None:
 
     if not data.name:
         return
-    for words in dict.fromkeys(config.sizing(config.fitted(row.cfg, data)) for row in rows):
-        shortest, longest = data.sides
+    shortest, longest = data.sides
+    sides = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
+    fitted = (config.fitted(row.cfg, data) for row in rows)
+    for words in dict.fromkeys(config.sizing(cfg, data.sides) for cfg in fitted):
         console.print(
-            f"images of {shortest} to {longest} px a side are {words}; predictions are in their "
-            "own pixels",
+            f"images of {sides} px a side are {words}; predictions are in their own pixels",
             highlight=False,
         )
     if not data.has_masks:

@@ -315,10 +315,14 @@ def leave_out_masks(cfg: DictConfig) -> None:
         cfg.model.get("roi_heads", {}).pop(part, None)
 
 
-def sizing(cfg: DictConfig) -> str:
-    """What a config does to the size of images, in words."""
+def sizing(cfg: DictConfig, sides: tuple[int, int]) -> str:
+    """What a config does to the size of images, in words.
+
+    Args:
+        sides: the shortest and the longest of the images, in pixels.
+    """
     side = cfg.dataloader.image_size
-    words = f"resized to {side} px on the longer side"
+    words = "as they are" if sides == (side, side) else f"resized to {side} px on the longer side"
     if any(_class(a) == "ResizeScale" for a in cfg.dataloader.train.mapper.augmentations):
         words += f", in training by large-scale jitter into a crop of {side} x {side} px"
     return words

@@ -108,6 +108,19 @@ def _settle_buckets(model: DistributedDataParallel) -> None:
             model(None).backward()
 
 
+@contextlib.contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Where there are some, torch takes the optimizer for one that has made its averages."""
+    kept = [(weight, weight.grad) for weight in model.parameters()]
+    for weight, _ in kept:
+        weight.grad = None
+    try:
+        yield
+    finally:
+        for weight, gradient in kept:
+            weight.grad = gradient
+
+
 class Trainer(SimpleTrainer):
     """A step: forward and backward passes of its micro batches, clipping, the optimizer's step.
 
@@ -468,13 +481,14 @@ class Checkpoints(HookBase):
         state = checkpoints.read(path)
         if path.name == LAST_WEIGHTS:
             return state["iteration"] + 1
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=_WHOLE,
-        )
+        with _without_gradients(self.model):
+            set_state_dict(
+                self.model,
+                self.optimizer,
+                model_state_dict=state["model"],
+                optim_state_dict=state["optimizer"],
+                options=_WHOLE,
+            )
         self.schedule.load_state_dict(state["schedule"])
         self.trainer.load_state_dict(state["trainer"])
         self.meter.load_state_dict(state["meter"])

@@ -142,7 +142,7 @@ def test_a_larger_side_by_two_words(own):
     entry = catalog.dicts(data.train)[0]
     assert max(instantiate(cfg.dataloader.train.mapper)(entry)["image"].shape[1:]) == 256
     assert detector_cost(cfg.model).size == (256, 256)
-    assert "256 px on the longer side" in config.sizing(cfg)
+    assert "256 px on the longer side" in config.sizing(cfg, (48, 1600))
     for name in ("dataloader.image_size=256", "model.backbone.img_size=256"):
         assert name in (ROOT / "docs/own-data.md").read_text()
 
@@ -157,6 +157,7 @@ def test_a_set_of_the_scales_own_size_is_read_as_it_was(small_set):
     ours, theirs = (instantiate(c.dataloader.test.mapper)(entry) for c in (cfg, before))
     assert torch.equal(ours["image"], theirs["image"])
     assert len(cfg.dataloader.train.mapper.augmentations) == 2
+    assert config.sizing(cfg, data.sides) == "as they are"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_configs_that_resize_stay(name):
     config.take_any_size(cfg)
     assert config.plain_config(cfg) == before
     side = cfg.dataloader.image_size
-    assert f"large-scale jitter into a crop of {side} x {side} px" in config.sizing(cfg)
+    assert f"large-scale jitter into a crop of {side} x {side} px" in config.sizing(cfg, (48, 1600))
 
 
 def call(command, *words) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from fvcore.common.param_scheduler import ConstantParamScheduler
 
 from experiments import studies
 from experiments.data import catalog
@@ -19,7 +21,7 @@ from experiments.errors import UserError
 from experiments.jobs import runs
 from experiments.recipe import config
 from experiments.training import distributed
-from experiments.training.training_loop import Trainer, parallel
+from experiments.training.training_loop import Checkpoints, Meter, Trainer, parallel
 from tests.conftest import ROOT
 
 ITERATIONS = 5
@@ -149,29 +151,49 @@ class _Watched(torch.nn.Module):
         return {"loss": self.layers(torch.stack(batch)).square().mean()}
 
 
-def watch_gradients() -> None:
-    """In each process: three steps of two passes; all their gradients stay in the buckets."""
+def train_watched(folder: Path, steps: range) -> _Watched:
+    """Steps of two passes, a checkpoint after each; goes on after the folder's last one."""
+    torch.manual_seed(0)
+    net = _Watched()
+    model = parallel(net, "ddp")
+    data = [[torch.randn(8)] for _ in range(6)][2 * steps.start :]
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedule = LRMultiplier(optimizer, ConstantParamScheduler(1), 9)
+    trainer = Trainer(model, data, optimizer, micro_batches=4)
+    keeper = Checkpoints(folder, model, optimizer, schedule, Meter(4, None, None), None, 1, 9)
+    keeper.trainer, trainer.max_iter = trainer, 9
+    assert keeper.load() == steps.start
+    keeper.before_train()
+    with EventStorage():
+        for trainer.iter in steps:
+            trainer.run_step()
+            keeper.after_step()
+    keeper.after_train()
+    return net
+
+
+def watch_gradients(root: str) -> None:
+    """In each process: three steps of two passes; all their gradients stay in the buckets, also
+    where the last step is done by another who goes on after the second."""
     with distributed.process_group():
-        torch.manual_seed(0)
-        net = _Watched()
-        model = parallel(net, "ddp")
-        data = [[torch.randn(8)] for _ in range(6)]
-        optimizer = torch.optim.AdamW(model.parameters())
-        trainer = Trainer(model, data, optimizer, micro_batches=4)
-        with EventStorage():
-            for trainer.iter in range(3):
-                trainer.run_step()
-        assert len(net.seen) == 6
-        (places, buckets), *others = net.seen
-        assert None not in places
-        assert buckets == 1
-        assert all(other == (places, buckets) for other in others)
+        whole = train_watched(Path(root) / "whole", range(3))
+        train_watched(Path(root) / "halves", range(2))
+        second = train_watched(Path(root) / "halves", range(2, 3))
+        for net, passes in ((whole, 6), (second, 2)):
+            assert len(net.seen) == passes
+            (places, buckets), *others = net.seen
+            assert None not in places
+            assert buckets == 1
+            assert all(other == (places, buckets) for other in others)
+        torch.testing.assert_close(second.state_dict(), whole.state_dict(), rtol=0, atol=0)
         distributed.wait()
 
 
-def test_gradients_of_all_passes_lie_in_the_buckets():
+def test_gradients_of_all_passes_lie_in_the_buckets(tmp_path):
     """Beside them they would take four bytes a parameter more, and a copy."""
-    call(2, "gradients")
+    for name in ("whole", "halves"):
+        (tmp_path / name).mkdir()
+    call(2, f"gradients {tmp_path}")
 
 
 def agree() -> None:
@@ -268,5 +290,10 @@ def test_cores_of_a_process(monkeypatch):
 
 
 if __name__ == "__main__":
-    parts = {"gradients": watch_gradients, "agree": agree}
-    parts.get(sys.argv[1], lambda: fit_all(sys.argv[1]))()
+    name, _, rest = sys.argv[1].partition(" ")
+    if name == "gradients":
+        watch_gradients(rest)
+    elif name == "agree":
+        agree()
+    else:
+        fit_all(sys.argv[1])
