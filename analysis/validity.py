@@ -181,11 +181,25 @@ def load(runs: Path) -> Validity:
     found, notes = _runs(known, runs / SCALE)
     entered, more = eligible(found)
     draws, unread = _draws(entered)
+    entered = entered[entered["path"].isin(draws)]
+    by_seed = {
+        setting: {int(seed): draws[path] for seed, path in zip(of["seed"], of["path"], strict=True)}
+        for setting, of in entered.groupby("setting")
+    }
+    members = {row.study: [r.setting for r in known if r.study == row.study] for row in known}
+
+    @cache
+    def against(study: str, base: str) -> dict[str, Estimate]:
+        """Of the study's other rows, as its own table has them but each by itself."""
+        runs = {setting: by_seed[setting] for setting in members[study] if setting in by_seed}
+        found = bootstrap.against(base, runs)
+        return {setting: of["AP"].by_itself() for setting, of in found.items()}
+
     lines, estimates = [], []
     for pair in pairs(known):
-        groups = [_of(entered, setting) for setting in pair.settings]
-        drawn = [[draws[path] for path in group["path"] if path in draws] for group in groups]
-        estimate = bootstrap.paired(*drawn)["AP"] if all(drawn) else None
+        better, worse = pair.settings
+        seeds = [len(by_seed.get(setting, ())) for setting in pair.settings]
+        estimate = against(pair.study, worse)[better] if all(seeds) else None
         there = [len(_of(found, setting)) for setting in pair.settings]
         verdict = _verdict(pair, estimate, all(there))
         if verdict in COMPARED:
@@ -201,12 +215,11 @@ def load(runs: Path) -> Validity:
                 mini_diff=estimate.value if estimate else None,
                 mini_low=low,
                 mini_high=high,
-                seeds_better=len(drawn[0]),
-                seeds_worse=len(drawn[1]),
+                seeds_better=seeds[0],
+                seeds_worse=seeds[1],
                 verdict=verdict,
             )
         )
-    entered = entered[entered["path"].isin(draws)]
     return Validity(pd.DataFrame(lines), tau(estimates), entered, notes + more + unread)
 
 
@@ -343,18 +356,18 @@ def totals(validity: Validity) -> list[str]:
 
 CAPTION = f"""\
 All pairs of rows of Tables 1, 2, 4 and 8 (arXiv:2203.16527v2) that exist at mini scale and whose
-published box AP differ by {SEPARATED:g} or more for ViT-B or ViT-L; each pair of mini rows once, in
-whatever tables it is. A number as a row is the count of global blocks. "paper B" and "paper L" are
-the paper's differences on COCO val2017, "ours, mini" is this suite's on the embedded set, of means
-over seeds, with its 95 % interval over images and seeds, of one spread for both rows and not paired
-by seed: only their signs can be compared. agree,
-contradict: that interval is on the paper's side of 0, or on the other; undecided: 0 is in it; not
-corrected for the number of pairs. Not compared: "paper differs", ViT-B and ViT-L are separated in
-opposite directions; "one seed", two trained detectors say nothing of seeds; "left out", no run of a
-row may be used; "not run". Kendall's tau is the share of compared pairs that our means have in the
-paper's order, less the share in the opposite one; its interval counts each pair that is undecided,
-with all intervals widened to hold at once (Bonferroni), for and against. It is about other seeds
-and images, not about other rows.
+published box AP differ by {SEPARATED:g} or more for ViT-B or ViT-L; each pair of mini rows once,
+in whatever tables it is. A number as a row is the count of global blocks. "paper B" and "paper L"
+are the paper's differences on COCO val2017, "ours, mini" is this suite's on the embedded set, of
+means over seeds, with its 95 % interval over images and seeds as the study's own table has it,
+but by itself: only their signs can be compared. agree, contradict: that interval is on the
+paper's side of 0, or on the other; undecided: 0 is in it; not corrected for the number of pairs.
+Not compared: "paper differs", ViT-B and ViT-L are separated in opposite directions; "one seed",
+two trained detectors say nothing of seeds; "left out", no run of a row may be used; "not run".
+Kendall's tau is the share of compared pairs that our means have in the paper's order, less the
+share in the opposite one; its interval counts each pair that is undecided, with all intervals
+widened to hold at once (Bonferroni), for and against. It is about other seeds and images, not
+about other rows.
 """
 
 
