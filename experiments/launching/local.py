@@ -99,7 +99,9 @@ def _stderr_to(path: Path) -> Iterator[None]:
 
 
 # Last line of a process that another one of its run has left alone.
-_LEFT_ALONE = re.compile(r"Connection (closed|reset|refused)|recvBytes|gloo|NCCL|Dist\w+Error")
+_LEFT_ALONE = re.compile(
+    r"Connection (closed|reset|refused)|recvBytes|gloo|NCCL|Dist\w+Error|monitoredBarrier"
+)
 
 
 def first_error(job: submitit.Job) -> tuple[str, Path]:
