@@ -182,7 +182,9 @@ def test_intervals_of_few_simulations():
     ],
 )
 def test_intervals_hold_the_truth(seeds, seed_std):
-    check_coverage(differences(500, seeds, seed_std), true_difference(seed_std), 0.92, 0.98)
+    """Of 200; `make coverage` has whole tables. Where seeds do not differ they are too long."""
+    high = 0.98 if seeds == 1 or seed_std else 1
+    check_coverage(differences(200, seeds, seed_std), true_difference(seed_std), 0.91, high)
 
 
 @pytest.mark.parametrize("seeds", [(2,), (3,), (1, 2), (2, 2), (3, 3), (5, 5)])
