@@ -1,7 +1,7 @@
 """Runs: what a study comes to at one scale, size and number of seeds, and where each run lies."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,22 +119,43 @@ def alike(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def of_own_set(rows: Sequence[Row], data: Data) -> list[str]:
+    """What to say of a set of the user's own: how configs are made to fit it, and what is odd in
+    it."""
+    if not data.name:
+        return []
+    shortest, longest = data.sides
+    lines = [
+        f"images of {shortest} to {longest} px a side are {words}; predictions are in their own "
+        "pixels"
+        for words in dict.fromkeys(config.sizing(config.fitted(row.cfg, data)) for row in rows)
+    ]
+    if not data.has_masks:
+        lines.append("no segmentation: boxes only, Mask R-CNN is Faster R-CNN, without mask head")
+    return lines + [f"note: {note}" for note in data.notes]
+
+
 def plan(
     study: Study,
     source: str,
     scale: str,
     rows: list[Row],
-    seeds: int,
+    seeds: int | Mapping[str, int],
     data: Data,
     runs_root: Path,
 ) -> list[Run]:
     """The runs of a study, row by row of each seed: a comparison is complete after each seed.
 
     A run that another study has finished, or begun, is taken from there.
+
+    Args:
+        seeds: of each row, or of each by its name.
     """
+    if isinstance(seeds, int):
+        seeds = {row.variant.name: seeds for row in rows}
     runs = []
-    for seed in range(seeds):
-        for row in rows:
+    for seed in range(max(seeds.values())):
+        for row in (row for row in rows if seed < seeds[row.variant.name]):
             cfg = config.fitted(row.cfg, data)
             cfg.train.seed = seed
             name = row.variant.name
