@@ -8,6 +8,7 @@ SEEDS ?=#           number of seeds; default: the study's; auto: until every ver
 MAX_SEEDS ?=#       with SEEDS=auto: at most; default: 17
 BUDGET ?=#          with SEEDS=auto: time of all runs, added up, e.g. 90m, 2h, 1.5d
 VARIANTS ?=#        some rows only, comma-separated
+SWEEP ?=#           each row at its best of factors on its own value: optimizer.lr=0.5,1,2
 OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
 JOBS ?=#            runs side by side; default: one per GPU or core
 YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
@@ -52,7 +53,7 @@ KIT_PYTHON ?= 3.12# of the machine that gpu-kit/ is carried to
 KIT_PACKAGES := fvcore hydra-core iopath lvis omegaconf pycocotools segment-anything shapely submitit termcolor yacs
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS MAX_SEEDS BUDGET VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY OUT MINUTES PYTHON TORCH DETECTRON2
+export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS MAX_SEEDS BUDGET SWEEP VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY OUT MINUTES PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 delta = $(if $(DELTA),--delta "$$DELTA")
 seeds = --seeds "$${SEEDS:-0}" $(if $(MAX_SEEDS),--max-seeds "$$MAX_SEEDS")
@@ -96,7 +97,7 @@ $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
 # Rows that are finished get their table also if another row failed.
 .PHONY: ablation-%
 ablation-%: $(INSTALLED) ## Run a study and write its tables and plots, e.g. make ablation-global-vs-conv
-	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" $(seeds) --budget "$$BUDGET" $(delta) \
+	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" $(seeds) --budget "$$BUDGET" --sweep "$$SWEEP" $(delta) \
 		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" \
 		$(data_options) --images "$$IMAGES" \
 		$(if $(filter 1,$(YES)),--yes); \
@@ -134,7 +135,7 @@ report: $(INSTALLED) ## All studies that were run on one page: runs/report/repor
 
 .PHONY: plan
 plan: $(INSTALLED) ## What a study will take before it runs: STUDY= SCALE= GPUS= DEVICE=
-	@$(RUN) experiments plan "$$STUDY" --scale "$$SCALE" --size "$$SIZE" $(seeds) \
+	@$(RUN) experiments plan "$$STUDY" --scale "$$SCALE" --size "$$SIZE" $(seeds) --sweep "$$SWEEP" \
 		--variants "$$VARIANTS" --overrides "$$OVERRIDES" --gpus "$${GPUS:-0}" --device "$$DEVICE" $(data_options)
 
 .PHONY: studies

@@ -25,7 +25,7 @@ from experiments.records import (
     load_study,
 )
 
-from . import bootstrap, looks, reach
+from . import bootstrap, looks, reach, sweeps
 from .bootstrap import Draws, Estimate, delta_of
 from .looks import Look
 from .paper import published
@@ -69,7 +69,8 @@ class Results:
             seeds it is of in `_spread`, and what it says in `_verdict`
             (`analysis.bootstrap.Estimate`); so for every figure. A row of one seed gets no verdict,
             nor one whose runs, or the base's, are not all done. `look` counts the numbers of seeds
-            that the row had a verdict from, which share 5 % of error (`analysis.looks`).
+            that the row had a verdict from, which share 5 % of error (`analysis.looks`). Of a sweep
+            `factor` is what was chosen of each row (`analysis.sweeps`).
             `macs` are of the whole detector and one image. `paper_*` are the paper's, for its
             sizes, at COCO scale.
             `ap_<kind>_beats` is the share of seeds whose run of the row has a higher AP than the
@@ -125,7 +126,8 @@ def load(
     if seeds is None:
         looks.keep(Path(folder), delta, said)
     notes += reach.notes(records) + _spreads(estimates, table) + looks.notes(said)
-    notes += _withheld(estimates) + _differences(manifest, records)
+    notes += _withheld(estimates) + sweeps.notes(Path(folder), manifest)
+    notes += _differences(manifest, records)
     return Results(Path(folder), manifest, records, table, delta, notes)
 
 
@@ -332,6 +334,8 @@ def _row(
     row = dict(variant=name, scale=manifest["scale"], size=variant["size"], seeds=len(mine))
     judged = name in estimates.seen and len(mine) > 1 and not estimates.withheld(name)
     row["look"] = estimates.seen[name].number if judged else None
+    if best := sweeps.chosen(manifest):
+        row["factor"] = best.get(name, nan)
     if names := reach.distances(records):
         row["cue_not_learned"] = len(finished) - len(mine)
         means = reach.shares(mine).mean().reindex(names)

@@ -39,7 +39,7 @@ def check_publishable(results: Results) -> None:
             "results/ keeps what its command makes: it has foreign results, move its foreign/ away"
         )
     words = shlex.split(results.manifest["command"])
-    for option in ("--overrides", "--dataset", "--val", "--variants"):
+    for option in ("--overrides", "--dataset", "--val", "--variants", "--sweep"):
         if option in words:
             raise UserError(f"results/ keeps studies as they are: run it without {option}")
     if (finished(results.table) == 0).any():

@@ -53,6 +53,14 @@ Seeds = Annotated[
     str,
     typer.Option(help="Number of seeds; 0: the study's; auto: until every verdict is decided."),
 ]
+SweepWord = Annotated[
+    str,
+    typer.Option(
+        "--sweep",
+        help="Each row at its best of several values: a config key and factors on the row's own, "
+        "optimizer.lr=0.5,1,2.",
+    ),
+]
 MaxSeeds = Annotated[int | None, typer.Option(help="With --seeds auto: at most; default: 17.")]
 
 
@@ -70,6 +78,7 @@ def run(
         float | None,
         typer.Option(help="With --seeds auto: AP of no interest; default: the scale's.", min=0),
     ] = None,
+    sweep: SweepWord = "",
     variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
     jobs: Annotated[
         int,
@@ -94,6 +103,7 @@ def run(
     with commands.importing():
         from .forecast import seeds as adding
         from .forecast.rounds import Request, Rounds
+        from .jobs import sweep as sweeping
         from .training import distributed
 
     wanted = adding.parse(seeds, max_seeds, budget)
@@ -104,6 +114,7 @@ def run(
         scale=scale,
         size=size,
         seeds=wanted,
+        sweep=sweeping.parse(sweep),
         variants=variants,
         overrides=overrides,
         dataset=dataset,
@@ -265,6 +276,7 @@ def plan(
     size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
     seeds: Seeds = "0",
     max_seeds: MaxSeeds = None,
+    sweep: SweepWord = "",
     variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
     overrides: Overrides = "",
     gpus: Annotated[
@@ -283,6 +295,7 @@ def plan(
     from .forecast import plan as plans
     from .forecast import seeds as adding
     from .jobs import runs as planning
+    from .jobs import sweep as sweeping
     from .recipe import config
 
     wanted = adding.parse(seeds, max_seeds, "")
@@ -290,6 +303,9 @@ def plan(
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     rows = planning.rows(found, scale, size, words, chosen)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
+    swept = sweeping.parse(sweep)
+    at = sweeping.rows_of(swept, found, scale, rows, words) if swept else {}
+    more = {name: [row.cfg for row in at[name].values()] for name in at}
     images = None  # the sets' known numbers: no data is needed
     if dataset or val:
         data = catalog.prepare(scale, dataset, val, found.dataset)
@@ -298,7 +314,7 @@ def plan(
         rows = [replace(row, cfg=config.fitted(row.cfg, data)) for row in rows]
         images = data.images
     count = wanted if isinstance(wanted, int) else wanted.most
-    plans.show(found, rows, scale, count, device, gpus, console, images)
+    plans.show(found, rows, scale, count, device, gpus, console, images, more)
     if not isinstance(wanted, int):
         first = max(adding.first(rows, {}, wanted).values())
         console.print(
@@ -344,6 +360,9 @@ def _state(runs: Path, study: str) -> str:
             manifest, done = records.load_study(folder)
             on = folder.name.removeprefix(study)  # its set, if it is the user's own
             states.append(f"{scale}{on} {len(done)} of {len(manifest['runs'])} runs")
+            if tried := manifest.get("sweep", {}).get("runs"):
+                count = sum((folder / run["folder"] / records.RECORD).is_file() for run in tried)
+                states[-1] += f" and {count} of {len(tried)} that choose"
         if not folders and (config.ROOT / "results" / scale / study).is_dir():
             states.append(f"{scale} in results/")
     return ", ".join(states) or "nothing yet"

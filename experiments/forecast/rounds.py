@@ -1,6 +1,7 @@
 """What a command for a study comes to: what is to run now, and, once it has, what next.
 
-A study with a number of seeds is one round. With `SEEDS=auto` each round is followed by a look at
+A study with a number of seeds is one round. A sweep has one before it, whose runs choose each row's
+value. With `SEEDS=auto` each round is followed by a look at
 the verdicts: rows that are not decided get more seeds in the next one. Called again, the same
 command goes on with the round that was last asked for: the manifest has it.
 """
@@ -10,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +21,11 @@ from rich.console import Console
 from ..data import annotations, catalog, pretraining_images
 from ..data.catalog import Data
 from ..errors import UserError
-from ..jobs import pretraining_runs
+from ..jobs import pretraining_runs, sweep
 from ..jobs import runs as planning
 from ..jobs.pretraining_runs import PretrainingRun
 from ..jobs.runs import Row, Run
+from ..jobs.sweep import Sweep
 from ..recipe import config
 from ..studies import Study
 from . import seeds as adding
@@ -41,6 +43,7 @@ class Request:
     scale: str
     size: str
     seeds: int | Limits  # 0: the study's
+    sweep: Sweep | None
     variants: str
     overrides: str
     dataset: str
@@ -68,7 +71,8 @@ class Rounds:
 
     def __init__(self, request: Request, console: Console):
         self.request, self.console = request, console
-        self._counts: int | dict[str, int] | None = None  # of the last round: seeds, of each row
+        self._rounds = self._all()
+        self._begun = False
 
     def next(self) -> Round | None:
         """What to run now, written down in the study's folder; None: nothing more.
@@ -76,15 +80,30 @@ class Rounds:
         Raises:
             UserError: it cannot be run as it was asked for; nothing has begun then.
         """
-        if self._counts is None:
-            self._counts = self._first()
-            round_ = self._round(first=True)
-        elif isinstance(self._counts, int):
-            return None
-        else:
-            self._counts = self._following(self._counts)
-            round_ = self._round(first=False) if self._counts else None
-        return round_
+        return next(self._rounds, None)
+
+    def _all(self) -> Iterator[Round]:
+        """Each is asked for when the one before has been run."""
+        limits, rows, swept = self.request.seeds, self._rows, self._choosing
+        choosing, chosen = [run for at in swept.values() for run in at.values()], {}
+        before = adding.last_asked(self._folder)
+        if not all(run.done for run in choosing):
+            self._first(rows, before, choosing)  # what it raises should come before anything runs
+            yield self._round(rows, [], choosing, chosen)
+            _wait_for(choosing)
+        if choosing:
+            chosen = {name: sweep.best(at) for name, at in swept.items()}
+            rows = [self._swept[name][factor] for name, factor in chosen.items()]
+            words = ", ".join(f"{name} x{factor:g}" for name, factor in chosen.items())
+            self.console.print(f"{self.request.sweep.key}: {words}", highlight=False)
+        counts = self._first(rows, before, choosing)
+        while counts:
+            runs = self._runs(rows, counts)
+            yield self._round(rows, runs, choosing, chosen)
+            if not isinstance(limits, Limits):
+                return
+            _wait_for(runs)
+            counts = self._following(rows, counts, [*choosing, *runs])
 
     @cached_property
     def _rows(self) -> list[Row]:
@@ -92,6 +111,20 @@ class Rounds:
         words, _ = config.split_overrides(config.parse_overrides(asked.overrides))
         chosen = [name.strip() for name in asked.variants.split(",") if name.strip()]
         return planning.rows(asked.study, asked.scale, asked.size, words, chosen)
+
+    @cached_property
+    def _swept(self) -> dict[str, dict[float, Row]]:
+        """Each row at each of the sweep's factors; empty without one."""
+        asked = self.request
+        if not asked.sweep:
+            return {}
+        words, _ = config.split_overrides(config.parse_overrides(asked.overrides))
+        return sweep.rows_of(asked.sweep, asked.study, asked.scale, self._rows, words)
+
+    @cached_property
+    def _choosing(self) -> dict[str, dict[float, Run]]:
+        asked, (data, _) = self.request, self._prepared
+        return sweep.choosing(self._swept, asked.study, asked.source, asked.scale, data, asked.runs)
 
     @cached_property
     def _folder(self) -> Path:
@@ -104,6 +137,8 @@ class Rounds:
     def _prepared(self) -> tuple[Data, list[PretrainingRun]]:
         """Data, and pre-trainings, which the rows then name."""
         asked, cfgs = self.request, [row.cfg for row in self._rows]
+        swept = (at.items() for at in self._swept.values())
+        cfgs += [row.cfg for at in swept for factor, row in at if factor != 1]
         _, words = config.split_overrides(config.parse_overrides(asked.overrides))
         config.check_writable(self._folder)
         config.check_pretraining_words(cfgs, words, asked.images)
@@ -124,57 +159,77 @@ class Rounds:
         )
         return data, pretrainings
 
-    def _runs(self, counts: int | Mapping[str, int]) -> list[Run]:
+    def _runs(self, rows: list[Row], counts: int | Mapping[str, int]) -> list[Run]:
         asked, (data, _) = self.request, self._prepared
-        return planning.plan(
-            asked.study, asked.source, asked.scale, self._rows, counts, data, asked.runs
-        )
+        return planning.plan(asked.study, asked.source, asked.scale, rows, counts, data, asked.runs)
 
-    def _first(self) -> int | dict[str, int]:
-        asked = self.request
-        if isinstance(asked.seeds, int):
-            return asked.seeds or asked.study.seeds.get(asked.scale, 1)
-        before = adding.asked_for(adding.last_asked(self._folder), self._runs(asked.seeds.most))
-        counts = adding.first(self._rows, before, asked.seeds)
-        if asked.seeds.budget and counts != before:
-            runs = self._runs(counts)
-            known, guessed = adding.spent(runs), {}
-            if not known:
-                guessed = adding.forecast(asked.study, self._rows, asked.processes, asked.here)
-            adding.check_fits(asked.seeds, runs, known, guessed)
+    def _first(
+        self, rows: list[Row], before: set[tuple[str, str]], choosing: list[Run]
+    ) -> dict[str, int]:
+        """How many seeds of each row there are to be before anything is looked at.
+
+        Args:
+            before: as of `adding.last_asked`.
+            choosing: runs that take their part of a budget.
+        """
+        asked, limits = self.request, self.request.seeds
+        if not isinstance(limits, Limits):
+            number = limits or asked.study.seeds.get(asked.scale, 1)
+            return {row.variant.name: number for row in rows}
+        known = adding.asked_for(before, self._runs(rows, limits.most))
+        counts = adding.first(rows, known, limits)
+        if limits.budget and counts != known:
+            runs = [*choosing, *self._runs(rows, counts)]
+            spent, guessed = adding.spent(runs), {}
+            if not spent:
+                guessed = adding.forecast(asked.study, rows, asked.processes, asked.here)
+            adding.check_fits(limits, runs, spent, guessed)
         return counts
 
-    def _round(self, first: bool) -> Round:
+    def _round(
+        self, rows: list[Row], runs: list[Run], choosing: list[Run], chosen: Mapping[str, float]
+    ) -> Round:
+        """Of the runs that are compared, or, before there are any, of those that choose."""
         asked, (data, pretrainings) = self.request, self._prepared
-        runs = self._runs(self._counts)
-        todo = [run for run in runs if not run.done]
+        these = runs or choosing
+        todo = [run for run in these if not run.done]
         needed = pretraining_runs.needed(pretrainings, [r.cfg.train.init_weights for r in todo])
         if missing := planning.missing_weights(r.cfg for r in todo):
             raise UserError(*missing)
         planning.check_weights(r.cfg for r in todo)
         for run in [*needed, *todo]:
             config.check_processes(run.cfg, asked.processes)
+        first, self._begun = not self._begun, True
         if first:
-            for line in planning.of_own_set(self._rows, data):
+            for line in planning.of_own_set(rows, data):
                 self.console.print(line, highlight=False)
             self.console.print(asked.study.question)
         self.console.print(
-            f"{len(runs)} runs, {len(runs) - len(todo)} of them done, in {self._folder}"
+            f"{len(these)} runs{'' if runs else f', which choose {asked.sweep.key}'}, "
+            f"{len(these) - len(todo)} of them done, in {self._folder}"
             + (f"; before them {len(needed)} pre-trainings" if needed else "")
         )
-        for line in planning.alike(self._rows) if first else ():
+        for line in planning.alike(rows) if first else ():
             self.console.print(line, highlight=False)
         if asked.scale == "coco" and todo and asked.here:  # it speaks of this machine
             from . import budget  # takes a second
 
             budget.announce(todo, asked.processes, asked.yes, self.console, needed)
-        planning.write_manifest(asked.study, self._rows, runs, self._folder, asked.command)
-        return Round(needed, planning.trainings_first(runs), planning.trainings_first(todo))
+        of_sweep = sweep.words(asked.sweep, self._choosing, chosen, self._folder)
+        planning.write_manifest(
+            asked.study, rows, these, self._folder, asked.command, of_sweep, bool(runs)
+        )
+        return Round(needed, planning.trainings_first(these), planning.trainings_first(todo))
 
-    def _following(self, counts: dict[str, int]) -> dict[str, int]:
-        """How many seeds there are to be after a look at the verdicts; empty: no more."""
-        limits, runs = self.request.seeds, self._runs(counts)
-        _wait_for(runs)
+    def _following(
+        self, rows: list[Row], counts: dict[str, int], runs: list[Run]
+    ) -> dict[str, int]:
+        """How many seeds of each row there are to be after a look at the verdicts; empty: no more.
+
+        Args:
+            runs: all so far.
+        """
+        limits = self.request.seeds
         base, *others = counts
         words, still = adding.said(_verdicts(self._folder, self.request.delta), others)
         self.console.print(f"with {counts[base]} seeds: {words}", highlight=False)
@@ -182,7 +237,7 @@ class Rounds:
             return {}
         steps, known = adding.more(counts, still, limits.most), adding.spent(runs)
         for step in steps:
-            if adding.fits(limits, self._runs(step), known, {}):
+            if adding.fits(limits, self._runs(rows, step), known, {}):
                 return step
         limit = f"BUDGET={limits.budget}" if steps else f"MAX_SEEDS={limits.most}"
         self.console.print(f"{limit} is spent: not decided: {', '.join(still)}", highlight=False)

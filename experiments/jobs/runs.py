@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -153,38 +154,46 @@ def plan(
     """
     if isinstance(seeds, int):
         seeds = {row.variant.name: seeds for row in rows}
-    runs = []
-    for seed in range(max(seeds.values())):
-        for row in (row for row in rows if seed < seeds[row.variant.name]):
-            cfg = config.fitted(row.cfg, data)
-            cfg.train.seed = seed
-            name = row.variant.name
-            mark = config.fingerprint(cfg, data.digest)
-            here = runs_root / scale / study_folder(study.name, data.name)
-            here /= f"{name}-{row.size}-seed{seed}-{mark}"
-            there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
-            folder = here if here in there or not there else there[0]
-            runs.append(
-                Run(
-                    study.name,
-                    source,
-                    name,
-                    scale,
-                    row.size,
-                    seed,
-                    mark,
-                    str(folder.absolute()),
-                    cfg,
-                    data,
-                )
-            )
-    return runs
+    return [
+        run_of(study, source, scale, row, seed, data, runs_root)
+        for seed in range(max(seeds.values()))
+        for row in rows
+        if seed < seeds[row.variant.name]
+    ]
+
+
+def run_of(
+    study: Study, source: str, scale: str, row: Row, seed: int, data: Data, runs_root: Path
+) -> Run:
+    """One of them; see `plan`."""
+    cfg = config.fitted(row.cfg, data)
+    cfg.train.seed = seed
+    name = row.variant.name
+    mark = config.fingerprint(cfg, data.digest)
+    here = runs_root / scale / study_folder(study.name, data.name)
+    here /= f"{name}-{row.size}-seed{seed}-{mark}"
+    there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
+    folder = here if here in there or not there else there[0]
+    return Run(
+        study.name, source, name, scale, row.size, seed, mark, str(folder.absolute()), cfg, data
+    )
 
 
 def write_manifest(
-    study: Study, rows: list[Row], runs: list[Run], folder: Path, command: str
+    study: Study,
+    rows: list[Row],
+    runs: list[Run],
+    folder: Path,
+    command: str,
+    sweep: dict[str, Any] | None = None,
+    compared: bool = True,
 ) -> None:
-    """Write down what was asked for, for the tables (see `records.load_study`)."""
+    """Write down what was asked for, for the tables (see `records.load_study`).
+
+    Args:
+        sweep: what tables say of one.
+        compared: whether the runs are for the table, not those of a sweep that choose.
+    """
     write_json(
         folder / MANIFEST,
         dict(
@@ -210,9 +219,10 @@ def write_manifest(
                     seed=run.seed,
                     folder=os.path.relpath(run.folder, folder),
                 )
-                for run in runs
+                for run in (runs if compared else ())
             ],
             command=command,
+            **({"sweep": sweep} if sweep else {}),
         ),
     )
 

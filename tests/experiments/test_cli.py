@@ -59,6 +59,10 @@ def own(small_set, **changes):
         ),
         (["global-vs-conv", "--seeds", "-1"], ["seeds"]),
         (["global-vs-conv", "--seeds", "two"], ["--seeds", "integer"]),
+        (
+            ["global-vs-conv", "--sweep", "optimizer.lr=0.5,2"],
+            ["SWEEP=optimizer.lr=0.5,2 lacks the factor 1, the recipe as it is"],
+        ),
         (["global-vs-conv", "--seeds", "auto", "--max-seeds", "1"], ["MAX_SEEDS=1"]),
         (
             ["global-vs-conv", "--seeds", "auto", "--variants", "conv"],
