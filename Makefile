@@ -4,8 +4,11 @@ SHELL := bash
 # Variables, the same for every target that runs something.
 SCALE ?= mini#      mini: embedded data, minutes on a CPU; coco: COCO 2017, the paper's recipe
 SIZE ?=#            model size: vit-mini, vit-ti, vit-b, vit-l, vit-h, swin-b, ...; default: the study's
-SEEDS ?=#           number of seeds; default: the study's
+SEEDS ?=#           number of seeds; default: the study's; auto: until every verdict is decided
+MAX_SEEDS ?=#       with SEEDS=auto: at most; default: 17
+BUDGET ?=#          with SEEDS=auto: time of all runs, added up, e.g. 90m, 2h, 1.5d
 VARIANTS ?=#        some rows only, comma-separated
+SWEEP ?=#           each row at its best of factors on its own value: optimizer.lr=0.5,1,2
 OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
 JOBS ?=#            runs side by side; default: one per GPU or core
 YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
@@ -50,9 +53,10 @@ KIT_PYTHON ?= 3.12# of the machine that gpu-kit/ is carried to
 KIT_PACKAGES := fvcore hydra-core iopath lvis omegaconf pycocotools segment-anything shapely submitit termcolor yacs
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY OUT MINUTES PYTHON TORCH DETECTRON2
+export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS MAX_SEEDS BUDGET SWEEP VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY OUT MINUTES PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 delta = $(if $(DELTA),--delta "$$DELTA")
+seeds = --seeds "$${SEEDS:-0}" $(if $(MAX_SEEDS),--max-seeds "$$MAX_SEEDS")
 
 # Another PYTHON, TORCH or DETECTRON2 than the installed one means installing again.
 CHOSEN := $(if $(filter file,$(origin PYTHON)),,$(PYTHON))|$(TORCH)|$(DETECTRON2)
@@ -66,7 +70,7 @@ endif
 help: ## List targets and variables
 	@grep -hE '^[a-z%-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 24
 	@echo; echo "Variables (make TARGET VARIABLE=value):"
-	@grep -hE '^[A-Z0-9]+ \?=' Makefile | sed -E 's/ \?= *([^#]*)# */\t\1\t/' | expand -t 14,22
+	@grep -hE '^[A-Z0-9_]+ \?=' Makefile | sed -E 's/ \?= *([^#]*)# */\t\1\t/' | expand -t 14,22
 
 .PHONY: install
 install: $(INSTALLED) ## Make .venv with everything that runs need
@@ -93,7 +97,7 @@ $(INSTALLED_TEST): $(INSTALLED) requirements-test.txt
 # Rows that are finished get their table also if another row failed.
 .PHONY: ablation-%
 ablation-%: $(INSTALLED) ## Run a study and write its tables and plots, e.g. make ablation-global-vs-conv
-	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
+	@$(RUN) experiments run $* --scale "$$SCALE" --size "$$SIZE" $(seeds) --budget "$$BUDGET" --sweep "$$SWEEP" $(delta) \
 		--variants "$$VARIANTS" --jobs "$${JOBS:-0}" --gpus "$${GPUS:-1}" --launcher "$$LAUNCHER" --overrides "$$OVERRIDES" \
 		$(data_options) --images "$$IMAGES" \
 		$(if $(filter 1,$(YES)),--yes); \
@@ -131,7 +135,7 @@ report: $(INSTALLED) ## All studies that were run on one page: runs/report/repor
 
 .PHONY: plan
 plan: $(INSTALLED) ## What a study will take before it runs: STUDY= SCALE= GPUS= DEVICE=
-	@$(RUN) experiments plan "$$STUDY" --scale "$$SCALE" --size "$$SIZE" --seeds "$${SEEDS:-0}" \
+	@$(RUN) experiments plan "$$STUDY" --scale "$$SCALE" --size "$$SIZE" $(seeds) --sweep "$$SWEEP" \
 		--variants "$$VARIANTS" --overrides "$$OVERRIDES" --gpus "$${GPUS:-0}" --device "$$DEVICE" $(data_options)
 
 .PHONY: studies

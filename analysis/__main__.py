@@ -1,5 +1,6 @@
 """Tables and plots from records: `python -m analysis --help`."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -78,6 +79,21 @@ def study(
     console.print("written: " + "  ".join(str(path) for path in written))
 
 
+@app.command()
+def verdicts(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    delta: Delta = None,
+) -> None:
+    """Print each row's verdict on box AP, as JSON for programs. It is a look at them, as a table is
+    (docs/analysis.md)."""
+    with commands.importing():
+        from . import looks, results
+
+    found = results.load(folder, delta)
+    looks.check(found.manifest)
+    print(json.dumps(found.table.set_index("variant")["ap_box_verdict"].to_dict()))
+
+
 @app.command("tables")
 def print_tables(
     folders: Folders = None,
@@ -153,12 +169,14 @@ def write_coverage(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("results/coverage"),
 ) -> None:
     """Whether intervals and verdicts hold what they say, in simulated studies whose true
-    differences are known; writes coverage.md and coverage.csv."""
-    from . import coverage
+    differences are known, also where seeds are added until verdicts are decided; writes coverage
+    and looks, .md and .csv."""
+    from . import coverage, coverage_of_looks
 
-    found = coverage.run(coverage.cases(), draws or coverage.DRAWS)
-    written = coverage.write(found, out)
-    console.print(written[0].read_text(), highlight=False)
+    written = []
+    for suite in (coverage, coverage_of_looks):
+        written += suite.write(suite.run(suite.cases(), draws or suite.DRAWS), out)
+        console.print(written[-2].read_text(), highlight=False)
     console.print("written: " + "  ".join(str(path) for path in written))
 
 

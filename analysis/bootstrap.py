@@ -55,6 +55,7 @@ DELTA = 0.5  # of the other scales
 _ALIKE, _SURELY, _LITTLE = 0.05, 0.001, 0.015
 _UNLIKE, _MISSED = 9.0, 0.05
 _SEEDS_TO_POOL = 3
+_RARELY = 0.99
 _SPENT = 0.4  # of the error of pooled intervals: for rows that are missed
 
 
@@ -75,6 +76,8 @@ class Estimate:
             paired differences, "unpaired" (row and base by themselves), or "" where it is None.
         rows: differences of one table, whose intervals hold at once.
         correlation: of any two pooled ones of them over seeds, at least.
+        error: what its interval may err; of looks at a table after which seeds are added, each
+            one's share of 5 % (`experiments.records.looks`).
     """
 
     value: float
@@ -85,13 +88,16 @@ class Estimate:
     spread: str = ""
     rows: int = 1
     correlation: float = 0.0
+    error: float = 0.05
 
-    def interval(self, level: float = 0.95, sides: int = 2) -> tuple[float, float]:
+    def interval(self, level: float | None = None, sides: int = 2) -> tuple[float, float]:
         """What holds the true value with this probability, and the other rows' with theirs.
 
         Args:
+            level: None: but for `error`.
             sides: 2, or 1: each end by itself holds with `level`.
         """
+        level = 1 - self.error if level is None else level
         seeds = 0.0 if self.std_seeds is None else self.std_seeds
         rest = np.sqrt(np.maximum(self.std**2 - seeds**2, 0.0))
         pooled = self.spread == "pooled"
@@ -112,9 +118,9 @@ class Estimate:
     def verdict(self, delta: float) -> str:
         """What a difference is, in words; smaller ones than delta are of no interest.
 
-        "equal within ±delta": two one-sided tests at 5 % refuse that it is delta or more, either
-        way (Schuirmann, 1987), even if it is not 0; else "better" or "worse": its 95 % interval is
-        on one side of 0; else "undecided".
+        "equal within ±delta": two one-sided tests, each at `error`, refuse that it is delta or
+        more, either way (Schuirmann, 1987), even if it is not 0; else "better" or "worse": its
+        interval is on one side of 0; else "undecided".
         """
         low, high = self.interval(sides=1)
         if -delta < low and high < delta:
@@ -138,7 +144,8 @@ def _quantiles(
     """
     one = 1 - (1 - level ** (1 / rows)) / sides
     normal = float(stats.norm.ppf(one))
-    if correlation is None or rows == 1:
+    # Rarely wrong: what Dunnett's would gain is less than the error of its integral.
+    if correlation is None or rows == 1 or level > _RARELY:
         return normal, float(stats.t.ppf(one, freedom))
     shape = np.where(np.eye(rows, dtype=bool), 1.0, correlation)
 
@@ -297,10 +304,15 @@ def differences(
         weights[row] = sign * np.isin(seeds, list(shared[row])) / len(shared[row])
     correlation = _lowest_correlation(list(weights.values()))
     members = [row for row in in_block if same[row] == row and len(shared[row]) >= _SEEDS_TO_POOL]
-    pool = _pool(values, images, rows, seeds, [0, *members])
+    # Of as many seeds as some row has, with all rows that have as many.
+    pools = [
+        _pool(values, images, rows, seeds, [0, *(r for r in members if len(shared[r]) >= count)])
+        for count in sorted({len(shared[row]) for row in members})
+    ] or [_pool(values, images, rows, seeds, [0])]
     nowhere = np.zeros(len(columns), bool)
     for row in in_block:
         # What has a pooled row's trainings spreads as it does; what has the base's does not.
+        pool = max(pools, key=lambda p: p.freedom.max() if same[row] in p.alike else -1)
         pooled = nowhere if same[row] == 0 else pool.alike.get(same[row], nowhere)
         for freedom in np.unique(pool.freedom[pooled]):
             here = columns[pooled & (pool.freedom == freedom)]

@@ -21,7 +21,7 @@ from . import bootstrap, tables
 DRAWS = 10_000  # studies of each case and figure
 # Standard deviation over images of a row, and of each run beside it, in AP.
 FIGURES = {"AP": 1.0, "APs": 2.0, "APm": 1.5, "APl": 4.0}
-_RUNS_OWN = 0.5  # times that
+RUNS_OWN = 0.5  # times that
 LIKE, LITTLE, MUCH = 10.0, 2.0, 18.0  # AP: standard deviations over seeds
 # Which rows spread much, the others little.
 LAYOUTS = {
@@ -79,8 +79,8 @@ def studies(case: Case, of_images: float, draws: int, random: np.random.Generato
     share = case.correlation
     values = stds(case)[rows, None] * (np.sqrt(share) * blocks + np.sqrt(1 - share) * own)
     values += of_images * random.standard_normal((case.rows, draws))[rows]
-    values += _RUNS_OWN * of_images * random.standard_normal((runs, draws))
-    images = of_images**2 * (np.equal.outer(rows, rows) + _RUNS_OWN**2 * np.eye(runs))
+    values += RUNS_OWN * of_images * random.standard_normal((runs, draws))
+    images = of_images**2 * (np.equal.outer(rows, rows) + RUNS_OWN**2 * np.eye(runs))
     return values, images[None], rows, seeds, alone
 
 

@@ -417,7 +417,7 @@ def _commands(manifest: dict) -> list[tuple[str, str]]:
         return commands
     source, options = words[4], words[5:]
     given = {
-        name.removeprefix("--").upper(): "1" if value.startswith("--") else value
+        name.removeprefix("--").replace("-", "_").upper(): "1" if value.startswith("--") else value
         for name, value in itertools.pairwise([*options, "--"])
         if name.startswith("--") and name != "--runs"
     }

@@ -2,8 +2,10 @@
 not comparable."""
 
 import itertools
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ from experiments.records import (
     load_study,
 )
 
-from . import bootstrap, reach
+from . import bootstrap, looks, reach, sweeps
 from .bootstrap import Draws, Estimate, delta_of
+from .looks import Look
 from .paper import published
 
 FIGURES = tuple(figure.lower() for figure in LVIS_FIGURES)  # the first six are COCO's too
@@ -64,7 +67,10 @@ class Results:
             difference to the base row: its mean over the seeds that both have, or else of the
             means. Its 95 % interval, of all rows at once, is in `_diff_low` and `_diff_high`, whose
             seeds it is of in `_spread`, and what it says in `_verdict`
-            (`analysis.bootstrap.Estimate`); so for every figure. A row of one seed gets no verdict.
+            (`analysis.bootstrap.Estimate`); so for every figure. A row of one seed gets no verdict,
+            nor one whose runs, or the base's, are not all done. `look` counts the numbers of seeds
+            that the row had a verdict from, which share 5 % of error (`analysis.looks`). Of a sweep
+            `factor` is what was chosen of each row (`analysis.sweeps`).
             `macs` are of the whole detector and one image. `paper_*` are the paper's, for its
             sizes, at COCO scale.
             `ap_<kind>_beats` is the share of seeds whose run of the row has a higher AP than the
@@ -88,11 +94,11 @@ class Results:
 def load(
     folder: str | Path, delta: float | None = None, seeds: Collection[int] | None = None
 ) -> Results:
-    """The study that was run in `folder`.
+    """The study that was run in `folder`; verdicts from new runs are noted there as a look.
 
     Args:
         delta: AP; smaller differences are of no interest. None: the scale's.
-        seeds: of the runs that count; None: all.
+        seeds: of the runs that count, as if nobody had looked before or would again; None: all.
 
     Raises:
         UserError: nothing was run there, or a file is broken or of another version.
@@ -109,12 +115,18 @@ def load(
         manifest = {**manifest, "variants": [*manifest["variants"], *rows]}
     draws, notes = draws | of_foreign, notes + more
     counted = records[~reach.not_learned(records)]
-    estimates = _Estimates(manifest, counted, draws, delta)
+    runs = looks.runs_of(counted)
+    seen = looks.number(looks.read(Path(folder)) if seeds is None else [], manifest["base"], runs)
+    estimates = _Estimates(manifest, counted, draws, delta, seen, _unfinished(manifest, records))
     rows = [
         _row(manifest, variant, records, counted, estimates) for variant in manifest["variants"]
     ]
-    table = pd.DataFrame(rows)
-    notes += reach.notes(records) + _spreads(estimates, table)
+    table = pd.DataFrame(rows).astype({"look": "Int64"})
+    said = estimates.said(table)
+    if seeds is None:
+        looks.keep(Path(folder), delta, said)
+    notes += reach.notes(records) + _spreads(estimates, table) + looks.notes(said)
+    notes += _withheld(estimates) + sweeps.notes(Path(folder), manifest)
     notes += _differences(manifest, records)
     return Results(Path(folder), manifest, records, table, delta, notes)
 
@@ -166,19 +178,52 @@ def _foreign(
     return kept, {key: drawn for key, drawn in draws.items() if key[0] not in stale}, notes
 
 
-class _Estimates:
-    """Means and differences with their errors, where all runs of a row have draws."""
+def _unfinished(manifest: dict, records: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Of rows that lack some, how many of their runs are done, and how many were asked for."""
+    asked = Counter(run["variant"] for run in manifest["runs"])
+    done = Counter(records.get("variant", ()))
+    return {row: (done[row], count) for row, count in asked.items() if done[row] < count}
 
-    def __init__(self, manifest: dict, records: pd.DataFrame, draws: dict, delta: float):
+
+class _Estimates:
+    """Means and differences with their errors, where all runs of a row have draws.
+
+    Args:
+        seen: of each row, which look at it this is; it is set among the runs of then.
+        unfinished: as of `_unfinished`; None: all are done.
+    """
+
+    def __init__(
+        self,
+        manifest: dict,
+        records: pd.DataFrame,
+        draws: dict,
+        delta: float,
+        seen: Mapping[str, Look],
+        unfinished: Mapping[str, tuple[int, int]],
+    ):
         self.base, self.draws, self.delta = manifest["base"], draws, delta
-        self.records = records
+        self.records, self.seen, self.unfinished = records, seen, unfinished
         self.names = [variant["name"] for variant in manifest["variants"]]
         self.trained_as = _trained_as(records, [self.base, *self.names])
-        self.differences = {kind: self._differences(kind) for kind in KINDS}
+
+    @cached_property
+    def differences(self) -> dict[str, dict[str, dict[str, Estimate | None]]]:
+        """Kind -> row -> figure -> difference, of the rows that have draws."""
+        found: dict[str, dict[str, dict[str, Estimate | None]]] = {kind: {} for kind in KINDS}
+        contexts: dict[tuple, list[str]] = {}
+        for row, look in self.seen.items():
+            contexts.setdefault(tuple(sorted(look.runs.items())), []).append(row)
+        for runs, rows in contexts.items():
+            then = looks.among(self.records, dict(runs))
+            for kind in KINDS:
+                of_all = self._differences(kind, then)
+                found[kind] |= {row: of_all[row] for row in rows if row in of_all}
+        return found
 
     def of(self, variant: str, kind: str) -> dict[str, Any]:
         """Columns of `Results.table`."""
-        drawn = self._drawn(variant, kind)
+        drawn = self._drawn(self.records, variant, kind)
         mean = bootstrap.bootstrap(list(drawn.values()))["AP"] if drawn else None
         # An AP is in 0..100, however little two seeds say.
         bounds = np.clip(mean.interval() if mean else (nan, nan), 0, 100)
@@ -190,6 +235,21 @@ class _Estimates:
         for figure in FIGURES:
             row |= self._difference(f"{figure}_{kind}", variant, estimates.get(figure))
         return row
+
+    def said(self, table: pd.DataFrame) -> dict[str, tuple[Look, Estimate, str]]:
+        """Of rows with a verdict on box AP: the look, the difference, the verdict."""
+        verdicts = table.set_index("variant")["ap_box_verdict"]
+        found = self.differences["box"]
+        return {
+            row: (look, found[row]["AP"], verdicts[row])
+            for row, look in self.seen.items()
+            if verdicts[row] not in ("", ONE_SEED)
+        }
+
+    def withheld(self, row: str) -> bool:
+        """Whether it gets no verdict yet: it, or the base, lacks runs that were asked for."""
+        lacking = bool({row, self.base} & self.unfinished.keys())
+        return lacking and row in self.seen and self.seen[row].new
 
     def _difference(self, column: str, variant: str, estimate: Estimate | None) -> dict[str, Any]:
         ours, base = (_of(self.records, name) for name in (variant, self.base))
@@ -206,19 +266,36 @@ class _Estimates:
         row |= {f"{column}_diff_low": low, f"{column}_diff_high": high}
         # Of one seed it is about a trained detector, which nobody asks about.
         verdict = ONE_SEED if len(ours) == 1 else estimate.verdict(self.delta)
+        if self.withheld(variant) and verdict != ONE_SEED:
+            verdict = ""
         return row | {f"{column}_verdict": verdict}
 
-    def _differences(self, kind: str) -> dict[str, dict[str, Estimate | None]]:
-        """Row -> figure -> difference, of the rows that have draws."""
-        runs = {name: drawn for name in self.names if (drawn := self._drawn(name, kind))}
+    def _differences(
+        self, kind: str, records: pd.DataFrame
+    ) -> dict[str, dict[str, Estimate | None]]:
+        """Row -> figure -> difference, of the rows that have draws; among these records."""
+        runs = {name: drawn for name in self.names if (drawn := self._drawn(records, name, kind))}
         if self.base not in runs or len(runs) < 2:
             return {}
         foreign = set(self.records.loc[self.records["fingerprint"] == FOREIGN, "variant"])
-        return bootstrap.against(self.base, runs, foreign & set(runs), self.trained_as)
+        found = bootstrap.against(self.base, runs, foreign & set(runs), self.trained_as)
+        return {
+            row: {figure: self._at_look(row, estimate) for figure, estimate in of_row.items()}
+            for row, of_row in found.items()
+        }
 
-    def _drawn(self, variant: str, kind: str) -> dict[int, Draws]:
+    def _at_look(self, row: str, estimate: Estimate | None) -> Estimate | None:
+        """With the error of the row's look, and as one of the rows that the table has by now."""
+        if estimate is None or not estimate.spread:
+            return estimate
+        count = self.records["variant"].value_counts()
+        told = sum(count[self.base] + count[name] > 2 for name in self.seen)
+        rows = max(estimate.rows, told)
+        return replace(estimate, error=self.seen[row].error, rows=rows)
+
+    def _drawn(self, records: pd.DataFrame, variant: str, kind: str) -> dict[int, Draws]:
         """Of its runs by seed, if all have some."""
-        paths = _of(self.records, variant)["path"]
+        paths = _of(records, variant)["path"]
         found = {seed: self.draws.get((path, kind)) for seed, path in paths.items()}
         return found if all(found.values()) else {}
 
@@ -255,6 +332,10 @@ def _row(
     name = variant["name"]
     finished, mine = _of(records, name), _of(counted, name)
     row = dict(variant=name, scale=manifest["scale"], size=variant["size"], seeds=len(mine))
+    judged = name in estimates.seen and len(mine) > 1 and not estimates.withheld(name)
+    row["look"] = estimates.seen[name].number if judged else None
+    if best := sweeps.chosen(manifest):
+        row["factor"] = best.get(name, nan)
     if names := reach.distances(records):
         row["cue_not_learned"] = len(finished) - len(mine)
         means = reach.shares(mine).mean().reindex(names)
@@ -343,6 +424,13 @@ def _spreads(estimates: _Estimates, table: pd.DataFrame) -> list[str]:
         for reason in why:
             groups.setdefault(reason, []).append(name)
     return [f"{', '.join(names)}: {reason}" for reason, names in groups.items()]
+
+
+def _withheld(estimates: _Estimates) -> list[str]:
+    """Which rows get no verdict yet."""
+    rows = [row for row in estimates.seen if estimates.withheld(row)]
+    lacking = [f"{row} {done} of {asked}" for row, (done, asked) in estimates.unfinished.items()]
+    return [f"{', '.join(rows)}: no verdict yet, runs done: {', '.join(lacking)}"] if rows else []
 
 
 def _differences(manifest: dict, records: pd.DataFrame) -> list[str]:

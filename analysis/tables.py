@@ -39,7 +39,7 @@ def check_publishable(results: Results) -> None:
             "results/ keeps what its command makes: it has foreign results, move its foreign/ away"
         )
     words = shlex.split(results.manifest["command"])
-    for option in ("--overrides", "--dataset", "--val", "--variants"):
+    for option in ("--overrides", "--dataset", "--val", "--variants", "--sweep"):
         if option in words:
             raise UserError(f"results/ keeps studies as they are: run it without {option}")
     if (finished(results.table) == 0).any():
@@ -318,7 +318,8 @@ def caption(results: Results) -> str:
     text = (
         f"AP: mean ± standard deviation over seeds. diff: to {base}, over the seeds that both have,"
         " with its 95 % interval over images and seeds; those of all rows hold at once, figure by"
-        f" figure; of one seed each it is over images alone, and by itself. {OWN}: not of all rows'"
+        " figure, and at all looks after which seeds are added; of one seed each it is over images"
+        f" alone, and by itself. {OWN}: not of all rows'"
         " seeds, the notes say of which. Verdict: equal if two one-sided"
         f" tests at 5 % find it within ±{results.delta:g} AP, else better or worse if the interval"
         f' leaves out 0, else undecided; "{ONE_SEED}" is none. MACs are multiply-accumulates of the'

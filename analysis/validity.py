@@ -36,7 +36,7 @@ SEPARATED = 0.5  # box AP; the paper's differences from here on count
 TABLES = ("T1", *(f"T{n}{part}" for part in "abcd" for n in (2, 8)), "T4")
 COMPARED = ("agree", "contradict", "undecided")
 # Words of a command that make its runs other ones than the study's.
-_ALTERED = ("--overrides", "--dataset", "--val", "--images")
+_ALTERED = ("--overrides", "--dataset", "--val", "--images", "--sweep")
 
 
 class Row(NamedTuple):

@@ -18,9 +18,8 @@ from . import commands
 from .errors import UserError, unknown
 
 if TYPE_CHECKING:  # they take seconds
-    from .data.catalog import Data
     from .jobs.pretraining_runs import PretrainingRun
-    from .jobs.runs import Row, Run
+    from .jobs.runs import Run
     from .launching import slurm
     from .launching.local import Launch
     from .launching.slurm import Settings
@@ -50,6 +49,19 @@ Gpus = Annotated[
     typer.Option(help="Devices of one run; without a GPU, processes on the CPU.", min=1),
 ]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder that runs are kept in.")]
+Seeds = Annotated[
+    str,
+    typer.Option(help="Number of seeds; 0: the study's; auto: until every verdict is decided."),
+]
+SweepWord = Annotated[
+    str,
+    typer.Option(
+        "--sweep",
+        help="Each row at its best of several values: a config key and factors on the row's own, "
+        "optimizer.lr=0.5,1,2.",
+    ),
+]
+MaxSeeds = Annotated[int | None, typer.Option(help="With --seeds auto: at most; default: 17.")]
 
 
 @app.command()
@@ -57,7 +69,16 @@ def run(
     study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
     scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
     size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
-    seeds: Annotated[int, typer.Option(help="Number of seeds; 0: the study's.", min=0)] = 0,
+    seeds: Seeds = "0",
+    max_seeds: MaxSeeds = None,
+    budget: Annotated[
+        str, typer.Option(help="With --seeds auto: time of all runs, 90m, 2h or 1.5d.")
+    ] = "",
+    delta: Annotated[
+        float | None,
+        typer.Option(help="With --seeds auto: AP of no interest; default: the scale's.", min=0),
+    ] = None,
+    sweep: SweepWord = "",
     variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
     jobs: Annotated[
         int,
@@ -80,62 +101,33 @@ def run(
     found = studies.find(study)  # before the imports that take seconds
 
     with commands.importing():
-        from .data import annotations, catalog, pretraining_images
-        from .jobs import pretraining_runs
-        from .jobs import runs as planning
-        from .recipe import config
+        from .forecast import seeds as adding
+        from .forecast.rounds import Request, Rounds
+        from .jobs import sweep as sweeping
         from .training import distributed
 
+    wanted = adding.parse(seeds, max_seeds, budget)
     settings = _settings(launcher, gpus)
-
-    def plan() -> "tuple[list[PretrainingRun], list[Run], list[Run]]":
-        """Pre-trainings that are not done, all runs, and those that are not done."""
-        words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
-        chosen = [name.strip() for name in variants.split(",") if name.strip()]
-        rows = planning.rows(found, scale, size, words, chosen)
-        own_set = annotations.set_name(dataset, val) if dataset and val else ""
-        folder = runs / scale / annotations.study_folder(found.name, own_set)
-        config.check_writable(folder)
-        config.check_pretraining_words([row.cfg for row in rows], pretraining_words, images)
-        missing = planning.missing_weights(row.cfg for row in rows)
-        try:
-            data = catalog.prepare(scale, dataset or None, val or None, found.dataset)
-        except UserError as error:
-            raise UserError("; ".join([str(error), *missing])) from error
-        # First what encoders start from: it is a part of their runs' identity.
-        pretrainings = pretraining_runs.plan_for(
-            [row.cfg for row in rows],
-            scale,
-            lambda: pretraining_images.prepare(scale, images or None),
-            runs,
-            pretraining_words,
-        )
-        planned = planning.plan(
-            found, study, scale, rows, seeds or found.seeds.get(scale, 1), data, runs
-        )
-        todo = [r for r in planned if not r.done]
-        needed = pretraining_runs.needed(pretrainings, [r.cfg.train.init_weights for r in todo])
-        if missing := planning.missing_weights(r.cfg for r in todo):
-            raise UserError(*missing)
-        planning.check_weights(r.cfg for r in todo)
-        processes = distributed.started_by_torchrun() or gpus
-        for r in [*needed, *todo]:
-            config.check_processes(r.cfg, processes)
-        _say_of_own(rows, data)
-        console.print(
-            f"{found.question}\n"
-            f"{len(planned)} runs, {len(planned) - len(todo)} of them done, in {folder}"
-            + (f"; before them {len(needed)} pre-trainings" if needed else "")
-        )
-        for line in planning.alike(rows):
-            console.print(line, highlight=False)
-        if scale == "coco" and todo and not settings:  # it speaks of this machine
-            from .forecast import budget
-
-            budget.announce(todo, processes, yes, console, needed)
-        planning.write_manifest(found, rows, planned, folder, _command())
-        return needed, planning.trainings_first(planned), planning.trainings_first(todo)
-
+    request = Request(
+        study=found,
+        source=study,
+        scale=scale,
+        size=size,
+        seeds=wanted,
+        sweep=sweeping.parse(sweep),
+        variants=variants,
+        overrides=overrides,
+        dataset=dataset,
+        val=val,
+        images=images,
+        runs=runs,
+        command=_command(),
+        delta=delta,
+        processes=distributed.started_by_torchrun() or gpus,
+        here=not settings,
+        yes=yes,
+    )
+    rounds = Rounds(request, console)
     if distributed.started_by_torchrun():
         from .jobs import detection  # these take a second: a finished study is not to wait for them
         from .jobs.pretraining import pretrain
@@ -143,36 +135,20 @@ def run(
 
         # One group for all: leaving it and joining again in the same processes fails.
         with distributed.process_group():
-            needed, planned, _ = distributed.of_main(plan)
-            local.here(needed, pretrain)
-            local.here(planned, detection.execute)
+            while round_ := distributed.of_main(rounds.next):
+                local.here(round_.needed, pretrain)
+                local.here(round_.runs, detection.execute)
         return
-    needed, _, todo = plan()
-    if not todo:
-        return
-    from .jobs import detection
+    try:
+        while round_ := rounds.next():
+            if round_.todo:
+                from .jobs import detection
 
-    _launch([*_levels(needed), (todo, detection.execute)], jobs, gpus, settings)
-
-
-def _say_of_own(rows: "list[Row]", data: "Data") -> None:
-    """Of a set of the user's own, how configs are made to fit it, and what is odd in it."""
-    from .recipe import config
-
-    if not data.name:
-        return
-    shortest, longest = data.sides
-    sides = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
-    fitted = (config.fitted(row.cfg, data) for row in rows)
-    for words in dict.fromkeys(config.sizing(cfg, data.sides) for cfg in fitted):
-        console.print(
-            f"images of {sides} px a side are {words}; predictions are in their own pixels",
-            highlight=False,
-        )
-    if not data.has_masks:
-        console.print("no segmentation: boxes only, Mask R-CNN is Faster R-CNN, without mask head")
-    for note in data.notes:
-        console.print(f"note: {note}", highlight=False)
+                stages = [*_levels(round_.needed), (round_.todo, detection.execute)]
+                _launch(stages, jobs, gpus, settings)
+    except KeyboardInterrupt:  # between two rounds
+        console.print("stopped: the same command goes on")
+        raise typer.Exit(130) from None
 
 
 def _settings(launcher: str, gpus: int) -> "Settings | None":
@@ -298,7 +274,9 @@ def plan(
     study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
     scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
     size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
-    seeds: Annotated[int, typer.Option(help="Number of seeds; 0: the study's.", min=0)] = 0,
+    seeds: Seeds = "0",
+    max_seeds: MaxSeeds = None,
+    sweep: SweepWord = "",
     variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
     overrides: Overrides = "",
     gpus: Annotated[
@@ -315,20 +293,35 @@ def plan(
 
     from .data import catalog
     from .forecast import plan as plans
+    from .forecast import seeds as adding
     from .jobs import runs as planning
+    from .jobs import sweep as sweeping
     from .recipe import config
 
+    wanted = adding.parse(seeds, max_seeds, "")
     words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
     chosen = [name.strip() for name in variants.split(",") if name.strip()]
     rows = planning.rows(found, scale, size, words, chosen)
     config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
+    swept = sweeping.parse(sweep)
+    at = sweeping.rows_of(swept, found, scale, rows, words) if swept else {}
+    more = {name: [row.cfg for row in at[name].values()] for name in at}
     images = None  # the sets' known numbers: no data is needed
     if dataset or val:
         data = catalog.prepare(scale, dataset, val, found.dataset)
-        _say_of_own(rows, data)
+        for line in planning.of_own_set(rows, data):
+            console.print(line, highlight=False)
         rows = [replace(row, cfg=config.fitted(row.cfg, data)) for row in rows]
         images = data.images
-    plans.show(found, rows, scale, seeds, device, gpus, console, images)
+    count = wanted if isinstance(wanted, int) else wanted.most
+    plans.show(found, rows, scale, count, device, gpus, console, images, more)
+    if not isinstance(wanted, int):
+        first = max(adding.first(rows, {}, wanted).values())
+        console.print(
+            f"SEEDS=auto: that is with {count} seeds, the most there may be; verdicts are looked "
+            f"at from {first} on",
+            highlight=False,
+        )
     recipes = {
         row.cfg.train.init_weights for row in rows if config.is_recipe(row.cfg.train.init_weights)
     }
@@ -367,6 +360,9 @@ def _state(runs: Path, study: str) -> str:
             manifest, done = records.load_study(folder)
             on = folder.name.removeprefix(study)  # its set, if it is the user's own
             states.append(f"{scale}{on} {len(done)} of {len(manifest['runs'])} runs")
+            if tried := manifest.get("sweep", {}).get("runs"):
+                count = sum((folder / run["folder"] / records.RECORD).is_file() for run in tried)
+                states[-1] += f" and {count} of {len(tried)} that choose"
         if not folders and (config.ROOT / "results" / scale / study).is_dir():
             states.append(f"{scale} in results/")
     return ", ".join(states) or "nothing yet"

@@ -6,7 +6,7 @@ docs/plan.md says what is counted, what is not, and how far off it is.
 import heapq
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -209,6 +209,7 @@ def show(
     gpus: int,
     console: Console,
     images: tuple[int, int] | None = None,
+    choosing: Mapping[str, Sequence[DictConfig]] | None = None,
 ) -> None:
     """Print the plan of a study: a line per row, then what holds for all.
 
@@ -216,6 +217,7 @@ def show(
         seeds: runs of each row; 0: the study's number.
         device, gpus: as of `target`.
         images: to train on and to validate on; default: those of the scale's set.
+        choosing: of a sweep, the configs that each row's are chosen from by a run each.
 
     Raises:
         UserError: as of `target`.
@@ -228,8 +230,26 @@ def show(
     estimates = estimate(study, counting, where, val_images)
     console.print(f"{study.question}\nscale {scale}, for {where.devices} x {where.title}")
     console.print(_table(estimates, where), highlight=False)
-    for line in _notes(study, rows, train_images, seeds, where, estimates):
+    more = _choosing(rows, choosing or {}, estimates)
+    for line in _notes(study, rows, train_images, seeds, where, estimates, more):
         console.print(line, highlight=False)
+
+
+def _choosing(
+    rows: Sequence[Row], choosing: Mapping[str, Sequence[DictConfig]], estimates: Sequence[Estimate]
+) -> list[float]:
+    """Hours of each training that chooses; what the network costs is the row's."""
+
+    def images(cfg: DictConfig) -> int:
+        return cfg.train.max_iter * config.batch(cfg)[0]
+
+    hours = {e.variant: e.hours for e in estimates if not e.same_training}
+    return [
+        hours[row.variant.name] * images(cfg) / images(row.cfg)
+        for row in rows
+        if row.variant.name in hours
+        for cfg in choosing.get(row.variant.name, ())
+    ]
 
 
 def _table(estimates: Sequence[Estimate], where: Target) -> str:
@@ -275,11 +295,14 @@ def _notes(
     seeds: int,
     where: Target,
     estimates: Sequence[Estimate],
+    more: Sequence[float],
 ) -> Iterable[str]:
     """What holds for all rows: sums, where the figures are from, what is not in them."""
     trained, n = [e for e in estimates if not e.same_training], where.devices
-    hours = [e.hours for e in trained] * seeds
+    hours = [*more, *[e.hours for e in trained] * seeds]
     spread = seeds * sum(e.spread_hours for e in trained)
+    if more:
+        spread *= sum(hours) / (seeds * sum(e.hours for e in trained))
     if not any(map(math.isnan, hours)):
         parts = [f"study: {len(hours)} trainings, {budget.duration(sum(hours))} on one device"]
         if n > 1:
@@ -289,7 +312,10 @@ def _notes(
             in_turn = budget.duration(spread)
             parts.append(f"{in_turn} one after the other, each on all {n} (GPUS={n} JOBS=1)")
         yield "; ".join(parts)
-    yield f"disk: {seeds * sum(e.disk_bytes for e in estimates) / 1e9:.1f} GB"
+    if more:
+        yield f"sweep: {len(more)} of them choose; a row's best is taken to last as the row does"
+    runs = seeds + len(more) // len(trained)
+    yield f"disk: {runs * sum(e.disk_bytes for e in estimates) / 1e9:.1f} GB"
     lengths = {}
     for row in rows:
         images = row.cfg.train.max_iter * row.cfg.dataloader.train.total_batch_size

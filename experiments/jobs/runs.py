@@ -1,9 +1,10 @@
 """Runs: what a study comes to at one scale, size and number of seeds, and where each run lies."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -119,51 +120,81 @@ def alike(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def of_own_set(rows: Sequence[Row], data: Data) -> list[str]:
+    """What to say of a set of the user's own: how configs are made to fit it, and what is odd in
+    it."""
+    if not data.name:
+        return []
+    shortest, longest = data.sides
+    sides = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
+    fitted = (config.fitted(row.cfg, data) for row in rows)
+    lines = [
+        f"images of {sides} px a side are {words}; predictions are in their own pixels"
+        for words in dict.fromkeys(config.sizing(cfg, data.sides) for cfg in fitted)
+    ]
+    if not data.has_masks:
+        lines.append("no segmentation: boxes only, Mask R-CNN is Faster R-CNN, without mask head")
+    return lines + [f"note: {note}" for note in data.notes]
+
+
 def plan(
     study: Study,
     source: str,
     scale: str,
     rows: list[Row],
-    seeds: int,
+    seeds: int | Mapping[str, int],
     data: Data,
     runs_root: Path,
 ) -> list[Run]:
     """The runs of a study, row by row of each seed: a comparison is complete after each seed.
 
     A run that another study has finished, or begun, is taken from there.
+
+    Args:
+        seeds: of each row, or of each by its name.
     """
-    runs = []
-    for seed in range(seeds):
-        for row in rows:
-            cfg = config.fitted(row.cfg, data)
-            cfg.train.seed = seed
-            name = row.variant.name
-            mark = config.fingerprint(cfg, data.digest)
-            here = runs_root / scale / study_folder(study.name, data.name)
-            here /= f"{name}-{row.size}-seed{seed}-{mark}"
-            there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
-            folder = here if here in there or not there else there[0]
-            runs.append(
-                Run(
-                    study.name,
-                    source,
-                    name,
-                    scale,
-                    row.size,
-                    seed,
-                    mark,
-                    str(folder.absolute()),
-                    cfg,
-                    data,
-                )
-            )
-    return runs
+    if isinstance(seeds, int):
+        seeds = {row.variant.name: seeds for row in rows}
+    return [
+        run_of(study, source, scale, row, seed, data, runs_root)
+        for seed in range(max(seeds.values()))
+        for row in rows
+        if seed < seeds[row.variant.name]
+    ]
+
+
+def run_of(
+    study: Study, source: str, scale: str, row: Row, seed: int, data: Data, runs_root: Path
+) -> Run:
+    """One of them; see `plan`."""
+    cfg = config.fitted(row.cfg, data)
+    cfg.train.seed = seed
+    name = row.variant.name
+    mark = config.fingerprint(cfg, data.digest)
+    here = runs_root / scale / study_folder(study.name, data.name)
+    here /= f"{name}-{row.size}-seed{seed}-{mark}"
+    there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
+    folder = here if here in there or not there else there[0]
+    return Run(
+        study.name, source, name, scale, row.size, seed, mark, str(folder.absolute()), cfg, data
+    )
 
 
 def write_manifest(
-    study: Study, rows: list[Row], runs: list[Run], folder: Path, command: str
+    study: Study,
+    rows: list[Row],
+    runs: list[Run],
+    folder: Path,
+    command: str,
+    sweep: dict[str, Any] | None = None,
+    compared: bool = True,
 ) -> None:
-    """Write down what was asked for, for the tables (see `records.load_study`)."""
+    """Write down what was asked for, for the tables (see `records.load_study`).
+
+    Args:
+        sweep: what tables say of one.
+        compared: whether the runs are for the table, not those of a sweep that choose.
+    """
     write_json(
         folder / MANIFEST,
         dict(
@@ -189,9 +220,10 @@ def write_manifest(
                     seed=run.seed,
                     folder=os.path.relpath(run.folder, folder),
                 )
-                for run in runs
+                for run in (runs if compared else ())
             ],
             command=command,
+            **({"sweep": sweep} if sweep else {}),
         ),
     )
 

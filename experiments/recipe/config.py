@@ -210,13 +210,32 @@ def split_overrides(words: Words) -> tuple[Words, Words]:
     return {k: v for k, v in words.items() if not k.startswith(prefix)}, own
 
 
-def check_overrides(words: Words) -> None:
+def check_overrides(words: Words, where: str = "OVERRIDES") -> None:
     """
     Raises:
         UserError: a key that is set elsewhere.
     """
     for key in words.keys() & _NOT_BY_OVERRIDE.keys():
-        raise UserError(f"{key} in OVERRIDES has no effect: {_NOT_BY_OVERRIDE[key]}")
+        raise UserError(f"{key} in {where} has no effect: {_NOT_BY_OVERRIDE[key]}")
+
+
+def number(cfg: DictConfig, key: str, where: str) -> int | float:
+    """What a config has under a dotted key.
+
+    Args:
+        where: who asks, for the message.
+
+    Raises:
+        UserError: there is no such key, with the nearest one, or no number.
+    """
+    parent, _, leaf = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not OmegaConf.is_dict(node) or leaf not in node:
+        raise unknown("config key", key, _keys(cfg), f" in {where}")
+    found = OmegaConf.select(cfg, key)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise UserError(f"config key {key!r} in {where} is {found!r}, no number to multiply")
+    return found
 
 
 def check_pretraining_words(cfgs: Iterable[DictConfig], words: Words, images: str = "") -> None:

@@ -18,7 +18,7 @@ from experiments import commands, records
 from experiments.evaluation import average_precision, matches
 from experiments.json_files import write_json
 from experiments.recipe import config
-from experiments.records import FOREIGN, MANIFEST, VERSION
+from experiments.records import FOREIGN, MANIFEST, VERSION, looks
 from tests.conftest import ROOT
 from tests.experiments.evaluation.test_matches import random_set
 from tests.experiments.records.test_records import make
@@ -89,7 +89,9 @@ def finished(tmp_path_factory) -> Path:
 @pytest.fixture
 def study(finished, tmp_path) -> Path:
     """Rows of two seeds, two seeds, and one of two; costs 10, 12 and 14 x 10^8 MACs."""
-    return shutil.copytree(finished, tmp_path / "runs" / "mini" / "some-study")
+    nobody_looked = shutil.ignore_patterns(looks.FILE)
+    folder = tmp_path / "runs" / "mini" / "some-study"
+    return shutil.copytree(finished, folder, ignore=nobody_looked)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import coverage
+from analysis import coverage, coverage_of_looks
 from analysis.coverage import FIGURES, FOREIGN, Case
 from tests.conftest import ROOT
 
@@ -83,6 +83,8 @@ def test_command(tmp_path, analysis, monkeypatch):
     monkeypatch.setattr(
         coverage, "cases", lambda: [Case("alike", 3, 3, 0), Case("one row", 3, 2, 0)]
     )
+    looked_at = [coverage_of_looks.Case("alike", 3, 0, coverage_of_looks.NOTHING)]
+    monkeypatch.setattr(coverage_of_looks, "cases", lambda: looked_at)
     code, printed = analysis("coverage", "--draws", 50, "--out", tmp_path)
     assert code == 0
     page = (tmp_path / "coverage.md").read_text()
@@ -90,3 +92,7 @@ def test_command(tmp_path, analysis, monkeypatch):
     assert "50 simulated studies" in page.replace("\n", " ")
     assert max(map(len, page.splitlines())) <= 110
     assert len(pd.read_csv(tmp_path / "coverage.csv")) == 2 * len(FIGURES)
+    page = (tmp_path / "looks.md").read_text()
+    assert page in printed
+    assert max(map(len, page.splitlines())) <= 110
+    assert len(pd.read_csv(tmp_path / "looks.csv")) == 1

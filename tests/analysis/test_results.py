@@ -40,13 +40,15 @@ def test_intervals_and_verdicts_are_those_of_the_bootstrap(study):
         for v in rows.index
     }
     found = bootstrap.against("none", drawn)
-    expected = found["global"]["AP"]
+    first_look = dict(error=0.04)
+    expected = dataclasses.replace(found["global"]["AP"], **first_look)
     row = rows.loc["global"]
     assert (row.ap_box_diff_low, row.ap_box_diff_high) == expected.interval()
     assert row.ap_box_verdict == expected.verdict(3)
     alone = bootstrap.bootstrap(list(drawn["global"].values()))["AP"]
     assert (row.ap_box_low, row.ap_box_high) == alone.interval()
-    assert rows.loc["own"].ap_box_diff_low == found["own"]["AP"].interval()[0]
+    own = dataclasses.replace(found["own"]["AP"], **first_look)
+    assert rows.loc["own"].ap_box_diff_low == own.interval()[0]
     assert rows.ap_box_spread.to_dict() == {"none": "", "global": "own", "own": "unpaired"}
 
 
@@ -124,7 +126,7 @@ def test_runs_of_one_recipe_need_no_note(study):
 
 
 def test_whose_seeds_an_interval_is_of_is_said(study):
-    assert results.load(study).notes == [
+    assert [n for n in results.load(study).notes if "look 1" not in n and "done" not in n] == [
         "global: two seeds say nothing of a row's spread: interval of its own pairs",
         "own: one run: its interval takes its seeds to spread as the base's do; no verdict",
     ]

@@ -59,6 +59,19 @@ def own(small_set, **changes):
         ),
         (["global-vs-conv", "--seeds", "-1"], ["seeds"]),
         (["global-vs-conv", "--seeds", "two"], ["--seeds", "integer"]),
+        (
+            ["global-vs-conv", "--sweep", "optimizer.lr=0.5,2"],
+            ["SWEEP=optimizer.lr=0.5,2 lacks the factor 1, the recipe as it is"],
+        ),
+        (["global-vs-conv", "--seeds", "auto", "--max-seeds", "1"], ["MAX_SEEDS=1"]),
+        (
+            ["global-vs-conv", "--seeds", "auto", "--variants", "conv"],
+            ["SEEDS=auto compares rows with the first, conv"],
+        ),
+        (
+            ["global-vs-conv", "--seeds", "auto", "--variants", "none,conv", "--budget", "5s"],
+            ["BUDGET=5s fits no look at verdicts: it takes 6 runs, about", "MAX_SEEDS=2"],
+        ),
         (["broken[1].py"], ["cannot read the study", "broken[1].py", "SyntaxError"]),
         (["global-vs-conv", "--dataset", "a.json,b"], ["--dataset and --val go together"]),
     ],

@@ -12,7 +12,7 @@ from experiments.costs import devices
 from experiments.costs.training_cost import Step, training_step
 from experiments.errors import UserError
 from experiments.forecast import budget, plan
-from experiments.jobs import runs
+from experiments.jobs import runs, sweep
 from experiments.recipe import config
 from tests.conftest import ROOT
 
@@ -230,3 +230,19 @@ def test_disk(name):
     assert evaluated == 300 * 100 * 500
     logs = cfg.train.max_iter // 20 * 1000
     assert budget.disk_bytes(cfg, 10**6, 300) == evaluated + 3 * 12 * 10**6 + logs
+
+
+def test_a_sweep_takes_a_run_more_at_each_value():
+    found = rows("system-level", overrides={"train.max_iter": 8})
+    study = studies.find("system-level")
+    at = sweep.rows_of(sweep.parse("train.max_iter=0.5,1,2"), study, "mini", found, {})
+    more = {name: [row.cfg for row in at[name].values()] for name in at}
+    estimates = plan.estimate(study, found, plan.target(found, "a100-40gb", 1), 300)
+    hours = plan._choosing(found, more, estimates)
+    one = estimates[0].hours
+    assert hours == pytest.approx([0.5 * one, one, 2 * one])  # others share these trainings
+    console = Console(record=True, width=200)
+    plan.show(study, found, "mini", 3, "a100-40gb", 1, console, None, more)
+    printed = console.export_text()
+    assert "study: 6 trainings" in printed
+    assert "sweep: 3 of them choose" in printed
