@@ -16,11 +16,9 @@ ATTENTION = ("fused", "reference", "triton")
 
 def _groups_of(partition: Partition) -> str:
     """Their word in `kernels.WHERE`."""
-    if type(partition).mask is not Partition.mask:
-        return "masked"
     if type(partition).labels is not Partition.labels:
         return "labelled"
-    return "global" if type(partition).split is Partition.split else "windows"
+    return "global" if partition.is_global else "windows"
 
 
 class Attention(nn.Module):
@@ -37,8 +35,7 @@ class Attention(nn.Module):
         attention: "reference", the textbook form; "fused", the same function without the tensor of
             all scores (tokens x tokens) and without work on padding, on a GPU by the kernel that
             `kernels.WHERE` names; or "triton", by `kernels.triton_attention` where that runs (on a
-            GPU; not in float64, with more than 128 channels of a head, or with a mask that is not
-            one of labels), elsewhere as "fused".
+            GPU; not in float64, or with more than 128 channels of a head), elsewhere as "fused".
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class Attention(nn.Module):
         chosen = "" if on_cpu else kernels.WHERE[self.use_rel_pos, groups].kernel
         if kernels.TRITON in (self.attention, chosen):
             channels = x_BHWC.shape[-1] // self.num_heads
-            if groups != "masked" and kernels.runs_triton(x_BHWC, channels):
+            if kernels.runs_triton(x_BHWC, channels):
                 return self._triton(x_BHWC, partition)
             chosen = "folded" if chosen == kernels.TRITON else chosen
         if on_cpu:

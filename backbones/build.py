@@ -56,8 +56,8 @@ def build_encoder(
 
     Args:
         size: one of `SIZES`.
-        block_norm: the blocks' norms, a word of `NORMS`: "layer" or "batch"; in place of `ViT`'s
-            `norm_layer`, which is used if it is among the words.
+        block_norm: the blocks' norms, a word of `NORMS`: "layer", "batch" or "layer(eps=1e-5)"; in
+            place of `ViT`'s `norm_layer`, which is used if it is among the words.
         activation: the MLPs', a word of `ACTIVATIONS`: "gelu", "gelu_tanh", "relu6" or
             "quick_gelu"; in place of `ViT`'s `act_layer`, likewise.
         **words: `ViT`'s arguments, over those of the size: ``propagation="conv"``, ``count=4``,
@@ -101,7 +101,7 @@ def build_backbone(
     """
     neck = lookup(PYRAMIDS, "pyramid", pyramid)
     choose("top_block", top_block, _TOP_BLOCKS)
-    if getattr(neck, "reads_stages", False):
+    if getattr(getattr(neck, "func", neck), "reads_stages", False):
         words = dict(stages=len(scale_factors)) | words
     return neck(
         net=build_encoder(size, **words),

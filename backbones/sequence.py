@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .partition import Partition, Windows, pad_tokens
+from .partition import UNSEEN, Partition, Windows, pad_tokens
 
 
 class Gathered(Partition):
@@ -45,15 +45,15 @@ class Gathered(Partition):
         return self._index_GN
 
 
-class Masked(Gathered):
-    """With a mask, as of `Partition.mask`."""
+class Labelled(Gathered):
+    """With labels, as of `Partition.labels`."""
 
-    def __init__(self, index_GN: Tensor, mask_GNN: Tensor, device: torch.device):
+    def __init__(self, index_GN: Tensor, label_GN: Tensor, device: torch.device):
         super().__init__(index_GN, device)
-        self._mask_GNN = mask_GNN.to(device)
+        self._label_GN = label_GN.to(device)
 
-    def mask(self, H: int, W: int, device: torch.device) -> Tensor:
-        return self._mask_GNN
+    def labels(self, H: int, W: int, device: torch.device) -> Tensor:
+        return self._label_GN
 
 
 class TokenSequence:
@@ -88,14 +88,14 @@ class TokenSequence:
             self._kept_K, tokens = kept_K.to(device), len(kept_K)
         self._parts = {}
         for partition in partitions:
-            if type(partition) is Partition:
+            if partition.is_global:
                 self._parts[partition] = [(registers + tokens, partition)]
             elif partition not in self._parts:
-                index_GN, mask_GNN = _groups(partition, size, kept_HW)
+                index_GN, label_GN = _groups(partition, size, kept_HW)
                 gathered = (
                     Gathered(index_GN, device)
-                    if mask_GNN is None
-                    else Masked(index_GN, mask_GNN, device)
+                    if label_GN is None
+                    else Labelled(index_GN, label_GN, device)
                 )
                 self._parts[partition] = [(registers, Partition()), (tokens, gathered)]
 
@@ -159,7 +159,7 @@ def _groups(
     partition: Partition, size: tuple[int, int], kept_HW: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Groups of a partition among the kept tokens, by their numbers in the order of the map, -1 for
-    padding; and which may see which. Groups that keep fewer are filled up with what none sees."""
+    padding; and their labels. Groups that keep fewer are filled up with what none sees."""
     cpu = torch.device("cpu")
     padded = partition.padded_size(*size)
     if kept_HW is None:
@@ -170,14 +170,11 @@ def _groups(
     order_GN = (~kept_GN).int().argsort(dim=1, stable=True)[:, : int(kept_GN.sum(1).max())]
     there_GN = kept_GN.gather(1, order_GN)
     index_GN = torch.where(there_GN, number_GN.gather(1, order_GN), -1)
-    mask_GNN = partition.mask(*padded, cpu)
-    if mask_GNN is None and there_GN.all():
+    label_GN = partition.labels(*padded, cpu)
+    if label_GN is None and there_GN.all():
         return index_GN, None
-    sees_GNN = there_GN[:, None, :]
-    if mask_GNN is not None:
-        group = torch.arange(len(order_GN), device=cpu)[:, None, None]
-        sees_GNN = sees_GNN & mask_GNN[group, order_GN[:, :, None], order_GN[:, None, :]]
-    return index_GN, sees_GNN | ~there_GN[:, :, None]  # a softmax over nothing is no number
+    label_GN = torch.zeros_like(order_GN) if label_GN is None else label_GN.gather(1, order_GN)
+    return index_GN, torch.where(there_GN, label_GN, UNSEEN)
 
 
 def _in_groups(partition: Partition, x_HW: Tensor, padded: tuple[int, int], padding: int) -> Tensor:

@@ -19,9 +19,9 @@ from .kernels import Linear, in_chunks
 from .norms import LayerNorm2d
 from .partition import Partition, Windows
 from .positions import POSITIONS, absolute_positions, fixed_positions
-from .propagation import EncoderSpec, block_count, propagation_blocks
+from .propagation import EncoderSpec, Propagation, block_count, propagation_blocks, strategy
 from .recompute import recomputed
-from .registries import CONV_BLOCKS, PROPAGATIONS, STEMS, choose, lookup
+from .registries import CONV_BLOCKS, STEMS, choose, lookup
 from .sequence import TokenSequence, draw_kept
 
 
@@ -125,11 +125,13 @@ class ViT(Backbone):
         pretrain_use_cls_token: absolute positions start with one of a cls token.
         out_feature: name of the output, the last block's map.
         propagation: how windows exchange information, a word of `PROPAGATIONS`: "none", "global",
-            "conv", "shifted" or your own. None means "global", the paper's default.
+            "conv", "shifted" or your own. None means "global", the paper's default. It may set
+            arguments: "conv(conv_block=basic)".
         count: how many blocks propagate, "all" of them, or None: the strategy's own, see
             `default_count`.
         placement: which ones, see `propagation_blocks`: "even", "first" or "last".
-        conv_block: for "conv", a word of `CONV_BLOCKS`: "naive", "basic" or "bottleneck".
+        conv_block: for a propagation with this argument, as "conv", a word of `CONV_BLOCKS`:
+            "naive", "basic" or "bottleneck".
         stem: image to tokens, a word of `STEMS`: "patchify" or "conv".
         attention: the kernel, "fused", "reference" or "triton": one function, see `Attention`.
         stages: stages of equal length (as equal as `depth` allows, see "even" placement). The maps
@@ -233,12 +235,17 @@ class ViT(Backbone):
                 positions, pretrain_img_size // patch_size, pretrain_use_cls_token, embed_dim
             )
 
-        self.spec = spec = EncoderSpec(embed_dim, depth, num_heads, window_size, conv_block)
-        lookup(CONV_BLOCKS, "conv_block", conv_block)
+        self.spec = spec = EncoderSpec(embed_dim, depth, num_heads, window_size)
+        convs = lookup(CONV_BLOCKS, "conv_block", conv_block)
         if window_block_indexes is None and residual_block_indexes is None:
-            roles = _roles_of_words(spec, propagation or "global", count, placement)
+            chosen = strategy(propagation or "global", spec, conv_block=conv_block)
+            if propagation == "none" and count:
+                raise ValueError(
+                    f"count={count!r} does not fit propagation='none': leave it out, or 0"
+                )
+            roles = _roles_of_words(chosen, count, placement)
         elif propagation is None and count is None and placement == "even":
-            roles = _roles_of_indexes(spec, window_block_indexes, residual_block_indexes)
+            roles = _roles_of_indexes(spec, window_block_indexes, residual_block_indexes, convs)
         else:
             raise ValueError(
                 f"propagation={propagation!r}, count={count}, placement={placement!r} contradict "
@@ -267,7 +274,7 @@ class ViT(Backbone):
             for i, (partition, residual) in enumerate(roles)
         )
         _check_sequence(mask_ratio, registers, window_size, use_rel_pos)
-        if registers and not any(type(partition) is Partition for partition, _ in roles):
+        if registers and not any(partition.is_global for partition, _ in roles):
             raise ValueError(
                 f"registers={registers} does not fit: no block is global, to read them"
             )
@@ -380,24 +387,21 @@ def _sam_neck(embed_dim: int, out_chans: int) -> nn.Sequential:
 Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its residual module
 
 
-def _roles_of_words(
-    spec: EncoderSpec, propagation: str, count: int | str | None, placement: str
-) -> list[Role]:
-    strategy = lookup(PROPAGATIONS, "propagation", propagation)(spec)
-    if propagation == "none" and count:
-        raise ValueError(f"count={count!r} does not fit propagation='none': leave it out, or 0")
-    propagating = propagation_blocks(spec.depth, block_count(strategy, count), placement)
-    windows = Windows(spec.window_size)
+def _roles_of_words(chosen: Propagation, count: int | str | None, placement: str) -> list[Role]:
+    depth, windows = chosen.encoder.depth, Windows(chosen.encoder.window_size)
+    propagating = propagation_blocks(depth, block_count(chosen, count), placement)
     return [
-        (strategy.partition(), strategy.residual()) if i in propagating else (windows, None)
-        for i in range(spec.depth)
+        (chosen.partition(i), chosen.residual(i)) if i in propagating else (windows, None)
+        for i in range(depth)
     ]
 
 
 def _roles_of_indexes(
-    spec: EncoderSpec, windowed: Sequence[int] | None, residual: Sequence[int] | None
+    spec: EncoderSpec,
+    windowed: Sequence[int] | None,
+    residual: Sequence[int] | None,
+    conv_block: Callable[[int], nn.Module],
 ) -> list[Role]:
-    conv_block = lookup(CONV_BLOCKS, "conv_block", spec.conv_block)
     windowed, residual = windowed or (), residual or ()
     for argument, indexes in (
         ("window_block_indexes", windowed),

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import Attention
-from ..partition import Partition
 from ..positions import absolute_positions
 from ..recompute import recomputed
 from ..stems import NormedPatchEmbed, PatchEmbed
@@ -26,8 +25,7 @@ def check_encoder(encoder: ViT) -> None:
             `mask_ratio` of its own, so its blocks do not read any sequence of tokens.
     """
     if any(
-        type(block.attn.partition) is not Partition or hasattr(block, "residual")
-        for block in encoder.blocks
+        not block.attn.partition.is_global or hasattr(block, "residual") for block in encoder.blocks
     ):
         raise ValueError(
             f"encoder with blocks {', '.join(encoder.plan)} does not fit pre-training: "

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import nn
 
 from backbones import ACTIVATIONS, CONV_BLOCKS, NORMS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
 from backbones.meta import on_meta
-from backbones.propagation import block_count
+from backbones.propagation import block_count, strategy
 from backbones.weights import WeightsError, catalog
 
 from ..errors import UserError, unknown
@@ -282,7 +283,7 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
         words: of `encoder`, the `ViT` that they make, or anything else.
     """
     if isinstance(encoder, ViT) and words.get("count", 0) in (None, "all"):
-        words.count = block_count(PROPAGATIONS.get(words.propagation)(encoder.spec), words.count)
+        words.count = block_count(strategy(words.propagation, encoder.spec), words.count)
 
 
 def fitted(cfg: DictConfig, data: "Data") -> DictConfig:
@@ -470,7 +471,7 @@ def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     if "use_act_checkpoint" in cfg.model.get("backbone", {}):
         plain["model"]["backbone"]["use_act_checkpoint"] = False
     encoder = plain["model"].get("backbone") or plain["model"].get("encoder", {})
-    words = {str(v) for v in encoder.values()}
+    words = {name for v in encoder.values() for name in re.findall(r"[\w-]+", str(v))}
     foreign = {
         word: inspect.getsource(inspect.getmodule(entry))
         for registry in (PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, STEMS, NORMS, ACTIVATIONS)

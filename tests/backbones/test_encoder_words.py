@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partialmethod
 
 import pytest
 import timm
@@ -273,14 +274,17 @@ def with_gradients(encoder, out) -> dict[str, torch.Tensor]:
     return {"output": out.detach(), **found}
 
 
-@pytest.mark.parametrize("attention", ["fused", "reference", "gpu"])
+@pytest.mark.parametrize("attention", ["fused", "reference", "gpu", "gpu, labelled"])
 @pytest.mark.parametrize("propagation", STRATEGIES)
 def test_dropped_tokens_are_those_that_nobody_sees(propagation, attention, monkeypatch):
     """In value and gradient, for every kernel; padding of windows among them."""
-    if attention == "gpu":
-        monkeypatch.setattr(vit.Attention, "_chunked", vit.Attention._folded)
+    if attention.startswith("gpu"):
+        form = "labelled" if "labelled" in attention else "folded"
+        folded = partialmethod(vit.Attention._folded, kernel=form)
+        monkeypatch.setattr(vit.Attention, "_chunked", folded)
+        attention = "fused"
     words = dict(propagation=propagation, mask_ratio=0.3)
-    encoder = small(**words, attention="fused" if attention == "gpu" else attention).train()
+    encoder = small(**words, attention=attention).train()
     torch.manual_seed(2)
     kept = draw_kept((11, 19), 5, 0.3)
     expected = with_gradients(encoder, masked_reference(encoder, IMAGE, kept))

@@ -226,18 +226,21 @@ class TestFingerprint:
         expected = hashlib.sha256(parts.encode()).hexdigest()[:16]
         assert config.fingerprint(cfg, "data") == expected
 
-    def test_editing_ones_own_class_makes_a_new_run(self, tmp_path):
+    @pytest.mark.parametrize("word", ["own", "own(more=2)"])
+    def test_editing_ones_own_class_makes_a_new_run(self, tmp_path, word):
         marks = []
         for i, default in enumerate((1, 2)):
-            path = tmp_path / f"own_{i}.py"
+            path = tmp_path / f"own_{len(word)}_{i}.py"
             path.write_text(
                 "from backbones import PROPAGATIONS, Propagation\n"
                 "from experiments.studies import Study, Variant\n"
                 "PROPAGATIONS._obj_map.pop('own', None)\n"
                 "@PROPAGATIONS.register('own')\n"
                 "class Own(Propagation):\n"
+                "    def __init__(self, encoder, more=0):\n"
+                "        super().__init__(encoder)\n"
                 f"    def default_count(self):\n        return {default}\n"
-                "words = {'model.backbone.propagation': 'own'}\n"
+                f"words = {{'model.backbone.propagation': {word!r}}}\n"
                 "study = Study('own', '?', (Variant('own', words),))\n"
             )
             own = studies.find(str(path))
