@@ -41,10 +41,8 @@ class Partition:
         return H, W
 
     def group_size(self, H: int, W: int) -> tuple[int, int]:
-        """Rows and columns (h, w) of a group for a map of H x W tokens."""
-        if self.is_global:
-            return H, W
-        return tuple(self.split(_numbers(*self.padded_size(H, W))).shape[1:3])
+        """Rows and columns (h, w) of a group for a map of padded size H x W."""
+        return (H, W) if self.is_global else tuple(self.split(_numbers(H, W)).shape[1:3])
 
     def split(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) of padded size -> (G, h, w, C)."""
@@ -76,6 +74,10 @@ class Partition:
         if self.is_global and padded == (H, W):
             return None
         return self.split(pad_tokens(_numbers(H, W, device) + 1, padded)).flatten(1) - 1
+
+    def order(self, H: int, W: int, device: torch.device) -> Tensor | None:
+        """As `index`, of a map of padded size: no place is padding."""
+        return None if self.is_global else self.split(_numbers(H, W, device)).flatten(1)
 
 
 class Windows(Partition):

@@ -47,6 +47,10 @@ PYRAMIDS = WordRegistry(
     "PYRAMIDS",
     ("net", "in_feature", "out_channels", "scale_factors", "top_block", "norm", "square_pad"),
 )
+# Positions: `(side, has_cls_token, dim) -> nn.Parameter` of absolute ones, or None; and `Rope`.
+POSITIONS = WordRegistry("POSITIONS", gives=("side", "has_cls_token", "dim"))
+# MLPs of the blocks: `(dim, hidden, act_layer, norm_layer) -> nn.Module`, those that it names.
+MLPS = WordRegistry("MLPS", gives=("dim", "act_layer", "norm_layer"))
 # Image to tokens: `(patch_size, in_chans, embed_dim) -> nn.Module`, (B, C, H, W) to (B, h, w, C).
 STEMS = WordRegistry("STEMS", gives=("patch_size", "in_chans", "embed_dim"))
 # The blocks' norms: `(channels) -> nn.Module` on (B, H, W, C), or (B, T, 1, C) for T tokens of it.
@@ -55,7 +59,7 @@ NORMS = WordRegistry("NORMS", gives=("channels", "num_features"))
 ACTIVATIONS = WordRegistry("ACTIVATIONS")
 
 
-def choose(argument: str, value: Any, allowed: Iterable[str]) -> str:
+def choose(argument: str, value: Any, allowed: Iterable[Any]) -> Any:
     """Return `value` if it is one of `allowed`.
 
     Raises:
@@ -64,6 +68,7 @@ def choose(argument: str, value: Any, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     if value in allowed:
         return value
+    allowed = [str(word) for word in allowed]
     near = difflib.get_close_matches(str(value), allowed, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"{argument}={value!r} is unknown: {hint}allowed are {', '.join(allowed)}")
