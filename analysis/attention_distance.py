@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from backbones import ViT
 from backbones.attention import Attention
-from backbones.partition import pad_tokens
 from backbones.positions import relative_position_bias
 from backbones.sequence import TokenSequence
 from experiments.evaluation.kept import kept
@@ -104,8 +103,7 @@ def of_block(attention: Attention, x_1HWC: Tensor) -> tuple[Tensor, Tensor]:
     H, W = x_1HWC.shape[1:3]
     partition, device = attention.partition, x_1HWC.device
     padded = partition.padded_size(H, W)
-    x_GhwC = partition.split(pad_tokens(x_1HWC, padded))
-    size = tuple(x_GhwC.shape[1:3])
+    size = partition.group_size(*padded)
     index_GN = partition.index(H, W, device)
     if index_GN is None:
         index_GN = torch.arange(H * W, device=device)[None]
@@ -122,10 +120,10 @@ def of_block(attention: Attention, x_1HWC: Tensor) -> tuple[Tensor, Tensor]:
         weights_GNN = scores_GNN.masked_fill(hidden_GNN, float("-inf")).softmax(-1)
         return (weights_GNN * apart_GNN).sum(-1)[real_GN].mean()
 
-    qkv_GN3MD = attention.qkv(x_GhwC).flatten(1, 2).unflatten(2, (3, attention.num_heads, -1))
+    q_GMND, k_GMND, _ = attention.in_groups(x_1HWC)
     heads = []
     for head in range(attention.num_heads):  # one at a time: N is all tokens in a global block
-        q_GND, k_GND, _ = qkv_GN3MD[:, :, :, head].unbind(2)
+        q_GND, k_GND = q_GMND[:, head], k_GMND[:, head]
         scores_GNN = q_GND @ k_GND.mT * q_GND.shape[-1] ** -0.5
         if attention.use_rel_pos:
             tables = attention.rel_pos_h, attention.rel_pos_w

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import pandas as pd
 from tabulate import tabulate
 
-from backbones import SIZES
+from backbones import MLPS, SIZES
+from backbones.registries import name_of, read_word
 from experiments.errors import unknown
 
 PAPER_SIZES = ("vit-b", "vit-l", "vit-h")
@@ -98,9 +99,11 @@ def absolute_positions(dim: int, positions: int) -> Amount:
     return Amount(dim * positions)
 
 
-def attention_linear(dim: int, tokens: int) -> Amount:
+def attention_linear(dim: int, tokens: int, qkv_bias: bool | str = True) -> Amount:
     """q, k, v and the projection: 4 E^2 + 4 E and 4 E^2 P. All heads together."""
-    return linear(dim, 3 * dim, tokens) + linear(dim, dim, tokens)
+    biases = {True: 3, "qv": 2, False: 0}[qkv_bias] * dim
+    qkv = linear(dim, 3 * dim, tokens, bias=False) + Amount(biases)
+    return qkv + linear(dim, dim, tokens)
 
 
 def attention_products(dim: int, tokens: int, group: tuple[int, int]) -> Amount:
@@ -123,7 +126,21 @@ def relative_positions(
 
 def mlp(dim: int, tokens: int, mlp_ratio: float = 4.0) -> Amount:
     """With ratio 4: 8 E^2 + 5 E and 8 E^2 T."""
-    hidden = int(dim * mlp_ratio)
+    return _mlp("mlp", dim, tokens, mlp_ratio)
+
+
+def swiglu(dim: int, tokens: int, hidden: int, inner_norm: bool = False) -> Amount:
+    """Two maps to the gate and one back: 3 E hidden + 2 hidden + E, and 3 E hidden T."""
+    layers = linear(dim, hidden, tokens) * 2 + linear(hidden, dim, tokens)
+    return layers + norm(hidden) if inner_norm else layers
+
+
+def _mlp(word: str, dim: int, tokens: int, mlp_ratio: float) -> Amount:
+    """By its word. Raises KeyError for one of the user's own."""
+    _, own = read_word(MLPS, "mlp", word)
+    hidden = own.get("hidden", int(dim * mlp_ratio))
+    if {"mlp": False, "swiglu": True}[name_of(word)]:
+        return swiglu(dim, tokens, hidden, own.get("norm", False))
     return linear(dim, hidden, tokens) + linear(hidden, dim, tokens)
 
 
@@ -156,6 +173,13 @@ def encoder(
     stem: str = "patchify",
     pre_norm: bool = False,
     out_chans: int | None = None,
+    positions: str = "learned",
+    mlp: str = "mlp",
+    qkv_bias: bool | str = True,
+    qk_norm: bool = False,
+    layer_scale: float | None = None,
+    registers: int = 0,
+    block_norm: str = "layer",
     size: tuple[int, int] | None = None,
 ) -> dict[str, Amount]:
     """Parts of a plain ViT, blocks of a kind together: `total(encoder(...).values())` is its cost.
@@ -171,25 +195,33 @@ def encoder(
     own = {"none": 0, "shifted": depth // 2}.get(propagation, min(4, depth // 2))
     count = {None: own, "all": depth}.get(count, count)
     n_global = count if propagation == "global" else 0
-    positions = (pretrain_img_size // patch_size) ** 2 + pretrain_use_cls_token
-    parts = {
-        "patch embedding": _STEMS[stem](E, patch_size, T),
-        "absolute positions": absolute_positions(E, positions),
-    }
+    parts = {"patch embedding": _STEMS[stem](E, patch_size, T)}
+    if {"learned", "sincos2d"} & {name_of(word) for word in positions.split("+")}:
+        places = (pretrain_img_size // patch_size) ** 2 + pretrain_use_cls_token
+        parts["absolute positions"] = absolute_positions(E, places)
+    if registers:
+        parts["registers"] = Amount(registers * E)
     if pre_norm:
         parts["norm before the blocks"] = norm(E)
     window, img_grid = (window_size, window_size), grid((img_size, img_size), patch_size)
-    for name, n, tokens, group, table in (
-        ("window blocks", depth - n_global, math.prod(padded), window, window),
-        ("global blocks", n_global, T, (rows, columns), img_grid),
+    R = registers  # in windows they see each other alone
+    for name, n, tokens, group, table, among in (
+        ("window blocks", depth - n_global, math.prod(padded), window, window, R * R),
+        ("global blocks", n_global, T, (rows, columns), img_grid, R * (2 * T + R)),
     ):
         block = {
             "norms": norm(E) * 2,
-            "attention's linear layers": attention_linear(E, tokens),
-            "attention's products": attention_products(E, tokens, group),
+            "attention's linear layers": attention_linear(E, tokens + R, qkv_bias),
+            "attention's products": attention_products(E, tokens, group) + Amount(0, 2 * E * among),
             "relative positions": relative_positions(E, num_heads, tokens, group, table),
-            "MLP": mlp(E, T, mlp_ratio),
+            "MLP": _mlp(mlp, E, T + R, mlp_ratio),
+            "norms of q and k": norm(E // num_heads) * 2,
+            "LayerScale": Amount(2 * E),
         }
+        if not qk_norm:
+            block.pop("norms of q and k")
+        if layer_scale is None:
+            block.pop("LayerScale")
         if not use_rel_pos:
             block.pop("relative positions")
         parts |= {f"{name}: {part}": amount * n for part, amount in block.items() if n}
@@ -330,7 +362,8 @@ def encoder_table(sizes: Sequence[str] = PAPER_SIZES, **words) -> pd.DataFrame:
     for size in sizes:
         if size not in SIZES:
             raise unknown("size", size, SIZES)
-        parts = encoder(**SIZES[size] | dict(use_rel_pos=True) | words)
+        rotary = "rope" in SIZES[size].get("positions", "")
+        parts = encoder(**SIZES[size] | dict(use_rel_pos=not rotary) | words)
         sam = parts | {"absolute positions": absolute_positions(SIZES[size]["embed_dim"], 64 * 64)}
         rows = parts | {"encoder": total(parts.values()), "SAM's encoder": total(sam.values())}
         columns[f"{size} params"] = {k: f"{amount.params:,}" for k, amount in rows.items()}

@@ -14,7 +14,17 @@ from .pyramids import (
     SimpleFeaturePyramid,
     StageFPN,
 )
-from .registries import ACTIVATIONS, CONV_BLOCKS, NORMS, PROPAGATIONS, PYRAMIDS, STEMS
+from .registries import (
+    ACTIVATIONS,
+    CONV_BLOCKS,
+    MLPS,
+    NORMS,
+    POSITIONS,
+    PROPAGATIONS,
+    PYRAMIDS,
+    STEMS,
+)
+from .rope import Rope
 from .stems import ConvStem, NormedPatchEmbed, PatchEmbed
 from .vit import ViT
 from .yacs import add_vit_config
@@ -22,8 +32,10 @@ from .yacs import add_vit_config
 __all__ = [
     "ACTIVATIONS",
     "CONV_BLOCKS",
+    "MLPS",
     "NORMS",
     "PLACEMENTS",
+    "POSITIONS",
     "PROPAGATIONS",
     "PYRAMIDS",
     "SIZES",
@@ -40,6 +52,7 @@ __all__ = [
     "PatchEmbed",
     "Propagation",
     "QuickGELU",
+    "Rope",
     "ShiftedWindows",
     "SimpleFeaturePyramid",
     "StageFPN",

@@ -41,6 +41,56 @@ for _letter in "blh":
         out_chans=256,
     )
 
+# Encoders of other pre-trainings: their blocks and positions, ViTDet's windows and propagation.
+# Patches have 16 px where theirs have 14: `pretrain_img_size` is that of as many patches as
+# theirs, and a file's kernel is resized when it is loaded.
+_DINOV2 = dict(layer_scale=1.0, pretrain_img_size=37 * 16)
+_DINOV3 = dict(
+    positions="rope", qkv_bias="qv", layer_scale=1e-5, registers=4, block_norm="layer(eps=1e-5)"
+)
+_EVA02 = dict(
+    positions="learned+rope(unit=token,coordinates=window)",
+    qkv_bias="qv",
+    pretrain_img_size=16 * 16,
+    window_size=16,
+)
+_PE = dict(
+    positions="learned+rope(unit=token,coordinates=window,axes=xy)",
+    pre_norm=True,
+    block_norm="layer(eps=1e-5)",
+)
+_PE_14, _PE_24, _PE_32 = (_PE | dict(pretrain_img_size=side * 16) for side in (14, 24, 32))
+_PE_G = _PE_32 | dict(mlp_ratio=8960 / 1536, pretrain_use_cls_token=False)
+SIZES |= {
+    name: dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads) | words
+    for name, embed_dim, depth, num_heads, words in (
+        ("dinov2-s", 384, 12, 6, _DINOV2),
+        ("dinov2-b", 768, 12, 12, _DINOV2),
+        ("dinov2-l", 1024, 24, 16, _DINOV2),
+        ("dinov2-g", 1536, 40, 24, _DINOV2 | dict(mlp="swiglu(hidden=4096)")),
+        ("dinov3-s", 384, 12, 6, _DINOV3),
+        ("dinov3-s+", 384, 12, 6, _DINOV3 | dict(mlp="swiglu(hidden=1536)")),
+        ("dinov3-b", 768, 12, 12, _DINOV3),
+        ("dinov3-l", 1024, 24, 16, _DINOV3),
+        ("dinov3-h+", 1280, 32, 20, _DINOV3 | dict(mlp="swiglu(hidden=5120)")),
+        ("dinov3-7b", 4096, 40, 32, _DINOV3 | dict(mlp="swiglu(hidden=8192)")),
+        ("eva02-ti", 192, 12, 3, _EVA02 | dict(mlp="swiglu(hidden=512)")),
+        ("eva02-s", 384, 12, 6, _EVA02 | dict(mlp="swiglu(hidden=1024)")),
+        ("eva02-b", 768, 12, 12, _EVA02 | dict(mlp="swiglu(hidden=2048,norm=true)")),
+        ("eva02-l", 1024, 24, 16, _EVA02 | dict(mlp="swiglu(hidden=2730,norm=true)")),
+        ("pe-core-ti", 192, 12, 3, _PE_24),
+        ("pe-core-s", 384, 12, 6, _PE_24),
+        ("pe-core-b", 768, 12, 12, _PE_14),
+        ("pe-core-l", 1024, 24, 16, _PE_24),
+        ("pe-core-g", 1536, 50, 16, _PE_G),
+        ("pe-spatial-ti", 192, 12, 3, _PE_32),
+        ("pe-spatial-s", 384, 12, 6, _PE_32),
+        ("pe-spatial-b", 768, 12, 12, _PE_32),
+        ("pe-spatial-l", 1024, 24, 16, _PE_32),
+        ("pe-spatial-g", 1536, 50, 16, _PE_G | dict(layer_scale=0.1)),
+    )
+}
+
 # Levels on top of p5, each built for a number of channels.
 _TOP_BLOCKS: dict[str, Callable[[int], nn.Module | None]] = {
     "max_pool": lambda channels: LastLevelMaxPool(),
@@ -50,28 +100,34 @@ _TOP_BLOCKS: dict[str, Callable[[int], nn.Module | None]] = {
 
 
 def build_encoder(
-    size: str = "vit-b", block_norm: str = "layer", activation: str = "gelu", **words: Any
+    size: str = "vit-b",
+    block_norm: str | None = None,
+    activation: str | None = None,
+    **words: Any,
 ) -> ViT:
     """An encoder of a named size.
 
     Args:
         size: one of `SIZES`.
-        block_norm: the blocks' norms, a word of `NORMS`: "layer" or "batch"; in place of `ViT`'s
-            `norm_layer`, which is used if it is among the words.
+        block_norm: the blocks' norms, a word of `NORMS`: "layer", "batch" or "layer(eps=1e-5)"; in
+            place of `ViT`'s `norm_layer`, which is used if it is among the words.
+            None: that of the size, else "layer".
         activation: the MLPs', a word of `ACTIVATIONS`: "gelu", "gelu_tanh", "relu6" or
-            "quick_gelu"; in place of `ViT`'s `act_layer`, likewise.
+            "quick_gelu"; in place of `ViT`'s `act_layer`, likewise. None: "gelu".
         **words: `ViT`'s arguments, over those of the size: ``propagation="conv"``, ``count=4``,
             ``placement="even"``, ``use_rel_pos=True``, ``img_size=1024``, ...
 
     Raises:
         ValueError: an unknown size, or a word that `ViT` refuses.
     """
-    choose("size", size, SIZES)
+    own = dict(SIZES[choose("size", size, SIZES)])
+    block_norm = block_norm or own.pop("block_norm", "layer")
+    own.pop("block_norm", None)
     defaults = dict(
         norm_layer=lookup(NORMS, "block_norm", block_norm),
-        act_layer=lookup(ACTIVATIONS, "activation", activation),
+        act_layer=lookup(ACTIVATIONS, "activation", activation or "gelu"),
     )
-    return ViT(**{**defaults, **SIZES[size], **words})
+    return ViT(**{**defaults, **own, **words})
 
 
 def build_backbone(
@@ -101,7 +157,7 @@ def build_backbone(
     """
     neck = lookup(PYRAMIDS, "pyramid", pyramid)
     choose("top_block", top_block, _TOP_BLOCKS)
-    if getattr(neck, "reads_stages", False):
+    if getattr(getattr(neck, "func", neck), "reads_stages", False):
         words = dict(stages=len(scale_factors)) | words
     return neck(
         net=build_encoder(size, **words),

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from detectron2.layers import get_norm
 from torch import Tensor, nn
 
+from .arguments import number
 from .recompute import is_again
 from .registries import NORMS
 
@@ -34,9 +35,9 @@ class LayerNorm2d(nn.Module):
 
 
 @NORMS.register("layer")
-def layer_norm(channels: int) -> nn.LayerNorm:
-    """With the epsilon of the ViT family, 1e-6."""
-    return nn.LayerNorm(channels, eps=1e-6)
+def layer_norm(channels: int, eps: float = 1e-6) -> nn.LayerNorm:
+    """With the epsilon of the ViT family."""
+    return nn.LayerNorm(channels, eps=number("eps", eps, least=0))
 
 
 @NORMS.register("batch")

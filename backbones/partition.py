@@ -12,40 +12,58 @@ from torch import Tensor
 from .arguments import whole_number
 
 LABELS = 4  # sides of a map that may share a group
+UNSEEN = LABELS  # label of places that only fill a group up
 
 
 class Partition:
     """All tokens in one group, i.e. global attention; subclass for another grouping.
 
-    A subclass overrides `padded_size`, `split` and `join` (each other's inverse) and `group_size`;
-    where some tokens of a group must not see each other also `labels`, or else `mask`.
+    A subclass overrides `split`, and `padded_size` where the map must have another size for it;
+    where some tokens of a group must not see each other also `labels`. The rest follows; what is
+    known in closed form, `join` or `group_size`, may be said for speed.
     """
 
     word = "global"
+    is_global = True  # every token sees all
+
+    def __init_subclass__(cls, **words):
+        super().__init_subclass__(**words)
+        own = vars(cls)
+        if "mask" in own:
+            raise TypeError(f"{cls.__name__} overrides mask, which follows from labels: say those")
+        if "split" in own and "join" not in own:
+            cls.join = Partition.join  # a parent's undoes another `split`
+        if "split" in own or "labels" in own:
+            cls.is_global = own.get("is_global", False)
 
     def padded_size(self, H: int, W: int) -> tuple[int, int]:
         """Rows and columns that `split` needs for a map of H x W tokens."""
         return H, W
 
     def group_size(self, H: int, W: int) -> tuple[int, int]:
-        """Rows and columns (h, w) of a group for a map of H x W tokens."""
-        return H, W
+        """Rows and columns (h, w) of a group for a map of padded size H x W."""
+        return (H, W) if self.is_global else tuple(self.split(_numbers(H, W)).shape[1:3])
 
     def split(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) of padded size -> (G, h, w, C)."""
         return x_BHWC
 
     def join(self, x_GhwC: Tensor, H: int, W: int) -> Tensor:
-        """(G, h, w, C) -> (B, H, W, C), with H, W the padded size."""
-        return x_GhwC
+        """(G, h, w, C) -> (B, H, W, C), with H, W the padded size: undoes `split`."""
+        if self.is_global:
+            return x_GhwC
+        back = self.split(_numbers(H, W)).flatten().argsort().to(x_GhwC.device)
+        images = x_GhwC.shape[:3].numel() // (H * W)
+        x_BTC = x_GhwC.reshape(images, H * W, x_GhwC.shape[-1]).index_select(1, back)
+        return x_BTC.unflatten(1, (H, W))
 
     def labels(self, H: int, W: int, device: torch.device) -> Tensor | None:
         """Tokens of a group see those with their own label: int64 (groups of one image, N), numbers
-        below `LABELS`, for a map of padded size. None: all see all."""
+        below `LABELS`, or `UNSEEN`, for a map of padded size. None: all see all."""
         return None
 
     def mask(self, H: int, W: int, device: torch.device) -> Tensor | None:
-        """Which token may see which: bool (groups of one image, N, N), or None for all."""
+        """`labels` as which token may see which: bool (groups of one image, N, N)."""
         label_GN = self.labels(H, W, device)
         return None if label_GN is None else label_GN[:, :, None] == label_GN[:, None, :]
 
@@ -53,10 +71,13 @@ class Partition:
         """What `split` does to a map of H x W tokens: int64 (groups of one image, N), the number
         of the token at each place, -1 for padding. None: all tokens in order."""
         padded = self.padded_size(H, W)
-        if type(self).split is Partition.split and padded == (H, W):
+        if self.is_global and padded == (H, W):
             return None
-        tokens_1HW1 = torch.arange(H * W, device=device).view(1, H, W, 1)
-        return self.split(pad_tokens(tokens_1HW1 + 1, padded)).flatten(1) - 1
+        return self.split(pad_tokens(_numbers(H, W, device) + 1, padded)).flatten(1) - 1
+
+    def order(self, H: int, W: int, device: torch.device) -> Tensor | None:
+        """As `index`, of a map of padded size: no place is padding."""
+        return None if self.is_global else self.split(_numbers(H, W, device)).flatten(1)
 
 
 class Windows(Partition):
@@ -127,6 +148,11 @@ class ShiftedWindows(Windows):
         wrapped_1W = (torch.arange(W, device=device) >= W - right)[None, :]
         side_HW = wrapped_H1 * 2 + wrapped_1W * 1
         return Windows.split(self, side_HW[None, :, :, None]).reshape(-1, self.size**2)
+
+
+def _numbers(H: int, W: int, device: torch.device | str = "cpu") -> Tensor:
+    """(1, H, W, 1): of the tokens, in order."""
+    return torch.arange(H * W, device=device).view(1, H, W, 1)
 
 
 def pad_tokens(x_BHWC: Tensor, size: tuple[int, int], value_C: Tensor | None = None) -> Tensor:

@@ -4,9 +4,60 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-POSITIONS = ("learned", "sincos2d", "none")
+from .registries import POSITIONS, accepted, read_word
+from .rope import Rope
+
+RESIZE = ("bicubic", "tile")
+
+
+@POSITIONS.register("learned")
+def learned_positions(side: int, has_cls_token: bool, dim: int) -> nn.Parameter:
+    """A vector for each place of the pre-training grid, (1, side * side, dim), with a cls token's
+    in front (1, 1 + side * side, dim)."""
+    pos_embed = nn.Parameter(torch.zeros(1, side**2 + int(has_cls_token), dim))
+    nn.init.trunc_normal_(pos_embed, std=0.02)
+    return pos_embed
+
+
+@POSITIONS.register("sincos2d")
+def sincos2d_positions(side: int, has_cls_token: bool, dim: int) -> nn.Parameter:
+    """As `learned_positions`, fixed: see `fixed_positions`."""
+    if dim % 4:
+        raise ValueError(f"embed_dim={dim} does not fit positions='sincos2d': a multiple of 4 does")
+    pos_embed = nn.Parameter(torch.zeros(1, side**2 + int(has_cls_token), dim))
+    pos_embed.data[:, int(has_cls_token) :] = fixed_positions((side, side), dim).flatten(1, 2)
+    return pos_embed.requires_grad_(False)
+
+
+@POSITIONS.register("none")
+def no_positions(side: int, has_cls_token: bool, dim: int) -> None:
+    """None."""
+
+
+def read_positions(
+    positions: str, side: int, has_cls_token: bool, dim: int
+) -> tuple[nn.Parameter | None, Rope | None]:
+    """Absolute and rotary positions of a word: "learned", "rope", "learned+rope(unit=token)", ...
+
+    Args:
+        side: tokens along the pre-training's image.
+
+    Raises:
+        ValueError: a word that is not known, or two of one kind.
+    """
+    found: dict[bool, nn.Parameter | Rope | None] = {}
+    for word in str(positions).split("+"):
+        entry, own = read_word(POSITIONS, "positions", word.strip())
+        rotary = isinstance(entry, type) and issubclass(entry, Rope)
+        if rotary in found:
+            raise ValueError(f"positions={positions!r} names two of one kind: give one of the two")
+        if rotary:
+            found[rotary] = entry(**accepted(entry, length=side) | own)
+        else:
+            found[rotary] = entry(side, has_cls_token, dim, **own)
+    return found.get(False), found.get(True)
 
 
 def sincos_positions(size: tuple[int, int], frequencies: Tensor) -> Tensor:
@@ -35,13 +86,16 @@ def fixed_positions(size: tuple[int, int], channels: int) -> Tensor:
     return sincos_positions(size, frequencies).to(torch.get_default_dtype())
 
 
-def absolute_positions(pos_embed_1PC: Tensor, has_cls_token: bool, size: tuple[int, int]) -> Tensor:
+def absolute_positions(
+    pos_embed_1PC: Tensor, has_cls_token: bool, size: tuple[int, int], resize: str = "bicubic"
+) -> Tensor:
     """Pre-trained absolute positions for a map of another size.
 
     Args:
         pos_embed_1PC: (1, P, C) with P = side * side, one more with a cls token in front.
         has_cls_token: whether the first entry belongs to a cls token (it is dropped).
         size: rows and columns wanted.
+        resize: "bicubic", or "tile": repeated side by side, without change (arXiv:2311.05613).
 
     Returns:
         (1, H, W, C).
@@ -49,7 +103,11 @@ def absolute_positions(pos_embed_1PC: Tensor, has_cls_token: bool, size: tuple[i
     if has_cls_token:
         pos_embed_1PC = pos_embed_1PC[:, 1:]
     side = math.isqrt(pos_embed_1PC.shape[1])
-    return resized_positions(pos_embed_1PC.reshape(1, side, side, -1), size)
+    pos_1HWC = pos_embed_1PC.reshape(1, side, side, -1)
+    if resize == "bicubic":
+        return resized_positions(pos_1HWC, size)
+    times = [-(-length // side) for length in size]
+    return pos_1HWC.repeat(1, *times, 1)[:, : size[0], : size[1]]
 
 
 def resized_positions(pos_1HWC: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,16 +2,17 @@
 
 Most blocks of the encoder attend inside windows. In its propagation blocks a strategy changes what
 tokens attend to, or adds a module behind the block. The strategies here are those of Table 2a / 8a
-of arXiv:2203.16527; a new one is one registered subclass of `Propagation`.
+of arXiv:2203.16527; a new one is one registered subclass of `Propagation`, or of `Partition`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from .arguments import whole_number
 from .partition import Partition, ShiftedWindows, Windows
-from .registries import CONV_BLOCKS, PROPAGATIONS, choose, lookup
+from .registries import CONV_BLOCKS, PROPAGATIONS, accepted, choose, lookup, read_word
 
 PLACEMENTS = ("even", "first", "last")
 
@@ -24,14 +25,14 @@ class EncoderSpec:
     depth: int  # blocks
     num_heads: int
     window_size: int  # tokens along a window's side
-    conv_block: str  # word of CONV_BLOCKS
 
 
 class Propagation:
     """One strategy. Override `partition`, `residual` or both.
 
     Args:
-        encoder: the encoder this strategy is built for.
+        encoder: the encoder this strategy is built for. A strategy's other arguments are set in
+            its word: ``propagation="conv(conv_block=basic)"``.
     """
 
     def __init__(self, encoder: EncoderSpec):
@@ -44,13 +45,53 @@ class Propagation:
         """
         return min(4, self.encoder.depth // 2)
 
-    def partition(self) -> Partition:
-        """What tokens attend to in a propagation block."""
+    def partition(self, block: int) -> Partition:
+        """What tokens attend to in a propagation block, by its number in the encoder, from 0."""
         return Windows(self.encoder.window_size)
 
-    def residual(self) -> nn.Module | None:
-        """A module on (B, C, H, W) behind a propagation block; its output replaces the map."""
+    def residual(self, block: int) -> nn.Module | None:
+        """A module on (B, C, H, W) behind that block; its output replaces the map."""
         return None
+
+
+class Grouping(Propagation):
+    """Of a registered `Partition`: propagation blocks attend within its groups.
+
+    Args:
+        partition: the class. Of its arguments, `size` is the encoder's window unless the word sets
+            it, `block` is the block's number.
+        word: by which the blocks go, where the class has none of its own.
+        **words: its arguments that the word sets.
+    """
+
+    def __init__(
+        self, encoder: EncoderSpec, partition: type[Partition], word: str, words: dict[str, Any]
+    ):
+        super().__init__(encoder)
+        self._class, self._word, self._words = partition, word, words
+
+    def partition(self, block: int) -> Partition:
+        given = accepted(self._class, size=self.encoder.window_size, block=block)
+        partition = self._class(**given | self._words)
+        if "word" not in vars(self._class):
+            partition.word = self._word
+        return partition
+
+
+def strategy(word: str, encoder: EncoderSpec, **words: Any) -> Propagation:
+    """The strategy of a word.
+
+    Args:
+        word: of `PROPAGATIONS`, with arguments of its own or without.
+        **words: arguments that a strategy which has them gets where its word does not set them.
+
+    Raises:
+        ValueError: an unknown word or argument.
+    """
+    entry, own = read_word(PROPAGATIONS, "propagation", word)
+    if isinstance(entry, type) and issubclass(entry, Partition):
+        return Grouping(encoder, entry, word, own)
+    return entry(encoder, **accepted(entry, **words) | own)
 
 
 @PROPAGATIONS.register("none")
@@ -65,16 +106,24 @@ class NoPropagation(Propagation):
 class GlobalPropagation(Propagation):
     """Propagation blocks attend over all tokens."""
 
-    def partition(self) -> Partition:
+    def partition(self, block: int) -> Partition:
         return Partition()
 
 
 @PROPAGATIONS.register("conv")
 class ConvPropagation(Propagation):
-    """A residual conv block behind each propagation block."""
+    """A residual conv block behind each propagation block.
 
-    def residual(self) -> nn.Module:
-        return lookup(CONV_BLOCKS, "conv_block", self.encoder.conv_block)(self.encoder.dim)
+    Args:
+        conv_block: a word of `CONV_BLOCKS`.
+    """
+
+    def __init__(self, encoder: EncoderSpec, conv_block: str = "bottleneck"):
+        super().__init__(encoder)
+        self.conv_block = lookup(CONV_BLOCKS, "conv_block", conv_block)
+
+    def residual(self, block: int) -> nn.Module:
+        return self.conv_block(self.encoder.dim)
 
 
 @PROPAGATIONS.register("shifted")
@@ -84,7 +133,7 @@ class ShiftedPropagation(Propagation):
     def default_count(self) -> int:
         return self.encoder.depth // 2
 
-    def partition(self) -> Partition:
+    def partition(self, block: int) -> Partition:
         return ShiftedWindows(self.encoder.window_size)
 
 

@@ -5,11 +5,12 @@ the map, T = R + K.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .partition import Partition, Windows, pad_tokens
+from .partition import UNSEEN, Partition, Windows, pad_tokens
 
 
 class Gathered(Partition):
@@ -45,15 +46,39 @@ class Gathered(Partition):
         return self._index_GN
 
 
-class Masked(Gathered):
-    """With a mask, as of `Partition.mask`."""
+class Labelled(Gathered):
+    """With labels, as of `Partition.labels`."""
 
-    def __init__(self, index_GN: Tensor, mask_GNN: Tensor, device: torch.device):
+    def __init__(self, index_GN: Tensor, label_GN: Tensor, device: torch.device):
         super().__init__(index_GN, device)
-        self._mask_GNN = mask_GNN.to(device)
+        self._label_GN = label_GN.to(device)
 
-    def mask(self, H: int, W: int, device: torch.device) -> Tensor:
-        return self._mask_GNN
+    def labels(self, H: int, W: int, device: torch.device) -> Tensor:
+        return self._label_GN
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of tokens that see none of the others.
+
+    Args:
+        length: how many.
+        partition: how they are grouped.
+        places: of each token, padding included, its place on the map of padded size; -1: none.
+    """
+
+    length: int
+    partition: Partition
+    places: Tensor
+
+    def turned(self, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the tokens turn by, (1, T, 1, D / 2) each: a place's of the map, or not at all."""
+        found = []
+        for table_1HWD, none in zip(turn, (1.0, 0.0), strict=True):
+            table_PD = table_1HWD.flatten(0, 2)
+            table_PD = torch.cat([table_PD, torch.full_like(table_PD[:1], none)])
+            found.append(table_PD[self.places][None, :, None])
+        return tuple(found)
 
 
 class TokenSequence:
@@ -86,23 +111,30 @@ class TokenSequence:
         if kept_HW is not None:
             kept_K = kept_HW[: size[0], : size[1]].flatten().nonzero().flatten()
             self._kept_K, tokens = kept_K.to(device), len(kept_K)
-        self._parts = {}
+        self._parts: dict[Partition, list[Part]] = {}
+        nowhere = torch.full((registers,), -1, device=device)
         for partition in partitions:
-            if type(partition) is Partition:
-                self._parts[partition] = [(registers + tokens, partition)]
-            elif partition not in self._parts:
-                index_GN, mask_GNN = _groups(partition, size, kept_HW)
+            if partition in self._parts:
+                continue
+            if partition.is_global:
+                places = torch.arange(tokens, device=device)
+                places = places if self._kept_K is None else self._kept_K
+                parts = [Part(registers + tokens, partition, torch.cat([nowhere, places]))]
+            else:
+                index_GN, label_GN, place_GN = _groups(partition, size, kept_HW)
                 gathered = (
                     Gathered(index_GN, device)
-                    if mask_GNN is None
-                    else Masked(index_GN, mask_GNN, device)
+                    if label_GN is None
+                    else Labelled(index_GN, label_GN, device)
                 )
-                self._parts[partition] = [(registers, Partition()), (tokens, gathered)]
+                place_GN = place_GN.to(device)[:, :, None, None]
+                places = gathered.join(place_GN, place_GN.numel(), 1).flatten()
+                parts = [Part(registers, Partition(), nowhere), Part(tokens, gathered, places)]
+            self._parts[partition] = parts
 
-    def parts(self, partition: Partition) -> list[tuple[int, Partition]]:
-        """What `partition` is on the sequence: runs of tokens that do not see each other, by their
-        length, each with its own grouping."""
-        return [part for part in self._parts[partition] if part[0]]
+    def parts(self, partition: Partition) -> list[Part]:
+        """What `partition` is on the sequence."""
+        return [part for part in self._parts[partition] if part.length]
 
     def from_map(self, x_BHWC: Tensor, registers_1RC: Tensor | None) -> Tensor:
         """(B, H, W, C) -> (B, T, 1, C)."""
@@ -157,9 +189,10 @@ def draw_kept(size: tuple[int, int], window_size: int, mask_ratio: float) -> Ten
 
 def _groups(
     partition: Partition, size: tuple[int, int], kept_HW: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Groups of a partition among the kept tokens, by their numbers in the order of the map, -1 for
-    padding; and which may see which. Groups that keep fewer are filled up with what none sees."""
+    padding; their labels; and their places on the map of padded size. Groups that keep fewer are
+    filled up with what none sees."""
     cpu = torch.device("cpu")
     padded = partition.padded_size(*size)
     if kept_HW is None:
@@ -170,14 +203,13 @@ def _groups(
     order_GN = (~kept_GN).int().argsort(dim=1, stable=True)[:, : int(kept_GN.sum(1).max())]
     there_GN = kept_GN.gather(1, order_GN)
     index_GN = torch.where(there_GN, number_GN.gather(1, order_GN), -1)
-    mask_GNN = partition.mask(*padded, cpu)
-    if mask_GNN is None and there_GN.all():
-        return index_GN, None
-    sees_GNN = there_GN[:, None, :]
-    if mask_GNN is not None:
-        group = torch.arange(len(order_GN), device=cpu)[:, None, None]
-        sees_GNN = sees_GNN & mask_GNN[group, order_GN[:, :, None], order_GN[:, None, :]]
-    return index_GN, sees_GNN | ~there_GN[:, :, None]  # a softmax over nothing is no number
+    all_HW = torch.arange(padded[0] * padded[1], device=cpu).view(padded)
+    place_GN = _in_groups(partition, all_HW, padded, -1).gather(1, order_GN)
+    label_GN = partition.labels(*padded, cpu)
+    if label_GN is None and there_GN.all():
+        return index_GN, None, place_GN
+    label_GN = torch.zeros_like(order_GN) if label_GN is None else label_GN.gather(1, order_GN)
+    return index_GN, torch.where(there_GN, label_GN, UNSEEN), place_GN
 
 
 def _in_groups(partition: Partition, x_HW: Tensor, padded: tuple[int, int], padding: int) -> Tensor:

@@ -6,96 +6,23 @@ checkpoints load strictly. See partition.py for the shape letters.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 
 from .arguments import builder, number, whole_number
-from .attention import ATTENTION, Attention
-from .drop_path import DropPath
+from .attention import ATTENTION
+from .block import BlockParts
 from .initial import init_linear
-from .kernels import Linear, in_chunks
 from .norms import LayerNorm2d
 from .partition import Partition, Windows
-from .positions import POSITIONS, absolute_positions, fixed_positions
-from .propagation import EncoderSpec, block_count, propagation_blocks
+from .positions import RESIZE, absolute_positions, read_positions
+from .propagation import EncoderSpec, Propagation, block_count, propagation_blocks, strategy
 from .recompute import recomputed
-from .registries import CONV_BLOCKS, PROPAGATIONS, STEMS, choose, lookup
+from .registries import CONV_BLOCKS, MLPS, STEMS, accepted, choose, lookup, read_word
 from .sequence import TokenSequence, draw_kept
-
-
-class Mlp(nn.Sequential):
-    """Linear, activation, linear, on the last axis."""
-
-    def __init__(self, dim: int, hidden: int, act_layer: Callable[[], nn.Module]):
-        super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.act = act_layer()
-        self.fc2 = Linear(hidden, dim)
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return in_chunks(super().forward, x_BHWC, self.fc1.out_features)
-
-
-class Block(nn.Module):
-    """One transformer block: attention within the groups of `partition`, MLP, and a residual
-    module behind them where a propagation strategy asks for one.
-
-    Args:
-        dim, num_heads, partition, grid, qkv_bias, use_rel_pos, rel_pos_zero_init, attention: as of
-            `Attention`.
-        residual: module on (B, C, H, W), or None.
-        mlp_ratio: hidden channels of the MLP over `dim`.
-        drop_path: probability that a sample skips a branch in training.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        partition: Partition,
-        grid: tuple[int, int],
-        residual: nn.Module | None = None,
-        mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
-        drop_path: float = 0.0,
-        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
-        use_rel_pos: bool = False,
-        rel_pos_zero_init: bool = True,
-        attention: str = "fused",
-    ):
-        super().__init__()
-        self.norm1 = norm_layer(dim)
-        self.attn = Attention(
-            dim, num_heads, partition, grid, qkv_bias, use_rel_pos, rel_pos_zero_init, attention
-        )
-        self.drop_path = DropPath(drop_path)
-        self.norm2 = norm_layer(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer)
-        if residual is not None:
-            self.residual = residual
-
-    @property
-    def word(self) -> str:
-        """What this block does: "window", "global", "window + residual", ..."""
-        return self.attn.partition.word + (" + residual" if hasattr(self, "residual") else "")
-
-    @property
-    def linears(self) -> tuple[nn.Linear, ...]:
-        """Those of attention and MLP, whose initial values are the owner's of the blocks."""
-        return self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2
-
-    def forward(self, x_BHWC: Tensor, *sequence: TokenSequence) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); with a `sequence`, of its (B, T, 1, C)."""
-        x_BHWC = x_BHWC + self.drop_path(self.attn(self.norm1(x_BHWC), *sequence), 0)
-        x_BHWC = x_BHWC + self.drop_path(self.mlp(self.norm2(x_BHWC)), 1)
-        if hasattr(self, "residual"):
-            map_BHWC = sequence[0].to_map(x_BHWC) if sequence else x_BHWC
-            map_BHWC = self.residual(map_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            x_BHWC = sequence[0].with_map(x_BHWC, map_BHWC) if sequence else map_BHWC
-        return x_BHWC
 
 
 class ViT(Backbone):
@@ -109,7 +36,7 @@ class ViT(Backbone):
         depth: blocks.
         num_heads: heads of each block.
         mlp_ratio: hidden channels of the MLPs over `embed_dim`.
-        qkv_bias: whether q, k and v have a bias.
+        qkv_bias: whether q, k and v have a bias; "qv": q and v (EVA-02, DINOv3).
         drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
         norm_layer: builds a norm from a number of channels.
         act_layer: builds the MLPs' activation, which treats each token alone.
@@ -125,11 +52,13 @@ class ViT(Backbone):
         pretrain_use_cls_token: absolute positions start with one of a cls token.
         out_feature: name of the output, the last block's map.
         propagation: how windows exchange information, a word of `PROPAGATIONS`: "none", "global",
-            "conv", "shifted" or your own. None means "global", the paper's default.
+            "conv", "shifted" or your own. None means "global", the paper's default. It may set
+            arguments: "conv(conv_block=basic)".
         count: how many blocks propagate, "all" of them, or None: the strategy's own, see
             `default_count`.
         placement: which ones, see `propagation_blocks`: "even", "first" or "last".
-        conv_block: for "conv", a word of `CONV_BLOCKS`: "naive", "basic" or "bottleneck".
+        conv_block: for a propagation with this argument, as "conv", a word of `CONV_BLOCKS`:
+            "naive", "basic" or "bottleneck".
         stem: image to tokens, a word of `STEMS`: "patchify" or "conv".
         attention: the kernel, "fused", "reference" or "triton": one function, see `Attention`.
         stages: stages of equal length (as equal as `depth` allows, see "even" placement). The maps
@@ -138,7 +67,15 @@ class ViT(Backbone):
         out_chans: channels of SAM's neck behind the last block: a 1x1 and a 3x3 conv, each with a
             norm (arXiv:2304.02643). None: no neck.
         positions: absolute positions added to the tokens: "learned"; "sincos2d", MAE's fixed sines
-            and cosines (arXiv:2111.06377), which are a parameter without gradient; "none".
+            and cosines (arXiv:2111.06377), which are a parameter without gradient; "none". Or
+            rotary ones, "rope", see `Rope` for its arguments. Or both: "learned+rope(unit=token)".
+        positions_resize: how absolute ones fit a map of another size: "bicubic", or "tile":
+            repeated (Perception Encoder, SAM 3; arXiv:2311.05613).
+        mlp: a word of `MLPS`: "mlp", "swiglu", or "swiglu(hidden=2048, norm=true)", where hidden
+            channels are in place of `mlp_ratio` and normed (EVA-02).
+        layer_scale: value that a learned factor of each channel behind attention and MLP starts
+            from (arXiv:2103.17239); None: no such factors.
+        qk_norm: norm the channels of each head's q and k, before they turn.
         mask_ratio: share of the tokens that training leaves out, another random one in each forward
             pass, see `draw_kept`; behind the last block they are a learned `mask_token`, and conv
             blocks read zeros there. As InsightFace's ViT for faces (arcface_torch), which draws for
@@ -160,7 +97,7 @@ class ViT(Backbone):
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
+        qkv_bias: bool | str = True,
         drop_path_rate: float = 0.0,
         norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
         act_layer: Callable[[], nn.Module] = nn.GELU,
@@ -185,6 +122,10 @@ class ViT(Backbone):
         pre_norm: bool = False,
         out_chans: int | None = None,
         positions: str = "learned",
+        positions_resize: str = "bicubic",
+        mlp: str = "mlp",
+        layer_scale: float | None = None,
+        qk_norm: bool = False,
         mask_ratio: float = 0.0,
         registers: int = 0,
     ):
@@ -205,6 +146,9 @@ class ViT(Backbone):
         number("mlp_ratio", mlp_ratio, least=1 / embed_dim)
         number("mask_ratio", mask_ratio, least=0, below=1)
         whole_number("registers", registers, least=0)
+        choose("qkv_bias", qkv_bias, (True, False, "qv"))
+        if layer_scale is not None:
+            number("layer_scale", layer_scale, least=0)
         builder("norm_layer", norm_layer)
         builder("act_layer", act_layer)
         if embed_dim % num_heads:
@@ -222,23 +166,26 @@ class ViT(Backbone):
         self.img_size = img_size
         self.patch_embed = lookup(STEMS, "stem", stem)(patch_size, in_chans, embed_dim)
         self.pretrain_use_cls_token = pretrain_use_cls_token
-        choose("positions", positions, POSITIONS)
-        if not use_abs_pos and positions == "sincos2d":
+        self.positions_resize = choose("positions_resize", positions_resize, RESIZE)
+        side = pretrain_img_size // patch_size
+        absolute, rope = read_positions(positions, side, pretrain_use_cls_token, embed_dim)
+        if not use_abs_pos and absolute is not None and positions != "learned":
             raise ValueError(
-                "positions='sincos2d' contradicts use_abs_pos=False: give one of the two"
+                f"positions={positions!r} contradicts use_abs_pos=False: give one of the two"
             )
-        self.pos_embed = None
-        if use_abs_pos and positions != "none":
-            self.pos_embed = _absolute(
-                positions, pretrain_img_size // patch_size, pretrain_use_cls_token, embed_dim
-            )
+        self.pos_embed = absolute if use_abs_pos else None
 
-        self.spec = spec = EncoderSpec(embed_dim, depth, num_heads, window_size, conv_block)
-        lookup(CONV_BLOCKS, "conv_block", conv_block)
+        self.spec = spec = EncoderSpec(embed_dim, depth, num_heads, window_size)
+        convs = lookup(CONV_BLOCKS, "conv_block", conv_block)
         if window_block_indexes is None and residual_block_indexes is None:
-            roles = _roles_of_words(spec, propagation or "global", count, placement)
+            chosen = strategy(propagation or "global", spec, conv_block=conv_block)
+            if propagation == "none" and count:
+                raise ValueError(
+                    f"count={count!r} does not fit propagation='none': leave it out, or 0"
+                )
+            roles = _roles_of_words(chosen, count, placement)
         elif propagation is None and count is None and placement == "even":
-            roles = _roles_of_indexes(spec, window_block_indexes, residual_block_indexes)
+            roles = _roles_of_indexes(spec, window_block_indexes, residual_block_indexes, convs)
         else:
             raise ValueError(
                 f"propagation={propagation!r}, count={count}, placement={placement!r} contradict "
@@ -247,27 +194,29 @@ class ViT(Backbone):
 
         if pre_norm:
             self.norm_pre = norm_layer(embed_dim)
-        grid = (img_size // patch_size, img_size // patch_size)
+        build_mlp, own = read_word(MLPS, "mlp", mlp)
+        given = accepted(build_mlp, act_layer=act_layer, norm_layer=norm_layer)
+        parts = BlockParts(
+            dim=embed_dim,
+            num_heads=num_heads,
+            grid=(img_size // patch_size, img_size // patch_size),
+            mlp=partial(build_mlp, **{"hidden": int(embed_dim * mlp_ratio), **own}, **given),
+            norm_layer=norm_layer,
+            qkv_bias=qkv_bias,
+            use_rel_pos=use_rel_pos,
+            rel_pos_zero_init=rel_pos_zero_init,
+            attention=attention,
+            rope=rope,
+            qk_norm=qk_norm,
+            layer_scale=layer_scale,
+        )
         self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                partition,
-                grid,
-                residual,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                drop_path=drop_path_rate * i / max(depth - 1, 1),
-                norm_layer=norm_layer,
-                act_layer=act_layer,
-                use_rel_pos=use_rel_pos,
-                rel_pos_zero_init=rel_pos_zero_init,
-                attention=attention,
-            )
+            parts.block(partition, residual, drop_path_rate * i / max(depth - 1, 1))
             for i, (partition, residual) in enumerate(roles)
         )
+        _check_positions(self, parts, [partition for partition, _ in roles], side)
         _check_sequence(mask_ratio, registers, window_size, use_rel_pos)
-        if registers and not any(type(partition) is Partition for partition, _ in roles):
+        if registers and not any(partition.is_global for partition, _ in roles):
             raise ValueError(
                 f"registers={registers} does not fit: no block is global, to read them"
             )
@@ -301,7 +250,10 @@ class ViT(Backbone):
         x_BHWC = self.patch_embed(x)
         if self.pos_embed is not None:
             x_BHWC = x_BHWC + absolute_positions(
-                self.pos_embed, self.pretrain_use_cls_token, tuple(x_BHWC.shape[1:3])
+                self.pos_embed,
+                self.pretrain_use_cls_token,
+                tuple(x_BHWC.shape[1:3]),
+                self.positions_resize,
             )
         else:
             # What the blocks add to is as precise as with positions, under autocast too.
@@ -341,16 +293,33 @@ class ViT(Backbone):
         return (TokenSequence(size, partitions, registers, kept_HW, x_BHWC.device),)
 
 
-def _absolute(positions: str, side: int, has_cls_token: bool, dim: int) -> nn.Parameter:
-    """(1, side * side, dim), with a cls token's entry in front (1, 1 + side * side, dim)."""
-    pos_embed = nn.Parameter(torch.zeros(1, side**2 + int(has_cls_token), dim))
-    if positions == "learned":
-        nn.init.trunc_normal_(pos_embed, std=0.02)
-        return pos_embed
-    if dim % 4:
-        raise ValueError(f"embed_dim={dim} does not fit positions='sincos2d': a multiple of 4 does")
-    pos_embed.data[:, int(has_cls_token) :] = fixed_positions((side, side), dim).flatten(1, 2)
-    return pos_embed.requires_grad_(False)
+def _check_positions(encoder: ViT, parts: BlockParts, partitions: list, side: int) -> None:
+    """Whether they fit the blocks, and each other."""
+    rope, window = parts.rope, encoder.spec.window_size
+    if rope is not None:
+        if (channels := parts.dim // parts.num_heads) % 4:
+            raise ValueError(
+                f"positions='rope' does not fit heads of {channels} channels (embed_dim over "
+                "num_heads): a multiple of 4, two pairs for rows and columns, does"
+            )
+        if parts.use_rel_pos:
+            raise ValueError(
+                "positions='rope' does not fit use_rel_pos=True: give one of the two, as "
+                "use_rel_pos=False"
+            )
+        if rope.coordinates == "window" and all(p.is_global for p in partitions):
+            raise ValueError(
+                "positions='rope(coordinates=window)' does not fit: no block has windows; "
+                "coordinates=map does"
+            )
+    if encoder.positions_resize == "tile":
+        if encoder.pos_embed is None:
+            raise ValueError("positions_resize='tile' has no effect: there are no absolute ones")
+        if side % window and window % side:
+            raise ValueError(
+                f"positions_resize='tile' does not fit: window_size={window} and the {side} "
+                f"positions along a side (pretrain_img_size over patch_size) do not divide"
+            )
 
 
 def _check_sequence(mask_ratio: float, registers: int, window: int, use_rel_pos: bool) -> None:
@@ -380,24 +349,21 @@ def _sam_neck(embed_dim: int, out_chans: int) -> nn.Sequential:
 Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its residual module
 
 
-def _roles_of_words(
-    spec: EncoderSpec, propagation: str, count: int | str | None, placement: str
-) -> list[Role]:
-    strategy = lookup(PROPAGATIONS, "propagation", propagation)(spec)
-    if propagation == "none" and count:
-        raise ValueError(f"count={count!r} does not fit propagation='none': leave it out, or 0")
-    propagating = propagation_blocks(spec.depth, block_count(strategy, count), placement)
-    windows = Windows(spec.window_size)
+def _roles_of_words(chosen: Propagation, count: int | str | None, placement: str) -> list[Role]:
+    depth, windows = chosen.encoder.depth, Windows(chosen.encoder.window_size)
+    propagating = propagation_blocks(depth, block_count(chosen, count), placement)
     return [
-        (strategy.partition(), strategy.residual()) if i in propagating else (windows, None)
-        for i in range(spec.depth)
+        (chosen.partition(i), chosen.residual(i)) if i in propagating else (windows, None)
+        for i in range(depth)
     ]
 
 
 def _roles_of_indexes(
-    spec: EncoderSpec, windowed: Sequence[int] | None, residual: Sequence[int] | None
+    spec: EncoderSpec,
+    windowed: Sequence[int] | None,
+    residual: Sequence[int] | None,
+    conv_block: Callable[[int], nn.Module],
 ) -> list[Role]:
-    conv_block = lookup(CONV_BLOCKS, "conv_block", spec.conv_block)
     windowed, residual = windowed or (), residual or ()
     for argument, indexes in (
         ("window_block_indexes", windowed),

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import register_flop_formula
 
-from ..partition import LABELS, Partition
+from ..partition import LABELS, UNSEEN, Partition
 from ..positions import relative_terms
 from .cpu_attention import group_flops
 from .relative import onehot_keys
@@ -64,9 +64,11 @@ def folded_attention(
         k += [onehot_keys(h, w, k_GMND).expand(G, M, -1, -1)]
     if labels_GN is not None:
         numbers = torch.arange(LABELS, device=labels_GN.device)
-        own = (labels_GN[:, None, :, None] == numbers).expand(-1, M, -1, -1)
-        q += [(~own).to(q_GMND.dtype) * _HIDDEN]
-        k += [own.to(k_GMND.dtype)]
+        label_G1N1 = labels_GN[:, None, :, None]
+        own, unseen = label_G1N1 == numbers, label_G1N1 == UNSEEN
+        # What none sees sees all: its scores stay numbers.
+        q += [(~own & ~unseen).to(q_GMND.dtype).expand(-1, M, -1, -1) * _HIDDEN]
+        k += [(own | unseen).to(k_GMND.dtype).expand(-1, M, -1, -1)]
     q, k = torch.cat(q, -1), torch.cat(k, -1)
     fill = -q.shape[-1] % 8  # kernels want multiples of 8
     q, k = F.pad(q, (0, fill)), F.pad(k, (0, fill))
@@ -125,11 +127,9 @@ WHERE: dict[tuple[bool, str], Choice] = {
     (True, "global"): _NOT_MEASURED,
     (True, "windows"): _NOT_MEASURED,
     (True, "labelled"): _NOT_MEASURED,  # shifted windows
-    (True, "masked"): _NOT_MEASURED,  # one's own mask
     (False, "global"): _NOT_MEASURED,
     (False, "windows"): _NOT_MEASURED,
     (False, "labelled"): _NOT_MEASURED,
-    (False, "masked"): _NOT_MEASURED,
 }
 
 

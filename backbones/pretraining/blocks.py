@@ -12,22 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import Attention
-from ..partition import Partition
+from ..block import Block, LayerScale, Mlp
 from ..positions import absolute_positions
 from ..recompute import recomputed
 from ..stems import NormedPatchEmbed, PatchEmbed
-from ..vit import Block, ViT
+from ..vit import ViT
 
 
 def check_encoder(encoder: ViT) -> None:
     """
     Raises:
-        ValueError: the encoder has windows, conv blocks, relative positions, SAM's neck or a
-            `mask_ratio` of its own, so its blocks do not read any sequence of tokens.
+        ValueError: the encoder has windows, conv blocks, relative or rotary positions, SAM's neck
+            or a `mask_ratio` of its own, so its blocks do not read any sequence of tokens; or other
+            parts than those that are run here.
     """
     if any(
-        type(block.attn.partition) is not Partition or hasattr(block, "residual")
-        for block in encoder.blocks
+        not block.attn.partition.is_global or hasattr(block, "residual") for block in encoder.blocks
     ):
         raise ValueError(
             f"encoder with blocks {', '.join(encoder.plan)} does not fit pre-training: "
@@ -35,6 +35,10 @@ def check_encoder(encoder: ViT) -> None:
         )
     for word, wrong in (
         ("use_rel_pos=False", any(block.attn.use_rel_pos for block in encoder.blocks)),
+        ("positions without rope", any(block.attn.rope for block in encoder.blocks)),
+        ("qk_norm=False", any(block.attn.q_norm for block in encoder.blocks)),
+        ("mlp='mlp'", not all(isinstance(block.mlp, Mlp) for block in encoder.blocks)),
+        ("layer_scale=None", any(isinstance(block.ls1, LayerScale) for block in encoder.blocks)),
         ("out_chans=None", hasattr(encoder, "neck")),
         ("mask_ratio=0, and the pre-training's own mask_ratio,", encoder.mask_ratio > 0),
     ):

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import number, whole_number
+from ..block import BlockParts, Mlp
 from ..kernels import Linear
 from ..partition import Partition
 from ..positions import fixed_positions
 from ..stems import NormedPatchEmbed, PatchEmbed
-from ..vit import Block, ViT
+from ..vit import ViT
 from . import blocks
 from .blocks import draw, image_of, of_each, patches_of
 from .inputs import PIXEL_MEAN, PIXEL_STD, Pixels
@@ -195,10 +196,11 @@ class _Decoder(nn.Module):
         pos_NC = fixed_positions((side, side), dim).flatten(0, 2)
         self.register_buffer("pos_embed", pos_NC, persistent=False)
         self.has_cls = has_cls  # whose position is zero
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, Partition(), (side, side), norm_layer=norm_layer)
-            for _ in range(depth)
+        mlp = partial(Mlp, hidden=4 * dim, act_layer=nn.GELU)
+        parts = BlockParts(
+            dim=dim, num_heads=heads, grid=(side, side), mlp=mlp, norm_layer=norm_layer
         )
+        self.blocks = nn.ModuleList(parts.block(Partition()) for _ in range(depth))
         self.norm = norm_layer(dim)
         self.pred = Linear(dim, pixels)
 

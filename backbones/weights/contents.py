@@ -46,7 +46,9 @@ class Contents:
             or training adds them; they keep their initial values.
         settings: words of `ViT` that hold for the format but are not seen in a file:
             "norm_eps", "act_layer" (a class; None: it may be any), "num_heads" (None: likewise),
-            "window_size", "window_block_indexes".
+            "window_size", "window_block_indexes"; and "rope", arguments of `Rope`.
+        unfolded: LayerScale and the linear maps in front of it, as in the file, by the keys of
+            `ViT`; `encoder` has them multiplied. For an encoder that has LayerScale too.
         notes: what conversion did to tensors beyond their names, a line each.
         doubt: why the file may be of a model that computes something else, where no tensor shows
             it; a format's `configure` clears it if a config.json says whose the file is.
@@ -65,6 +67,7 @@ class Contents:
     positions: Callable[[tuple[int, int], int], Tensor] | None = None
     new: str = r"^mask_token$"
     settings: dict = field(default_factory=dict)
+    unfolded: State = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     doubt: str = ""
     around: tuple[str, ...] = ()

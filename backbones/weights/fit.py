@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..activations import TanhGELU
 from ..positions import resized_positions, resized_table
+from ..rope import Rope
 from ..vit import ViT
 from .account import Account, group, sizes
 from .contents import Contents, State, WeightsError, is_finite, square_grid
@@ -19,6 +20,9 @@ _AROUND = "neck and heads of a detector"
 # The word of `ViT` that decides whether it has a group.
 _DECIDED_BY = {
     "absolute positions": "use_abs_pos",
+    "LayerScale": "layer_scale",
+    "norms of q and k": "qk_norm",
+    "MLPs": "mlp",
     "relative positions": "use_rel_pos",
     "norm before the blocks": "pre_norm",
     "residual modules": "propagation",
@@ -117,9 +121,13 @@ def _fit(
     strict: bool,
     new_keys: str,
 ) -> tuple[State, Account]:
+    _check_turn(encoder, contents)
     own = module.state_dict()
     account.dropped |= contents.dropped
     state = dict(state)
+    _unfold(state, own, prefix, contents, account)
+    for key in [k for k in own if k.endswith(".attn.qkv.bias") and k in state]:
+        state[key] = _with_biases(state[key], own[key])
     positions = f"{prefix}pos_embed"
     if contents.positions and positions in own and positions not in state:
         computed = contents.positions(_grid(own[positions], encoder), own[positions].shape[2])
@@ -168,6 +176,53 @@ def _fit(
         )
     account.notes += _casts(own, state) + contents.notes + _differences(encoder, contents)
     return fitted, account
+
+
+def _check_turn(encoder: nn.Module, contents: Contents) -> None:
+    """
+    Raises:
+        WeightsError: the file's encoder has rotary positions, and this one none or others, which no
+            tensor shows.
+    """
+    theirs = contents.settings.get("rope")
+    if theirs is None:
+        return
+    wanted = Rope(**dict(length=1) | theirs)
+    own = encoder.blocks[0].attn.rope if isinstance(encoder, ViT) else None
+    kinds = [(r.unit, r.base, r.axes, r.pairs) for r in (own, wanted) if r is not None]
+    elsewhere = "coordinates" in theirs and own and own.coordinates != wanted.coordinates
+    if own is None or kinds[0] != kinds[1] or elsewhere:
+        words = ",".join(f"{k}={v}" for k, v in theirs.items() if k != "length")
+        raise WeightsError(
+            f"{_title(contents)} does not fit: its encoder has rotary positions: "
+            f"positions='rope({words})', or 'learned+rope({words})', has them"
+        )
+    if wanted.unit == "token" and own.length != wanted.length:
+        raise WeightsError(
+            f"{_title(contents)} does not fit: its rotary positions are of {wanted.length} tokens "
+            f"along a side, here of {own.length}: length={wanted.length} in positions, or "
+            f"pretrain_img_size={wanted.length * encoder.patch_embed.patch_size}, says so"
+        )
+
+
+def _unfold(state: State, own: State, prefix: str, contents: Contents, account: Account) -> None:
+    """LayerScale as in the file, where the encoder has it too."""
+    if not any(f"{prefix}{key}" in own for key in contents.unfolded if ".ls" in key):
+        return
+    state |= {f"{prefix}{key}": tensor for key, tensor in contents.unfolded.items()}
+    for key in contents.unfolded:
+        account.dropped.pop(key, None)
+
+
+def _with_biases(bias: Tensor, own: Tensor) -> Tensor:
+    """Biases of q and v as those of q, k and v, whose middle is zero, and the other way round."""
+    if bias.ndim == own.ndim == 1 and 2 * own.numel() == 3 * bias.numel():
+        q, v = bias.chunk(2)
+        return torch.cat([q, torch.zeros_like(q), v])
+    if bias.ndim == own.ndim == 1 and 3 * own.numel() == 2 * bias.numel():
+        q, k, v = bias.chunk(3)
+        return bias if bool((k != 0).any()) else torch.cat([q, v])
+    return bias
 
 
 def _fit_registers(
@@ -312,9 +367,11 @@ def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
     block = encoder.blocks[0]
     own = dict(
         norm_eps=getattr(block.norm1, "eps", None),
-        act_layer=_activation(block.mlp.act),
+        act_layer=_activation(block.mlp.act) if hasattr(block.mlp, "act") else None,
         num_heads=block.attn.num_heads,
     )
+    if own["act_layer"] is None:  # a gated MLP
+        del own["act_layer"]
     theirs = dict(act_layer=nn.GELU) | contents.settings | {"num_heads": known_heads(contents)}
 
     def name(value) -> str:

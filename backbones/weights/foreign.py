@@ -1,7 +1,7 @@
 """Models that compute another function than the encoders here, by name.
 
 Their files are recognised before any format is looked for: many of them have a format's keys too,
-and some differ in nothing but that a tensor is there, or is not (Perception Encoder).
+and some differ in nothing but that a tensor is there, or is not.
 """
 
 import re
@@ -80,38 +80,18 @@ MODELS = (
         "it cuts and resizes positions in a way of its own, and has linear patches",
         (r"(^|\.)(patch_generator\.|input_conditioner\.|embeddings\.cls_register_token$)",),
     ),
-    Foreign("DINOv3", _ROTARY, (r"(^|\.)(rope_embed\.periods|storage_tokens)$",)),
-    Foreign(
-        "DINOv3 of transformers",
-        _ROTARY,
-        (r"^(model\.)?layer\.\d+\.attention\.q_proj\.", r"^(model\.)?layer\.\d+\.layer_scale1\."),
-    ),
     Foreign(
         "PE-Det, a detector on Perception Encoder",
         _ROTARY,
         (r"(^|\.)(net|bottom_up)\.transformer\.resblocks\.\d+\.",),
     ),
     Foreign(
-        "Perception Encoder (PE-Core)",
-        "rotary positions, which leave no tensor in its file and ViT does not compute",
-        (r"(^|\.)attn_pool\.probe$", r"(^|\.)transformer\.resblocks\.\d+\."),
-    ),
-    Foreign(
-        "Perception Encoder (PE-Lang, PE-Spatial)",
-        "rotary positions, which leave no tensor in its file and ViT does not compute; a CLIP "
-        "tower has ln_post, this file has none",
-        (r"^(visual\.)?conv1\.weight$", r"^(visual\.)?transformer\.resblocks\.\d+\."),
-        lacks=r"(^|\.)ln_post\.|^visual\.layer1\.",
-    ),
-    Foreign(
-        "EVA-02-Det",
-        "rotary positions and gated MLPs, which ViT does not compute",
-        (r"(^|\.)(net|bottom_up)\.rope_(win|glb)\.", r"\.attn\.q_proj\."),
-    ),
-    Foreign(
-        "EVA-02",
-        "rotary positions and gated MLPs, which ViT does not compute",
-        (r"(^|\.)blocks\.\d+\.attn\.q_(bias|proj)\b", r"(^|\.)blocks\.\d+\.mlp\.(w3|fc1_g)\."),
+        "EVA-02-CLIP",
+        "its attention has a norm inside, which ViT does not compute",
+        (
+            r"(^|\.)blocks\.\d+\.attn\.(inner_attn_ln|norm)\.",
+            r"(^|\.)blocks\.\d+\.mlp\.(w3|fc1_g)\.",
+        ),
     ),
     Foreign(
         "MIMDet",

@@ -51,7 +51,9 @@ def _words(contents: Contents) -> dict[str, Any]:
     state = contents.encoder
     depth = len({m[1] for k in state if (m := re.match(r"blocks\.(\d+)\.attn\.qkv\.weight$", k))})
     shapes = {k: tuple(v.shape) for k, v in state.items()}
-    needed = ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight")
+    gated = "blocks.0.mlp.w1.weight" in shapes
+    first = f"blocks.0.mlp.{'w1' if gated else 'fc1'}.weight"
+    needed = ("blocks.0.attn.qkv.weight", first)
     if not (stem := _stem(shapes)) or any(len(shapes.get(k, ())) != 2 for k in needed):
         return {}
     dim = shapes["blocks.0.attn.qkv.weight"][1]
@@ -64,14 +66,14 @@ def _words(contents: Contents) -> dict[str, Any]:
     residual = [i for i in range(depth) if f"blocks.{i}.residual.conv1.weight" in state]
     window, windowed = _plan(contents, lengths, bool(residual))
     whole = max((n for i, n in lengths.items() if i not in windowed), default=0)
-    hidden = shapes["blocks.0.mlp.fc1.weight"][0]
+    hidden = shapes[first][0]
     ratio = hidden / dim
     words = stem | dict(
         embed_dim=dim,
         depth=depth,
         # `ViT` rounds the product down.
         mlp_ratio=ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf),
-        qkv_bias="blocks.0.attn.qkv.bias" in state,
+        qkv_bias=_qkv_bias(shapes, dim),
         use_abs_pos="pos_embed" in state or contents.positions is not None,
         pretrain_use_cls_token=contents.prefix > 0,
         use_rel_pos=bool(lengths),
@@ -80,6 +82,17 @@ def _words(contents: Contents) -> dict[str, Any]:
         residual_block_indexes=residual,
         pre_norm="norm_pre.weight" in state,
     )
+    if gated:
+        norm = ",norm=true" if "blocks.0.mlp.norm.weight" in state else ""
+        words |= dict(mlp=f"swiglu(hidden={hidden}{norm})", mlp_ratio=4.0)
+    if "blocks.0.ls1.gamma" in state:
+        words["layer_scale"] = 1.0
+    if "blocks.0.attn.q_norm.weight" in state:
+        words["qk_norm"] = True
+    if rope := contents.settings.get("rope"):
+        turning = f"rope({','.join(f'{k}={v}' for k, v in rope.items())})"
+        words["positions"] = f"learned+{turning}" if "pos_embed" in state else turning
+        words["use_abs_pos"] = True
     words["num_heads"] = known_heads(contents) or max(1, dim // 64)
     patch = words["patch_size"]
     if len(shapes.get("pos_embed", ())) == 3:
@@ -99,6 +112,11 @@ def _words(contents: Contents) -> dict[str, Any]:
     if act_layer := contents.settings.get("act_layer"):
         words["act_layer"] = act_layer
     return words
+
+
+def _qkv_bias(shapes: dict[str, tuple[int, ...]], dim: int) -> bool | str:
+    bias = shapes.get("blocks.0.attn.qkv.bias")
+    return "qv" if bias == (2 * dim,) else bias is not None
 
 
 def _plan(contents: Contents, lengths: dict[int, int], conv_blocks: bool) -> tuple[int, list[int]]:

@@ -1,5 +1,6 @@
 """Weights out: files that detectron2, transformers and segment-anything load."""
 
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,9 @@ from .account import group
 from .contents import Contents, State, WeightsError, is_finite, square_grid
 from .formats.transformers import ACTIVATIONS
 from .words import encoder_words
+
+# Parts of a block that the readers of these files have not.
+_OF_TODAY = r"\.mlp\.w\d\.|\.ls[12]\.|\.attn\.[qk]_norm\."
 
 
 def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
@@ -47,13 +51,19 @@ def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
             f"{contents.path}: {to} has no place for a {contents.format}'s stem and computed "
             "positions; this suite loads the file as it is"
         )
+    if "rope" in contents.settings:
+        raise WeightsError(
+            f"{contents.path}: {to} has no place for a {contents.format}'s rotary positions, which "
+            "leave no tensor; this suite loads the file as it is"
+        )
+    contents, added = _with_k_biases(contents)
     for key, tensor in (contents.encoder | contents.detector).items():
         if tensor.is_floating_point() and not is_finite(tensor):
             raise WeightsError(f"{contents.path}: {key} has values that are NaN or infinite")
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        notes = WRITERS[to](contents, scratch)
+        notes = added + WRITERS[to](contents, scratch)
         os.replace(scratch, out)
     finally:
         shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink(missing_ok=True)
@@ -196,6 +206,20 @@ WRITERS: dict[str, Callable[[Contents, Path], list[str]]] = {
 }
 
 
+def _with_k_biases(contents: Contents) -> tuple[Contents, list[str]]:
+    """Zeros for k's where q and v have biases alone."""
+    filled = {}
+    for key, bias in contents.encoder.items():
+        weight = contents.encoder.get(key.removesuffix("bias") + "weight")
+        if key.endswith(".attn.qkv.bias") and 3 * len(bias) == 2 * len(weight):
+            q, v = bias.chunk(2)
+            filled[key] = torch.cat([q, torch.zeros_like(q), v])
+    if not filled:
+        return contents, []
+    contents = dataclasses.replace(contents, encoder=contents.encoder | filled)
+    return contents, ["added: biases of zeros for k, which has none"]
+
+
 def _plain_words(contents: Contents, whose: str) -> dict[str, Any]:
     words = encoder_words(contents)
     if not words:
@@ -204,7 +228,7 @@ def _plain_words(contents: Contents, whose: str) -> dict[str, Any]:
 
 
 def _refuse(contents: Contents, whose: str, pattern: str) -> None:
-    keys = [k for k in contents.encoder if re.search(pattern, k)]
+    keys = [k for k in contents.encoder if re.search(f"{pattern}|{_OF_TODAY}", k)]
     if keys:
         raise WeightsError(
             f"{contents.path}: {whose} has no place for its {group(keys[0])}: {keys[0]}"

@@ -12,7 +12,16 @@ from backbones.weights.writers import convert
 
 from ..errors import UserError
 
-_OF_A_SIZE = ("embed_dim", "depth", "num_heads", "patch_size", "stem", "pre_norm", "out_chans")
+_OF_A_SIZE = (
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "patch_size",
+    "stem",
+    "pre_norm",
+    "out_chans",
+    "mlp",
+)
 
 
 def show(path: Path, console: Console) -> None:
@@ -68,13 +77,24 @@ def _read(path: Path) -> Contents:
 
 def _in_words(contents: Contents, words: dict[str, Any]) -> str:
     """The size's name if it is one of ours, the numbers, positions and plan."""
-    defaults = dict(patch_size=16, stem="patchify", pre_norm=False, out_chans=None)
+    defaults = dict(patch_size=16, stem="patchify", pre_norm=False, out_chans=None, mlp="mlp")
     own = {k: (defaults | words).get(k) for k in _OF_A_SIZE}
-    name = next(
-        (n for n, s in SIZES.items() if own == {k: (defaults | s).get(k) for k in _OF_A_SIZE}), ""
-    )
+
+    def kind(words: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        sizes = {k: (defaults | words).get(k) for k in _OF_A_SIZE if k != "patch_size"}
+        return sizes, "rope" in words.get("positions", "")
+
+    # Encoders with rotary positions go by one name whatever their patches.
+    names = [
+        name
+        for name, size in SIZES.items()
+        if kind(size) == kind(words)
+        and (kind(words)[1] or size.get("patch_size", 16) == own["patch_size"])
+    ]
+    name = names[0] if names else ""
     parts = [f"{k}={v}" for k, v in own.items() if v != defaults.get(k, "")]
     parts.append(f"norm_eps={words['norm_layer'].keywords['eps']:g}")
+    parts += [f"{k}={words[k]}" for k in ("positions", "qk_norm") if k in words]
     if "act_layer" in words:
         parts.append(f"act_layer={words['act_layer'].__name__}")
     if "pretrain_img_size" in words:

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,9 +21,20 @@ from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from backbones import ACTIVATIONS, CONV_BLOCKS, NORMS, PROPAGATIONS, PYRAMIDS, STEMS, ViT
+from backbones import (
+    ACTIVATIONS,
+    CONV_BLOCKS,
+    MLPS,
+    NORMS,
+    POSITIONS,
+    PROPAGATIONS,
+    PYRAMIDS,
+    SIZES,
+    STEMS,
+    ViT,
+)
 from backbones.meta import on_meta
-from backbones.propagation import block_count
+from backbones.propagation import block_count, strategy
 from backbones.weights import WeightsError, catalog
 
 from ..errors import UserError, unknown
@@ -67,6 +79,10 @@ _HIERARCHICAL = {
     ("MViT", 144, 48): "mvitv2-l",
     ("MViT", 192, 80): "mvitv2-h",
 }
+_REGISTRIES = (
+    *(PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, STEMS, NORMS, ACTIVATIONS),
+    *(POSITIONS, MLPS),
+)
 PARALLEL = ("ddp", "fsdp")
 # Part of every run's identity: raise it when the same config comes to train otherwise.
 # 2: initial values follow from seed and name, heads' random numbers from their own seeds.
@@ -136,12 +152,33 @@ def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | Non
     for key, value in words.items():
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
-        if not OmegaConf.is_dict(node) or leaf not in node:
-            raise unknown("config key", key, _keys(cfg), f" in {where}")
-        old = OmegaConf.select(kinds or cfg, key)
-        if not _same_kind(old, value):
+        unsaid = _unsaid(OmegaConf.select(kinds or cfg, parent) if parent else None, node)
+        if not OmegaConf.is_dict(node) or leaf not in {*node, *unsaid}:
+            said = [*_keys(cfg), *(f"{parent}.{word}" for word in unsaid)]
+            raise unknown("config key", key, said, f" in {where}")
+        old = unsaid.get(leaf, OmegaConf.select(kinds or cfg, key))
+        if not _same_kind(old, value) and (leaf, value) != ("qkv_bias", "qv"):
             raise UserError(f"config key {key!r} in {where} is {value!r}: it takes {_kind(old)}")
-        OmegaConf.update(cfg, key, value, merge=False)
+        if leaf in unsaid and value == old:
+            node.pop(leaf, None)  # said or not, it is the same run
+        else:
+            OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+
+
+def _unsaid(base: DictConfig | None, node: DictConfig | None) -> Words:
+    """Words of a ViT that its config leaves at their defaults, with these.
+
+    Args:
+        base: the config's node before anyone set words in it.
+        node: as it is.
+    """
+    if not OmegaConf.is_dict(base) or "_target_" not in base or "size" not in base:
+        return {}
+    if _class(base) not in ("build_backbone", "build_encoder"):
+        return {}
+    defaults = {k: p.default for k, p in inspect.signature(ViT).parameters.items()}
+    own = SIZES.get(node.size, {})
+    return {k: own.get(k, v) for k, v in defaults.items() if k not in base and not callable(v)}
 
 
 def _kind(value: Any) -> str:
@@ -301,7 +338,7 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
         words: of `encoder`, the `ViT` that they make, or anything else.
     """
     if isinstance(encoder, ViT) and words.get("count", 0) in (None, "all"):
-        words.count = block_count(PROPAGATIONS.get(words.propagation)(encoder.spec), words.count)
+        words.count = block_count(strategy(words.propagation, encoder.spec), words.count)
 
 
 def fitted(cfg: DictConfig, data: "Data") -> DictConfig:
@@ -493,10 +530,10 @@ def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     if "use_act_checkpoint" in cfg.model.get("backbone", {}):
         plain["model"]["backbone"]["use_act_checkpoint"] = False
     encoder = plain["model"].get("backbone") or plain["model"].get("encoder", {})
-    words = {str(v) for v in encoder.values()}
+    words = {name for v in encoder.values() for name in re.findall(r"[\w-]+", str(v))}
     foreign = {
         word: inspect.getsource(inspect.getmodule(entry))
-        for registry in (PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, STEMS, NORMS, ACTIVATIONS)
+        for registry in _REGISTRIES
         for word, entry in registry
         if word in words and not entry.__module__.startswith("backbones.")
     }

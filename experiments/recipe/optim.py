@@ -10,6 +10,7 @@ from detectron2.modeling.backbone.swin import WindowAttention
 from torch import nn
 
 from backbones import ViT
+from backbones.block import LayerScale
 
 NO_DECAY_KINDS = ("norm", "pos_embed", "relative_position_bias")
 # As in detectron2's optimizer, and so in the released recipe: torch's norms. Channel-first
@@ -18,6 +19,7 @@ _NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
     nn.modules.batchnorm._BatchNorm,
+    LayerScale,  # a factor for each channel, as theirs
 )
 
 

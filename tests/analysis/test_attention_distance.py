@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from analysis import attention_distance
-from backbones import Partition, ShiftedWindows, ViT, Windows
+from backbones import Partition, Rope, ShiftedWindows, ViT, Windows
 from backbones.attention import Attention
 from backbones.positions import absolute_positions
 from tests.analysis.conftest import runs_of
 
 
-def attention_of(partition: Partition, grid=(6, 7), rel_pos=True, std=0.5) -> Attention:
+def attention_of(partition: Partition, grid=(6, 7), rel_pos=True, std=0.5, **words) -> Attention:
     torch.manual_seed(0)
-    attention = Attention(8, 2, partition, grid, use_rel_pos=rel_pos).double()
+    attention = Attention(8, 2, partition, grid, use_rel_pos=rel_pos, **words).double()
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=std)
     return attention
@@ -133,6 +133,21 @@ def test_blocks_are_looked_at_with_what_they_get():
     assert found.pixels[1] == pytest.approx(16 * torch.stack(by_image).mean(0).numpy(), rel=1e-5)
     assert found.uniform[:3] == pytest.approx([found.uniform[0]] * 3)
     assert found.uniform[3] > 1.9 * found.uniform[0]
+
+
+def test_rotary_positions_make_the_near_ones_louder():
+    """q and k of one kind everywhere: where they turn by their places, a token sees itself most."""
+    torch.manual_seed(0)
+    plain, turning = (
+        attention_of(Partition(), std=0, rope=rope) for rope in (None, Rope(3, unit="token"))
+    )
+    for attention in (plain, turning):
+        nn.init.constant_(attention.qkv.bias, 2.0)
+    x_1HWC = torch.randn(1, 8, 8, 8, dtype=torch.double)
+    apart, _ = attention_distance.of_block(plain, x_1HWC)
+    near, uniform = attention_distance.of_block(turning, x_1HWC)
+    assert apart.tolist() == pytest.approx([float(uniform)] * 2)
+    assert (near < 0.9 * uniform).all()
 
 
 def test_other_encoders_have_none():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from backbones import ShiftedWindows, ViT, Windows, build_encoder, kernels
+from backbones import Rope, ShiftedWindows, ViT, Windows, build_encoder, kernels
 from backbones.attention import Attention
 from backbones.kernels import cpu_attention, linear_layers
 from backbones.partition import Partition
@@ -108,6 +108,10 @@ def test_a_partition_of_ones_own(kernel):
     torch.manual_seed(0)
     attention = normal_weights(Attention(16, 2, Scattered(), (9, 9), use_rel_pos=True))
     x = torch.randn(2, 6, 7, 16)
+    turning = Attention(16, 2, Scattered(), (9, 9), rope=Rope(4), attention="reference")
+    expected = outputs_and_gradients(normal_weights(turning), x)
+    turning.attention = "fused"
+    assert_same(outputs_and_gradients(turning, x), expected, 1e-5)
     results = []
     for name in (kernel, "_reference"):
         attention.forward = partial(getattr(attention, name), partition=attention.partition)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partialmethod
 
 import pytest
 import timm
@@ -20,8 +21,8 @@ from backbones import (
     ViT,
     build_backbone,
     build_encoder,
-    vit,
 )
+from backbones.attention import Attention
 from backbones.kernels import Linear
 from backbones.positions import absolute_positions, sincos_positions
 from backbones.pretraining.mae import MaskedAutoencoder
@@ -252,7 +253,7 @@ def masked_reference(encoder: ViT, image, kept_PQ) -> torch.Tensor:
         if sees is not None:
             hidden_GNN = hidden_GNN | ~sees
         hidden_GNN = hidden_GNN & ~hidden_GN[:, :, None]  # what a dropped one sees does not matter
-        q, k, v = attn._heads(attn.qkv(y_GhwC))
+        q, k, v = attn.in_groups(block.norm1(x_BHWC))
         hidden = hidden_GNN.repeat(len(image), 1, 1)[:, None]
         scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(hidden, float("-inf"))
         out = (scores.softmax(-1) @ v).transpose(1, 2).reshape(y_GhwC.shape)
@@ -273,21 +274,29 @@ def with_gradients(encoder, out) -> dict[str, torch.Tensor]:
     return {"output": out.detach(), **found}
 
 
-@pytest.mark.parametrize("attention", ["fused", "reference", "gpu"])
+ROPES = ["", "rope", "rope(unit=token,coordinates=window)"]
+
+
+@pytest.mark.parametrize("attention", ["fused", "reference", "gpu", "gpu, labelled"])
 @pytest.mark.parametrize("propagation", STRATEGIES)
 def test_dropped_tokens_are_those_that_nobody_sees(propagation, attention, monkeypatch):
-    """In value and gradient, for every kernel; padding of windows among them."""
-    if attention == "gpu":
-        monkeypatch.setattr(vit.Attention, "_chunked", vit.Attention._folded)
-    words = dict(propagation=propagation, mask_ratio=0.3)
-    encoder = small(**words, attention="fused" if attention == "gpu" else attention).train()
-    torch.manual_seed(2)
-    kept = draw_kept((11, 19), 5, 0.3)
-    expected = with_gradients(encoder, masked_reference(encoder, IMAGE, kept))
-    torch.manual_seed(2)
-    found = with_gradients(encoder, encoder(IMAGE)["last_feat"])
-    assert found["mask_token"].abs().sum() > 0
-    assert_same(found, expected, 2e-5)
+    """In value and gradient, for every kernel; padding of windows among them, which turns too."""
+    if attention.startswith("gpu"):
+        form = "labelled" if "labelled" in attention else "folded"
+        folded = partialmethod(Attention._folded, kernel=form)
+        monkeypatch.setattr(Attention, "_chunked", folded)
+        attention = "fused"
+    for positions in ROPES:
+        words = dict(propagation=propagation, mask_ratio=0.3)
+        words |= dict(positions=positions) if positions else {}
+        encoder = small(**words, attention=attention).train()
+        torch.manual_seed(2)
+        kept = draw_kept((11, 19), 5, 0.3)
+        expected = with_gradients(encoder, masked_reference(encoder, IMAGE, kept))
+        torch.manual_seed(2)
+        found = with_gradients(encoder, encoder(IMAGE)["last_feat"])
+        assert found["mask_token"].abs().sum() > 0
+        assert_same(found, expected, 2e-5)
 
 
 @pytest.mark.parametrize("attention", ["fused", "reference"])
@@ -464,7 +473,7 @@ def test_registers_pass_a_conv_block_by():
 @pytest.mark.parametrize("attention", ["fused", "reference", "gpu"])
 def test_registers_in_every_kernel(attention, monkeypatch):
     if attention == "gpu":
-        monkeypatch.setattr(vit.Attention, "_chunked", vit.Attention._folded)
+        monkeypatch.setattr(Attention, "_chunked", Attention._folded)
     words = dict(registers=3, mask_ratio=0.2, count=2)
     encoder = small(**words, attention="fused" if attention == "gpu" else attention).train()
     reference = small(**words, attention="reference").train()

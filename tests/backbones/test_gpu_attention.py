@@ -16,13 +16,11 @@ from tests.conftest import ROOT
 
 def test_the_table_of_choices():
     """Every block has a line; without a measurement it names torch's choice."""
-    groups = ("global", "windows", "labelled", "masked")
+    groups = ("global", "windows", "labelled")
     assert set(kernels.WHERE) == {(rel_pos, g) for rel_pos in (True, False) for g in groups}
-    for (_, groups), choice in kernels.WHERE.items():
+    for choice in kernels.WHERE.values():
         assert choice.kernel in (*kernels.GROUPED, kernels.TRITON)
         assert choice.measured != "not measured" or choice.kernel == "folded"
-        if groups == "masked":
-            assert choice.kernel.startswith("folded")
 
 
 @pytest.mark.parametrize("rel_pos", [False, True])

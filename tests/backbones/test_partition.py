@@ -38,13 +38,57 @@ def test_index_is_what_split_does(partition, size):
     index = partition.index(*size, "cpu")
     tokens = torch.arange(size[0] * size[1])
     if index is None:
-        assert type(partition) is Partition
+        assert partition.is_global
         return
     assert torch.equal(index[index >= 0].sort().values, tokens)
     padded = pad_tokens(tokens.reshape(1, *size, 1), partition.padded_size(*size), tokens[-1:] - 99)
     expected = partition.split(padded).flatten(1)
     assert torch.equal(index.clamp(min=0) * (index >= 0), expected * (expected >= 0))
     assert torch.equal(index < 0, expected < 0)
+
+
+class Rolled(Windows):
+    """Says `split` alone."""
+
+    def split(self, x_BHWC):
+        return super().split(x_BHWC.roll((1, 2), (1, 2)))
+
+
+class Halves(Partition):
+    """Of the map, without windows."""
+
+    def padded_size(self, H, W):
+        return H + H % 2, W
+
+    def split(self, x_BHWC):
+        return x_BHWC.unflatten(1, (2, -1)).flatten(0, 1)
+
+
+@pytest.mark.parametrize("partition", [Rolled(5), Halves()])
+@pytest.mark.parametrize("size", [(5, 5), (12, 7)])
+def test_the_rest_follows_from_split(partition, size):
+    test_join_undoes_split(partition, size)
+    test_index_is_what_split_does(partition, size)
+    assert not partition.is_global
+    padded = partition.padded_size(*size)
+    assert partition.join(partition.split(torch.ones(0, *padded, 3)), *padded).shape[0] == 0
+
+
+def test_a_mask_of_ones_own_is_refused_and_not_ignored():
+    with pytest.raises(TypeError, match="Own overrides mask, which follows from labels"):
+        type("Own", (Partition,), {"mask": lambda *_: None})
+
+
+def test_a_partition_says_whether_it_is_global():
+    class Labelled(Partition):
+        def labels(self, H, W, device):
+            return torch.zeros(1, H * W, dtype=torch.long, device=device)
+
+    class Named(Partition):
+        word = "whole map"
+
+    found = [x.is_global for x in (Partition(), Windows(4), ShiftedWindows(4), Labelled(), Named())]
+    assert found == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize("kernel", ATTENTION)

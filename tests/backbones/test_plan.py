@@ -69,12 +69,28 @@ def test_conv_blocks_are_the_papers_and_start_as_identity(word, kernels):
 
 
 @pytest.mark.parametrize("propagation", ["none", "global", "conv", "shifted"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size", [*(s for s in SIZES if "vit-" in s), "dinov2-g", "dinov3-s+", "eva02-b", "pe-spatial-g"]
+)
 def test_every_size_and_strategy_gives_the_promised_map(size, propagation):
-    net = encoder(size=size, propagation=propagation)
+    net = encoder(size=size, propagation=propagation, registers=0)
     stride = net.output_shape()["last_feat"].stride
     image = torch.empty(1, 3, 12 * stride, 7 * stride, device="meta")
     assert net(image)["last_feat"].shape == (1, net.output_shape()["last_feat"].channels, 12, 7)
+
+
+def test_a_word_sets_arguments_of_its_entry():
+    """Beside the encoder's own word for the same, over it."""
+    for words in (
+        dict(propagation="conv", conv_block="naive"),
+        dict(propagation="conv(conv_block=naive)"),
+        dict(propagation="conv(conv_block='naive')", conv_block="basic"),
+    ):
+        net = encoder(**words)
+        assert "blocks.2.residual.conv1.weight" in net.state_dict()
+        assert "blocks.2.residual.conv2.weight" not in net.state_dict()
+    assert encoder(block_norm="layer(eps=1e-5)").blocks[0].norm1.eps == 1e-5
+    assert encoder().blocks[0].norm1.eps == 1e-6
 
 
 @pytest.mark.parametrize(
@@ -84,6 +100,19 @@ def test_every_size_and_strategy_gives_the_promised_map(size, propagation):
         (dict(propagation="globl"), "propagation='globl' is unknown: did you mean 'global'?"),
         (dict(propagation="conv", conv_block="bottelneck"), "did you mean 'bottleneck'?"),
         (dict(conv_block="dense"), "conv_block='dense' is unknown"),
+        (dict(propagation="conv(conv_block=dense)"), "conv_block='dense' is unknown"),
+        (
+            dict(propagation="conv(conv_blok=basic)"),
+            r"propagation='conv\(conv_blok=basic\)': argument='conv_blok' is unknown: did you mean "
+            "'conv_block'?",
+        ),
+        (dict(propagation="global(size=7)"), r"'global\(size=7\)': global has no arguments"),
+        (dict(propagation="globl(size=7)"), "globl.* is unknown: did you mean 'global'?"),
+        (dict(propagation="conv(basic)"), r"'conv\(basic\)' cannot be read: conv\(name=value"),
+        (dict(propagation="conv(conv_block=basic"), "cannot be read"),
+        (dict(propagation="conv(conv_block=__import__('os'))"), "cannot be read"),
+        (dict(propagation="conv(encoder=1)"), "argument='encoder' is unknown"),
+        (dict(block_norm="layer(eps=small)"), "eps='small' does not fit: a number"),
         (dict(placement="middle"), "placement='middle' is unknown"),
         (dict(stem="convs"), "stem='convs' is unknown: did you mean 'conv'?"),
         (dict(count=13), "count=13 does not fit: an encoder of depth=12 allows 0..12"),

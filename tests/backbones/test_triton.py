@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from backbones import Partition, ShiftedWindows, ViT, Windows, kernels
 from backbones.attention import Attention
 from backbones.kernels import gpu_attention
-from backbones.sequence import Masked
 from experiments.costs import detector_cost as cost
 from tests.backbones.test_attention import (
     Scattered,
@@ -248,7 +247,7 @@ def test_it_compiles_for_a_gpu_that_is_not_here(tmp_path):
 
 
 def test_where_it_cannot_run_another_kernel_does(monkeypatch):
-    """float64; wide heads; a mask that is none of labels; no GPU and no interpreter."""
+    """float64; wide heads; no GPU and no interpreter."""
     called = []
     forward = gpu_attention._TritonAttention.forward
     monkeypatch.setattr(
@@ -269,9 +268,5 @@ def test_where_it_cannot_run_another_kernel_does(monkeypatch):
     assert not runs(copy.deepcopy(windows).double(), x.double())
     wide = attention_of(Windows(3), channels=144)
     assert not runs(wide, torch.randn(1, 3, 3, 144, device=DEVICE))
-    index = torch.arange(9).view(1, 9)
-    mask = torch.ones(1, 9, 9, dtype=torch.bool).tril()
-    own = attention_of(Masked(index, mask, DEVICE), rel_pos=False)
-    assert not runs(own, x.view(1, 9, 1, 16))
     monkeypatch.setattr(gpu_attention, "_TRITON", False)
     assert not runs(windows, x)

@@ -29,6 +29,11 @@ def test_backbone_by_name():
     assert list(levels) == ["p2", "p3", "p4", "p5", "p6"]
 
 
+def test_a_word_with_arguments():
+    encoder = build_backbone(config(PROPAGATION="conv(conv_block=naive)", COUNT=2)).net
+    assert "blocks.5.residual.conv2.weight" not in encoder.state_dict()
+
+
 @pytest.mark.parametrize(
     ("words", "levels"),
     [

@@ -42,6 +42,9 @@ def test_formulas_are_those_of_the_code(name):
             "block: products q k and attention v": formulas.attention_products(E, P, (h, h)),
             "block: relative positions": formulas.relative_positions(E, M, P, (h, h), (h, h)),
             "block: MLP": formulas.mlp(E, T),
+            "block: SwiGLU of 4 E channels": formulas.swiglu(E, T, 4 * E),
+            "block: LayerScale": Amount(2 * E),
+            "block: norms of q and k": formulas.norm(E // M) * 2,
             **{
                 f"{kind} conv block": formulas.residual_conv_block(kind, E, T)
                 for kind in ("naive", "basic", "bottleneck")

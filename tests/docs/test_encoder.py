@@ -4,12 +4,13 @@ import re
 
 import pytest
 
-from backbones import ACTIVATIONS, NORMS, STEMS, build_encoder
-from backbones.positions import POSITIONS
+from backbones import ACTIVATIONS, MLPS, NORMS, POSITIONS, SIZES, STEMS, build_encoder
+from backbones.positions import RESIZE
 from experiments import studies
 from experiments.costs.detector_cost import detector_cost
 from experiments.costs.training_cost import training_macs
 from experiments.jobs import runs
+from experiments.recipe import config
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "encoder.md").read_text()
@@ -27,14 +28,37 @@ def values() -> dict[str, list[str]]:
 
 def test_words():
     found = values()
-    for word, registry in (("stem", STEMS), ("block_norm", NORMS), ("activation", ACTIVATIONS)):
+    for word, registry in (
+        ("stem", STEMS),
+        ("block_norm", NORMS),
+        ("activation", ACTIVATIONS),
+        ("positions", POSITIONS),
+        ("mlp", MLPS),
+    ):
         own = [name for name, entry in registry if entry.__module__.startswith("backbones.")]
         assert sorted(found[word]) == sorted(own)
-    assert tuple(found["positions"]) == POSITIONS
+    assert tuple(found["positions_resize"]) == RESIZE
     for word, values_of_word in found.items():
-        if word in ("stem", "positions", "block_norm", "activation"):
+        if word in ("stem", "positions", "block_norm", "activation", "mlp"):
             for value in values_of_word:
                 build_encoder("vit-mini", **{word: value})
+
+
+def test_arguments_in_words():
+    """Each that the page shows is one, on an encoder and in a config."""
+    shown = set(re.findall(r"`([a-z_]+)=([a-z+]+\([^`]*\))`", PAGE))
+    assert len(shown) > 5
+    study = studies.find("encoder-recipe")
+    for word, value in shown:
+        build_encoder("vit-ti", **{word: value}, img_size=224)
+        config.resolve(
+            study, study.variants[0], "mini", "vit-mini", {f"model.backbone.{word}": value}
+        )
+
+
+def test_sizes():
+    named = set(re.findall(r"`((?:dinov2|dinov3|eva02|pe)-[\w+-]+)`", PAGE))
+    assert named == {size for size in SIZES if "vit-" not in size}
 
 
 def test_rows():

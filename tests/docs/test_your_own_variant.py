@@ -15,9 +15,9 @@ PAGE = ROOT / "docs" / "your-own-variant.md"
 
 @pytest.fixture(scope="module")
 def grid_file(tmp_path_factory):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    grid, dilated = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     path = tmp_path_factory.mktemp("variant") / "grid.py"
-    path.write_text(code)
+    path.write_text(f"{grid}\n\n{dilated}")
     return path
 
 
@@ -39,6 +39,25 @@ def test_the_class_reaches_the_whole_map_at_a_windows_price(grid_file):
     assert features.shape == (1, 64, 15, 17)
     features[0, :, 0, 0].sum().backward()
     assert (image.grad.abs().sum((0, 1))[-8:, -8:] > 0).any()  # the far corner
+
+
+def test_a_word_sets_the_size_and_a_partition_knows_its_block(grid_file):
+    from backbones import build_encoder
+    from experiments import studies
+    from experiments.recipe import config
+
+    study = studies.find(str(grid_file))
+    overrides = config.parse_overrides('"model.backbone.propagation=grid(size=2)"')
+    cfg = config.resolve(study, study.variants[2], "mini", "vit-mini", overrides)
+    encoder = config.build_on_meta(cfg.model).backbone.net
+    assert encoder.plan == ("window", "grid(size=2)") * 3
+    assert encoder.blocks[1].attn.partition.group_size(16, 16) == (2, 2)
+    plain = config.resolve(study, study.variants[2], "mini", "vit-mini", {})
+    assert config.fingerprint(cfg, "") != config.fingerprint(plain, "")
+
+    encoder = build_encoder("vit-mini", propagation="dilated(every=2)", count="all")
+    assert [block.attn.partition.step for block in encoder.blocks] == [1, 1, 2, 2, 4, 4]
+    assert encoder(torch.randn(1, 3, 120, 136))["last_feat"].shape == (1, 64, 15, 17)
 
 
 def test_the_commands_make_the_table(grid_file, small_set, tmp_path):

@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     detectron2,
     hierarchical,
     mmdetection,
+    rotary,
     segment_anything,
     simple_vit,
     timm,

@@ -1,7 +1,7 @@
 """Image towers of CLIP (arXiv:2103.00020): OpenCLIP's, OpenAI's and transformers'."""
 
 from ..contents import FORMATS, Contents, Format, State, WeightsError
-from .shared import fold_layer_scale, unbiased_stem
+from .shared import fold_layer_scale, is_pe, unbiased_stem
 from .transformers import CLIP_TOWER, HuggingFace
 
 _TEXT = "text tower"
@@ -42,6 +42,9 @@ class OpenClip(Format):
     )
     needs = ("pos_embed",)
     settings = {"norm_eps": 1e-5, "act_layer": None}
+
+    def recognises(self, state: State) -> bool:
+        return super().recognises(state) and not is_pe(state)
 
     def convert(self, state: State) -> Contents:
         # In a whole model, the same keys without "visual." are the text tower's.

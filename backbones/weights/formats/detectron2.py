@@ -20,7 +20,8 @@ from .shared import join_biases
 _IN_FRONT = ("backbone.net.", "backbone.bottom_up.", "net.", "bottom_up.", "backbone.", "")
 VIT_KEYS = re.compile(
     r"(pos_embed|registers|mask_token)$|patch_embed\.|norm_pre\.|neck\."
-    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|attn\.rel_pos_[hw]$|mlp\.fc[12]|residual)"
+    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|attn\.rel_pos_[hw]$|mlp\.fc[12]|residual"
+    r"|mlp\.w[123]|mlp\.norm|attn\.[qk]_norm|ls[12]\.gamma$)"
 )
 
 # What mmdetection's detectors have around the encoder.
@@ -47,6 +48,8 @@ class Detectron2(Format):
 
     def recognises(self, state: State) -> bool:
         front = _in_front(state)
+        if any(re.search(r"\.attn\.rope\.freqs_cos$", key) for key in state):
+            return False  # EVA-02-Det
         if front not in ("", "backbone."):
             return True
         keys = [k.removeprefix(front) for k in state if k.startswith(front)]

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import Tensor
 
-from ..contents import Contents, WeightsError
+from ..contents import Contents, State, WeightsError
 
 
 def unbiased_stem(contents: Contents) -> None:
@@ -66,16 +66,18 @@ def fold_layer_scale(contents: Contents) -> None:
     scales = [k for k in state if re.search(r"^blocks\.\d+\.ls[12]\.gamma$", k)]
     blocks = {k.split(".")[1] for k in state if re.match(r"blocks\.\d+\.", k)} if scales else ()
     for block in sorted(blocks, key=int):
-        for scale, linear in (("ls1.gamma", "attn.proj"), ("ls2.gamma", "mlp.fc2")):
+        last = "mlp.w3" if f"blocks.{block}.mlp.w3.weight" in state else "mlp.fc2"
+        for scale, linear in (("ls1.gamma", "attn.proj"), ("ls2.gamma", last)):
             key = f"blocks.{block}.{scale}"
             if key not in state:
                 raise WeightsError(f"has {scales[0]} but no {key}")
-            gamma = state.pop(key)
+            gamma = contents.unfolded[key] = state.pop(key)
             contents.drop(key, gamma, "LayerScale: multiplied into the linear map before it")
             for part in ("weight", "bias"):
                 name = f"blocks.{block}.{linear}.{part}"
                 if name not in state:
                     raise WeightsError(f"has {key} but no {name}")
+                contents.unfolded[name] = state[name]
                 state[name] = _scaled(name, state[name], key, gamma)
 
 
@@ -88,3 +90,58 @@ def _scaled(key: str, tensor: Tensor, gamma_key: str, gamma: Tensor) -> Tensor:
         raise WeightsError(f"{gamma_key} {tuple(gamma.shape)} for {key} {tuple(tensor.shape)}")
     exact = torch.promote_types(tensor.dtype, torch.float32)
     return tensor.to(exact) * gamma.to(exact).reshape(-1, *[1] * (tensor.ndim - 1))
+
+
+def gated(contents: Contents) -> None:
+    """timm's names of a gated MLP, and its two maps to the gate in one."""
+    state = contents.encoder
+    for key in [k for k in state if re.search(r"\.mlp\.(fc1|fc1_x|fc2)\.", k)]:
+        block = key.partition(".mlp.")[0]
+        out_of = state.get(f"{block}.mlp.fc2.weight", state.get(f"{block}.mlp.w3.weight"))
+        into = state.get(f"{block}.mlp.fc1.weight")
+        packed = into is not None and out_of is not None and into.shape[0] == 2 * out_of.shape[-1]
+        if ".mlp.fc1." in key and (packed or f"{block}.mlp.w1.weight" in state):
+            part = key.rpartition(".")[2]
+            first, second = state[key].chunk(2)
+            state[f"{block}.mlp.w1.{part}"], state[f"{block}.mlp.w2.{part}"] = first, second
+    for key in [k for k in state if ".mlp.fc" in k]:
+        if f"{key.partition('.mlp.')[0]}.mlp.w1.weight" in state:
+            tensor = state.pop(key)
+            if ".mlp.fc1." not in key:
+                state[key.replace(".fc1_x.", ".w2.").replace(".fc2.", ".w3.")] = tensor
+
+
+def is_dinov3(state: State) -> bool:
+    """Its own keys, or timm's: of models without absolute positions only DINOv3 has a class token
+    and registers (and LingBot-Vision, which computes the same)."""
+    tokens = "storage_tokens" in state or {"cls_token", "reg_token"} <= state.keys()
+    return tokens and "pos_embed" not in state and "blocks.0.attn.qkv.weight" in state
+
+
+def is_eva02(state: State) -> bool:
+    """Its own keys, or timm's: gated MLPs, and k without a bias."""
+    biased = {"blocks.0.attn.q_bias", "blocks.0.attn.q_proj.bias"} & state.keys()
+    return bool(biased) and "pos_embed" in state and _is_gated(state)
+
+
+def is_pe(state: State) -> bool:
+    """CLIP's tower with another pooling or none, in its own keys or timm's (whose stem has no bias,
+    as this suite's encoders have)."""
+    front = "visual." if any(key.startswith("visual.") for key in state) else ""
+    if any(key.startswith(f"{front}transformer.resblocks.") for key in state):
+        pooled = f"{front}attn_pool.probe" in state
+        bare = not any(key.startswith(f"{front}ln_post.") for key in state)
+        return f"{front}conv1.weight" in state and (pooled or bare)
+    tower = {"norm_pre.weight", "pos_embed", "blocks.0.attn.qkv.weight"} <= state.keys()
+    tower &= "patch_embed.proj.bias" not in state
+    return tower and ("attn_pool.latent" in state or "norm.weight" not in state)
+
+
+def _is_gated(state: State) -> bool:
+    first = "blocks.0.mlp."
+    if any(first + name in state for name in ("w1.weight", "w12.weight", "fc1_g.weight")):
+        return True
+    into, out_of = (state.get(f"{first}{name}.weight") for name in ("fc1", "fc2"))
+    if into is None or out_of is None or into.ndim != 2 or out_of.ndim != 2:
+        return False
+    return into.shape[0] == 2 * out_of.shape[1]

@@ -6,7 +6,17 @@ import re
 
 from ...activations import QuickGELU, TanhGELU
 from ..contents import FORMATS, Contents, Format, State, WeightsError, square_grid
-from .shared import fold_layer_scale, join_biases, map_positions, unbiased_stem
+from .detectron2 import VIT_KEYS
+from .shared import (
+    fold_layer_scale,
+    gated,
+    is_dinov3,
+    is_eva02,
+    is_pe,
+    join_biases,
+    map_positions,
+    unbiased_stem,
+)
 
 # Tokens beside the patches, in the order of their positions.
 _TOKENS = ("cls_token", "dist_token", "reg_token", "register_tokens")
@@ -53,7 +63,11 @@ class _Timm(Format):
     )
 
     def convert(self, state: State) -> Contents:
-        contents = super().convert(_bare(state))
+        state = _bare(state)
+        if any(".mlp.w12." in key for key in state):  # DINOv2's own giant: timm's fc1 and fc2
+            for theirs, timms in ((".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2.")):
+                state = {key.replace(theirs, timms): tensor for key, tensor in state.items()}
+        contents = super().convert(state)
         if any(re.search(r"\.gamma_[12]$", key) for key in state):
             contents.doubt = _DOUBT
         return contents
@@ -82,6 +96,8 @@ class _Timm(Format):
         for key in state:
             if what := next((w for p, w in _NOT_VIT.items() if re.search(p, key)), None):
                 raise WeightsError(f"has {key}: {what}, which ViT does not compute")
+        if "cls_token" in contents.dropped and "blocks.0.ls1.gamma" in state:
+            gated(contents)  # DINOv2's giant: of these no other has one
         blocks = sorted({m[1] for k in state if (m := re.match(r"blocks\.(\d+)\.", k))}, key=int)
         for i in blocks:
             into, out_of = (_shape(state, f"blocks.{i}.mlp.fc{n}.weight") for n in (1, 2))
@@ -183,6 +199,8 @@ class Timm(_Timm):
     without = r"^decoder_|^neck\.|\.attn\.pool_"
 
     def recognises(self, state: State) -> bool:
+        if is_dinov3(state) or is_eva02(state) or is_pe(state) or all(map(VIT_KEYS.match, state)):
+            return False
         # A plain encoder in detectron2's keys has none of these; a mask token it may have.
         left_out = [pattern for pattern in self.drop if pattern != _MASK_TOKEN]
         own = "|".join([*left_out, r"\.ls[12]\.gamma$", r"\.gamma_[12]$"])

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...activations import QuickGELU, TanhGELU
 from ..contents import FORMATS, Contents, Format, State, WeightsError, square_grid
-from .shared import fold_layer_scale, map_positions
+from .shared import fold_layer_scale, gated, map_positions
 
 # Of CLIP's towers and SigLIP's.
 CLIP_TOWER = (
@@ -166,14 +166,15 @@ class HfDinov2(HuggingFace):
         (r"^dinov2(_with_registers)?\.", ""),
         *_CLASSIFIER_BLOCKS,
         (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+        (r"\.mlp\.weights_in\.", ".mlp.fc1."),  # the giant's SwiGLU
+        (r"\.mlp\.(weights_out|down_proj)\.", ".mlp.w3."),
+        (r"\.mlp\.gate_proj\.", ".mlp.w1."),
+        (r"\.mlp\.up_proj\.", ".mlp.w2."),
     )
     fuse = ("q", "k", "v")
 
     def finish(self, contents: Contents) -> None:
-        if any(re.search(r"\.mlp\.(weights_in|gate_proj)\.", key) for key in contents.encoder):
-            raise WeightsError(
-                "its MLPs are SwiGLU (DINOv2's giant), which ViT's are not: B, L fit"
-            )
+        gated(contents)
         contents.prefix = 1
         fold_layer_scale(contents)
 

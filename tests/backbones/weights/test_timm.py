@@ -8,10 +8,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import build_rotary_pos_embed
 from timm.models import deit, eva, vision_transformer, vision_transformer_sam
 from torch import nn
 
-from backbones import QuickGELU, TanhGELU, ViT, build_encoder
+from backbones import Partition, QuickGELU, Rope, TanhGELU, ViT, build_encoder
 from backbones.weights import FORMATS, WeightsError, encoder_words, load_encoder, read
 from backbones.weights.foreign import refuse_foreign
 from backbones.weights.own import own_encoder
@@ -34,6 +35,7 @@ MODELS = {
     "vit_base_patch16_clip_224": (1, TAIL | HEAD | CLS),
     "vit_base_patch16_clip_quickgelu_224": (1, TAIL | HEAD | CLS),
     "vit_small_patch14_dinov2": (1, TAIL | HEAD | CLS | LAYER_SCALE),
+    "vit_giant_patch14_dinov2": (1, TAIL | HEAD | CLS | LAYER_SCALE),  # SwiGLU
     "vit_small_patch14_reg4_dinov2": (0, TAIL | HEAD | CLS | REGISTERS | LAYER_SCALE),
     "vit_base_patch16_radio_v3": (0, HEAD | CLS | REGISTERS | LAYER_SCALE),
     "deit_tiny_distilled_patch16_224": (2, TAIL | HEAD | CLS | {"distillation token"}),
@@ -198,15 +200,19 @@ def test_mae_without_a_block_is_refused(tmp_path):
 
 @pytest.mark.parametrize("chunks", [1, 2])
 @pytest.mark.parametrize("registers", [0, 4])
-def test_dinov2_from_its_hub(registers, chunks, tmp_path):
+@pytest.mark.parametrize("size", ["small", "giant"])
+def test_dinov2_from_its_hub(size, registers, chunks, tmp_path):
     """The names of facebookresearch/dinov2; timm's own converter puts them into its model."""
-    model = build(f"vit_small_patch14_{'reg4_' if registers else ''}dinov2", num_classes=0)
+    model = build(f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2", num_classes=0)
     state = model.state_dict()
     state["pos_embed"] = torch.randn(1, 26, 48)  # 5 x 5 and the cls token, none of registers
     state["mask_token"] = torch.randn(1, 48)
     if registers:
         state["register_tokens"] = state.pop("reg_token")
     model.load_state_dict(vision_transformer.checkpoint_filter_fn(dict(state), model))
+    if size == "giant":
+        for timms, own in ((".mlp.fc1.", ".mlp.w12."), (".mlp.fc2.", ".mlp.w3.")):
+            state = {k.replace(timms, own): v for k, v in state.items()}
     if chunks > 1:  # each numbers its blocks on: blocks.0.0, blocks.0.1, blocks.1.2
         for i in range(3):
             chunked = f"blocks.{i // 2}.{i}."
@@ -447,14 +453,11 @@ OTHERS = {
     "vit_tiny_patch16_224 scale_attn_norm": "blocks.0.attn.norm.weight: norms inside attention",
     "vit_tiny_patch16_224 scale_mlp_norm": "blocks.0.mlp.norm.weight: norms inside attention",
     "vit_dwee_patch16_reg1_gap_256": "blocks.0.attn.sub_norm.weight: norms inside attention",
-    "vit_giant_patch14_dinov2": r"fc1 makes \d+ channels, fc2 reads \d+: gated MLPs",
     "aimv2_large_patch14_224": "patch_embed.norm.weight: another stem",
-    "vit_small_plus_patch16_dinov3": "blocks.0.mlp.fc1_g.weight: gated MLPs",
     "vit_tiny_r_s16_p8_224": "patch_embed.backbone.* another stem",
-    "vit_small_patch16_dinov3": "no pos_embed: rotary positions",
+    "vit_small_patch16_rope_224": "no pos_embed: rotary positions",
+    "vit_base_patch16_rope_reg1_gap_256": "no pos_embed: rotary positions",
     "vit_small_patch16_rope_mixed_ape_224": "rope.freqs: rotary positions",
-    "vit_pe_core_tiny_patch16_384": "norm_pre as Perception Encoders",
-    "vit_pe_spatial_tiny_patch16_512": "norm_pre as Perception Encoders",
     "vit_relpos_small_patch16_224": "rel_pos.mlp.* biases by relative position",
     "vit_srelpos_small_patch16_224": "shared_rel_pos.mlp.* biases by relative position",
     "beit_base_patch16_224": "relative_position_bias_table: biases by relative position",
@@ -500,6 +503,31 @@ def claimed(state: dict[str, torch.Tensor]):
         return None
 
 
+def assert_turns_as_told(theirs, told, block, name):
+    """Rotary positions by what is read of a file: both or none, and the same tables."""
+    assert (theirs is None) == (told is None), name
+    if told is None:
+        return
+    rope = Rope(**dict(length=1) | told)
+    channels = block.attn.head_dim
+    turn = rope.turn(Partition(), (3, 5), channels, torch.zeros(1))
+    with torch.device("cpu"):
+        model = type(theirs)
+        if model.__name__ == "RotaryEmbeddingDinoV3":
+            kept = model(channels, temperature=theirs.temperature, rotate_half=theirs.rotate_half)
+            sin, cos = kept.get_embed((3, 5)).chunk(2, -1)
+            halves = theirs.rotate_half
+        else:
+            words = dict(in_pixels=False, ref_feat_shape=theirs.ref_feat_shape)
+            words |= dict(grid_indexing=theirs.grid_indexing, temperature=theirs.temperature)
+            sin, cos = build_rotary_pos_embed((3, 5), dim=channels, **words)
+            halves = False
+    assert rope.pairs == ("halves" if halves else "neighbours"), name
+    for ours, table in zip(turn, (cos, sin), strict=True):
+        table = table[:, : channels // 2] if halves else table[:, ::2]
+        torch.testing.assert_close(ours.flatten(0, 2), table, rtol=0, atol=1e-5, msg=name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", PLAIN)
 def test_each_of_timms_models_is_read_as_it_computes_or_refused(module):
@@ -518,11 +546,13 @@ def test_each_of_timms_models_is_read_as_it_computes_or_refused(module):
             continue
         block = model.blocks[0]
         assert type(block).__name__ in ("Block", "EvaBlock", "LayerScaleBlock"), name
-        assert getattr(model, "rope", None) is None, name
         words = contents.settings
+        assert_turns_as_told(getattr(model, "rope", None), words.get("rope"), block, name)
         assert block.norm1.eps == words["norm_eps"], name
         assert known_heads(contents) in (None, block.attn.num_heads), name
-        if (act := words.get("act_layer", nn.GELU)) is not None:
+        if hasattr(block.mlp, "w1") or "blocks.0.mlp.w1.weight" in contents.encoder:
+            assert isinstance(block.mlp.act, nn.SiLU), name
+        elif (act := words.get("act_layer", nn.GELU)) is not None:
             x = torch.linspace(-3, 3, 50)
             torch.testing.assert_close(act()(x), block.mlp.act(x), rtol=0, atol=1e-6, msg=name)
 

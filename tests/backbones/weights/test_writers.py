@@ -195,6 +195,9 @@ def test_what_is_left_out_and_added_is_said(tmp_path):
         ("hf", dict(propagation="conv", conv_block="basic"), "has bottleneck conv blocks only"),
         ("hf", dict(pre_norm=True), "no place for its norm before the blocks: norm_pre.weight"),
         ("hf", dict(mlp_ratio=2.5), "whole mlp_ratio, this is 2.5"),
+        ("hf", dict(layer_scale=1.0), "has no place for its LayerScale: blocks.0.ls1.gamma"),
+        ("hf", dict(qk_norm=True), "has no place for its norms of q and k"),
+        ("sam", dict(out_chans=8, mlp="swiglu"), "has no place for its MLPs: blocks.0.mlp.w1"),
         ("hf", dict(stem="conv"), "no place for its patch embedding: patch_embed.proj.0.weight"),
         ("caffe", {}, "unknown format 'caffe': allowed are sam, hf, detectron2, safetensors"),
     ],
@@ -204,6 +207,18 @@ def test_what_cannot_be_said_is_refused(to, words, message, tmp_path):
     with pytest.raises(WeightsError, match=message):
         convert(contents, to, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["ours.pth"]
+
+
+@pytest.mark.parametrize("to", ["hf", "detectron2"])
+def test_k_without_a_bias_gets_zeros(to, tmp_path):
+    ours = encoder(qkv_bias="qv")
+    notes = convert(read(saved(ours, tmp_path / "ours.pth")), to, tmp_path / "out")
+    assert "added: biases of zeros for k, which has none" in notes
+    again = encoder()
+    load_encoder(again, tmp_path / "out", show=str)
+    image = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        assert_close(again(image)["last_feat"], ours(image)["last_feat"])
 
 
 @pytest.mark.parametrize("to", WRITERS)

@@ -103,10 +103,6 @@ def test_what_is_shown_is_what_loading_does(tmp_path):
     ("keys", "told"),
     [
         (
-            "backbone.net.rope_win.freqs_cos backbone.net.blocks.0.attn.q_proj.weight",
-            "it is of EVA-02-Det: rotary positions and gated MLPs",
-        ),
-        (
             "backbone.net.transformer.resblocks.0.ln_1.weight backbone.simfp_2.0.weight",
             "it is of PE-Det, a detector on Perception Encoder: rotary positions",
         ),
@@ -127,9 +123,9 @@ def test_detectors_of_others_are_refused_by_name(keys, told, tmp_path):
 
 
 def test_another_model_is_told_before_anything_trains(small_set, tmp_path):
-    path = tmp_path / "dinov3.pth"
-    torch.save({"rope_embed.periods": torch.ones(1), "blocks.0.norm1.bias": torch.ones(1)}, path)
-    told = "it is of DINOv3: rotary positions"
+    path = tmp_path / "sam3.pth"
+    torch.save({"detector.backbone.vision_backbone.trunk.blocks.0.b": torch.ones(1)}, path)
+    told = "it is of SAM 3: rotary positions"
     assert_told(experiments("weights", path), f"cannot read {path}: {told}")
     words = ["run", "global-vs-conv", "--variants", "none", "--runs", tmp_path / "runs"]
     done = experiments(*words, *own(small_set), "--overrides", f"train.init_weights={path}")

@@ -10,6 +10,7 @@ from experiments import studies
 from experiments.errors import UserError
 from experiments.jobs import runs
 from experiments.recipe import config
+from experiments.studies import Variant
 
 STUDY = studies.find("global-vs-conv")
 
@@ -98,6 +99,14 @@ MISTAKES = {
     "variant 'none': train.max_iter=0 is too small: at least 1": lambda: resolve(train__max_iter=0),
     "variant 'global': count='al' does not fit: a whole number or 'all' does": lambda: resolve(
         "global", model__backbone__count="al"
+    ),
+    "config key 'model.backbone.qk_norm' in OVERRIDES is 1: it takes true or false": lambda: (
+        resolve(model__backbone__qk_norm=1)
+    ),
+    "unknown config key 'model.backbone.layer_scal' in OVERRIDES: did you mean "
+    "'model.backbone.layer_scale'": lambda: resolve(model__backbone__layer_scal=1),
+    "positions='rope' does not fit use_rel_pos=True": lambda: resolve(
+        model__backbone__positions="rope", model__backbone__use_rel_pos=True
     ),
     "config key 'train' in OVERRIDES is 5: it takes keys of its own": lambda: resolve(train=5),
     "micro_batch_size=3 does not divide total_batch_size=8": lambda: resolve(
@@ -226,18 +235,51 @@ class TestFingerprint:
         expected = hashlib.sha256(parts.encode()).hexdigest()[:16]
         assert config.fingerprint(cfg, "data") == expected
 
-    def test_editing_ones_own_class_makes_a_new_run(self, tmp_path):
+    def test_words_that_a_config_leaves_out(self):
+        """They are there to be set; at their default they are not said, and the run is the same."""
+        plain = resolve("none")
+        assert not {"mlp", "layer_scale", "qk_norm"} & plain.model.backbone.keys()
+        same = dict(
+            model__backbone__mlp="mlp",
+            model__backbone__layer_scale=None,
+            model__backbone__qk_norm=False,
+            model__backbone__positions_resize="bicubic",
+            model__backbone__qkv_bias=True,
+        )
+        assert resolve("none", **same) == plain
+        marks = {config.fingerprint(plain, "")}
+        for word, value in (
+            ("mlp", "swiglu(hidden=64)"),
+            ("layer_scale", 1e-5),
+            ("qk_norm", True),
+            ("positions_resize", "tile"),
+            ("qkv_bias", "qv"),
+            ("positions", "learned+rope(unit=token)"),
+        ):
+            cfg = resolve("none", **{f"model__backbone__{word}": value})
+            assert cfg.model.backbone[word] == value
+            marks.add(config.fingerprint(cfg, ""))
+        assert len(marks) == 7
+        # A row's, taken back by the user.
+        row = Variant("gated", {"model.backbone.mlp": "swiglu"})
+        back = config.resolve(STUDY, row, "mini", "vit-mini", {"model.backbone.mlp": "mlp"})
+        assert "mlp" not in back.model.backbone
+
+    @pytest.mark.parametrize("word", ["own", "own(more=2)"])
+    def test_editing_ones_own_class_makes_a_new_run(self, tmp_path, word):
         marks = []
         for i, default in enumerate((1, 2)):
-            path = tmp_path / f"own_{i}.py"
+            path = tmp_path / f"own_{len(word)}_{i}.py"
             path.write_text(
                 "from backbones import PROPAGATIONS, Propagation\n"
                 "from experiments.studies import Study, Variant\n"
                 "PROPAGATIONS._obj_map.pop('own', None)\n"
                 "@PROPAGATIONS.register('own')\n"
                 "class Own(Propagation):\n"
+                "    def __init__(self, encoder, more=0):\n"
+                "        super().__init__(encoder)\n"
                 f"    def default_count(self):\n        return {default}\n"
-                "words = {'model.backbone.propagation': 'own'}\n"
+                f"words = {{'model.backbone.propagation': {word!r}}}\n"
                 "study = Study('own', '?', (Variant('own', words),))\n"
             )
             own = studies.find(str(path))

@@ -59,6 +59,20 @@ def test_weight_decay_is_detectron2s(propagation):
     assert {g["weight_decay"] for g in param_groups(model, 1e-4, 0.1, no_weight_decay=[])} == {0.1}
 
 
+def test_layer_scale_and_norms_of_q_and_k_are_of_their_block_without_decay():
+    words = dict(layer_scale=1e-5, qk_norm=True, qkv_bias="qv", mlp="swiglu(norm=true)")
+    model = detector(**words)
+    groups = param_groups(model, 1.0, 0.1, layer_decay=0.7, no_weight_decay=["norm"])
+    rates, decays = of_each(groups, "lr"), of_each(groups, "weight_decay")
+    block = model.backbone.net.blocks[3]
+    parts = (block.ls1, block.ls2, block.attn.q_norm, block.attn.k_norm, block.mlp.norm)
+    parameters = [p for part in parts for p in part.parameters()]
+    assert len(parameters) == 8
+    assert {rates[p] for p in (*parameters, block.attn.qkv.bias)} == {0.7**9}
+    assert {decays[p] for p in parameters} == {0.0}
+    assert {decays[p] for p in (block.attn.qkv.bias, block.mlp.w2.weight)} == {0.1}
+
+
 @pytest.mark.parametrize("stem", ["conv", "patchify_norm"])
 def test_whatever_is_below_the_first_block_is_layer_0(stem):
     """Stems of several layers, and CLIP's norm behind the positions; SAM's neck is above all."""
