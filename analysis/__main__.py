@@ -394,5 +394,10 @@ def cost(
         console.print(formulas.markdown(table(sizes or formulas.PAPER_SIZES)) + "\n")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run a command; a user's mistake ends in one line and exit code 2."""
     sys.exit(commands.run(app, console))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from experiments import records, studies
+from experiments import ROOT, records, studies
 from experiments.costs import environment
 from experiments.costs.detector_cost import detector_cost
 from experiments.recipe import config
@@ -164,7 +164,7 @@ class Rows:
         runs: folder of runs; its records come before results/.
     """
 
-    def __init__(self, root: Path = config.ROOT, runs: Path = Path("runs")):
+    def __init__(self, root: Path = ROOT, runs: Path = Path("runs")):
         self.root = root
         self.configs: dict[tuple, DictConfig] = {}
         self.costs_of: dict[str, dict] = {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from . import commands
+from . import ROOT, commands
 from .errors import UserError, unknown
 
 if TYPE_CHECKING:  # they take seconds
@@ -366,7 +366,7 @@ def _state(runs: Path, study: str) -> str:
             manifest, done = records.load_study(folder)
             on = folder.name.removeprefix(study)  # its set, if it is the user's own
             states.append(f"{scale}{on} {len(done)} of {len(manifest['runs'])} runs")
-        if not folders and (config.ROOT / "results" / scale / study).is_dir():
+        if not folders and (ROOT / "results" / scale / study).is_dir():
             states.append(f"{scale} in results/")
     return ", ".join(states) or "nothing yet"
 

@@ -25,6 +25,7 @@ from backbones.meta import on_meta
 from backbones.propagation import block_count
 from backbones.weights import WeightsError, catalog
 
+from .. import CONFIGS
 from ..errors import UserError, unknown
 from ..records import NOT_IDENTITY
 from ..studies import Study, Variant, Words
@@ -34,8 +35,7 @@ from .optim import param_groups
 if TYPE_CHECKING:
     from ..data.catalog import Data
 
-ROOT = Path(__file__).resolve().parents[2]
-PRETRAINING = ROOT / "configs" / "pretraining"
+PRETRAINING = CONFIGS / "pretraining"
 SCALES = ("mini", "coco")
 RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining
 _NOT_BY_OVERRIDE = {
@@ -93,7 +93,7 @@ def base_path(scale: str, size: str, detector: str = "mask_rcnn", dataset: str =
         folder, prefix = dataset, detector
     else:
         folder, prefix = scale, detector if dataset == "coco" else f"{dataset}_{detector}"
-    files = sorted((ROOT / "configs" / folder).glob(f"{prefix}_*.py"))
+    files = sorted((CONFIGS / folder).glob(f"{prefix}_*.py"))
     of_size = {file.stem.removeprefix(f"{prefix}_").replace("_", "-"): file for file in files}
     if size not in of_size:
         raise unknown("size", size, of_size, f" of configs/{folder}/{prefix}_*")
@@ -109,10 +109,11 @@ def load(path: str | Path, parts: Sequence[str] = _PARTS) -> DictConfig:
     Raises:
         UserError: there is no such file, it cannot be read, or parts are missing.
     """
-    if not Path(path).is_file():
+    own = CONFIGS.parent / path  # "configs/...", from any folder
+    if not Path(path).is_file() and not own.is_file():
         raise UserError(f"no config at {path}: give a .py under configs/ or a run's config.yaml")
     try:
-        cfg = LazyConfig.load(str(path))
+        cfg = LazyConfig.load(str(path if Path(path).is_file() else own))
     except Exception as error:
         raise UserError(f"cannot read the config {path}: {str(error).splitlines()[0]}") from error
     missing = [part for part in parts if part not in cfg]

@@ -16,11 +16,12 @@ from backbones.weights import catalog as weights
 from experiments import studies
 from experiments.data import catalog
 from experiments.recipe import config
+from tests.conftest import ROOT
 
 ALL = [
-    str(path.relative_to(config.ROOT))
+    str(path.relative_to(ROOT))
     for folder in ("coco", "lvis", "mini")
-    for path in sorted((config.ROOT / "configs" / folder).glob("*.py"))
+    for path in sorted((ROOT / "configs" / folder).glob("*.py"))
 ]
 MODELS = {
     "vit-b": "ViT-B",
@@ -41,7 +42,7 @@ def load(scale, size, detector="mask_rcnn"):
 
 @pytest.mark.parametrize("path", [p for p in ALL if "/mini/" in p])
 def test_mini_scale_has_one_arithmetic_on_every_cpu(path):
-    assert not config.load(config.ROOT / path).train.amp
+    assert not config.load(ROOT / path).train.amp
 
 
 @pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
@@ -103,7 +104,7 @@ def test_pretraining_recipes():
 @pytest.mark.parametrize("path", ALL)
 def test_initial_weights_are_known_for_the_encoders_size(path, tmp_path):
     """Also when the config comes back from a run's folder, with names for classes."""
-    cfg = config.load(config.ROOT / path)
+    cfg = config.load(ROOT / path)
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     size = config.encoder_size(cfg)
     assert config.encoder_size(config.load(tmp_path / "config.yaml")) == size
@@ -146,7 +147,7 @@ def test_learning_rate_steps_of_the_released_configs():
 
 @pytest.mark.parametrize("path", ALL)
 def test_every_config_builds_its_detector(path):
-    cfg = config.load(config.ROOT / path)
+    cfg = config.load(ROOT / path)
     model = config.build_on_meta(cfg.model)
     levels = model.backbone.output_shape()
     dense = "head_in_features" in cfg.model
