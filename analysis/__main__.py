@@ -3,7 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 import typer
@@ -11,6 +11,9 @@ from rich.console import Console
 from tabulate import tabulate
 
 from experiments import commands
+
+if TYPE_CHECKING:
+    from .results import Results
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -49,11 +52,39 @@ def study(
     with commands.importing():
         from experiments.data.annotations import set_name, study_folder
 
-        from . import categories, plots, reach, results, tables
+        from . import results, tables
 
     if dataset and val:
         folder = folder.with_name(study_folder(folder.name, set_name(dataset, val)))
     found = results.load(folder, delta)
+    written = _write(found, wide)
+    for title, text in tables.parts(found, wide):
+        console.print(f"{title}:\n" * bool(title) + tables.render(text, "text"), highlight=False)
+        console.print()
+    for note in found.notes:
+        console.print(tables.wrapped(note, "  "), highlight=False)
+    if keep:
+        tables.check_publishable(found)
+        written += _keep(written, found.manifest["scale"], found.manifest["study"])
+    _say(written)
+
+
+def _keep(files: list[Path], scale: str, study: str) -> list[Path]:
+    """Copies in results/."""
+    kept = Path("results") / scale / study
+    kept.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(path, kept)) for path in files]
+
+
+def _say(written: list[Path]) -> None:
+    console.print("written: " + "  ".join(map(str, written)), highlight=False)
+
+
+def _write(found: "Results", wide: bool) -> list[Path]:
+    """A study's tables and plots, beside what was asked for."""
+    from . import categories, plots, reach, tables
+
+    folder = found.folder
     found.table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(tables.markdown(found, wide))
     tables.runs(found).to_csv(folder / "runs.csv", index=False)
@@ -64,18 +95,7 @@ def study(
     if len(counts := reach.counts(tables.in_order(found))):
         counts.to_csv(folder / "reach.csv", index=False)
         written += [folder / "reach.csv", *plots.reach_curve(found, folder / "reach_curve")]
-
-    for title, text in tables.parts(found, wide):
-        console.print(f"{title}:\n" * bool(title) + tables.render(text, "text"), highlight=False)
-        console.print()
-    for note in found.notes:
-        console.print(tables.wrapped(note, "  "), highlight=False)
-    if keep:
-        tables.check_publishable(found)
-        kept = Path("results") / found.manifest["scale"] / found.manifest["study"]
-        kept.mkdir(parents=True, exist_ok=True)
-        written += [Path(shutil.copy(path, kept)) for path in written]
-    console.print("written: " + "  ".join(str(path) for path in written))
+    return written
 
 
 @app.command("tables")
@@ -122,7 +142,42 @@ def write_report(
     from . import report, results
 
     written = report.write(results.folders(folders, runs), out or runs / "report", delta)
-    console.print("written: " + "  ".join(str(path) for path in written))
+    _say(written)
+
+
+@app.command("export")
+def send_to_tracker(
+    folders: Folders = None,
+    to: Annotated[str, typer.Option(help="csv, mlflow, trackio or wandb.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="Folder for files; default: in runs.")] = None,
+    project: Annotated[str, typer.Option(help="As the tracker calls it.")] = "backbone-ablations",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Into files of the tracker's.")
+    ] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Send finished runs to an experiment tracker: config, figures, curves, tables, pictures."""
+    from . import export, results
+
+    export.check(to)
+    out = out or runs / "export" / to
+    chosen = results.folders(folders, runs)
+    console.print(export.export(chosen, to, out, project=project, offline=offline), highlight=False)
+
+
+@app.command("bundle")
+def write_bundle(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default: in runs.")] = None,
+    delta: Delta = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Put a study into one archive: records, configs, predictions, tables, report, commands."""
+    from . import bundle, results
+
+    found = results.load(folder, delta)
+    _write(found, wide=True)
+    _say([bundle.write(found, out or runs / "bundles")])
 
 
 @app.command("validity")
@@ -142,7 +197,7 @@ def write_validity(
     if keep:
         validity.check_publishable(found)
         written += validity.write(found, Path("results") / validity.SCALE)
-    console.print("written: " + "  ".join(str(path) for path in written))
+    _say(written)
 
 
 @app.command("coverage")
@@ -159,7 +214,7 @@ def write_coverage(
     found = coverage.run(coverage.cases(), draws or coverage.DRAWS)
     written = coverage.write(found, out)
     console.print(written[0].read_text(), highlight=False)
-    console.print("written: " + "  ".join(str(path) for path in written))
+    _say(written)
 
 
 @app.command("repeats")
@@ -181,10 +236,8 @@ def write_repeats(
     written = [folder / "repeats.csv"]
     found.to_csv(written[0], index=False)
     if keep:
-        kept = Path("results") / folder.parent.name / folder.name
-        kept.mkdir(parents=True, exist_ok=True)
-        written.append(Path(shutil.copy(written[0], kept)))
-    console.print("written: " + "  ".join(str(path) for path in written))
+        written += _keep(written, folder.parent.name, folder.name)
+    _say(written)
 
 
 @app.command()
@@ -279,8 +332,10 @@ def score(
 
 def _with_interval(table: pd.DataFrame, sign: str = "+") -> pd.DataFrame:
     """Low and high as one column of text."""
+    from .text import around
+
     bounds = zip(table["low"], table["high"], strict=True)
-    text = ["" if pd.isna(low) else f"{low:{sign}.2f} .. {high:{sign}.2f}" for low, high in bounds]
+    text = [around(low, high, f"{sign}.2f") for low, high in bounds]
     return table.drop(columns=["low", "high"]).assign(**{"95 % interval": text})
 
 
@@ -356,7 +411,7 @@ def pretraining(
         else:
             written.append(path)
     console.print("\nruns: " + "  ".join(map(str, runs)), highlight=False)
-    console.print("written: " + "  ".join(map(str, written)), highlight=False)
+    _say(written)
 
 
 @app.command("paper-tables")
@@ -378,7 +433,7 @@ def paper_tables(
         part = table[table["table"] == name]
         shown = tabulate(tables.cells(part), headers="keys", showindex=False, disable_numparse=True)
         console.print(f"{title}: {tables.caption(part)}\n{shown}\n", highlight=False)
-    console.print("written: " + "  ".join(str(path) for path in written))
+    _say(written)
 
 
 @app.command()

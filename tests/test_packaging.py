@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,20 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, write_set
-
-PACKAGES = ("analysis", "backbones", "configs", "experiments")
-
-
-@pytest.fixture(scope="session")
-def clone(tmp_path_factory) -> Path:
-    """Of what is installed: building leaves files behind."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in PACKAGES:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, folder)
-    return folder
+from tests.conftest import PACKAGES, ROOT, write_set
 
 
 def pip(*words: str | Path) -> None:
