@@ -138,11 +138,16 @@ def measured(row: str, images: int = IMAGES) -> dict:
 
 
 def measure(images: int = IMAGES) -> pd.DataFrame:
-    """A line per row; `error` is the largest difference of a figure to pycocotools'."""
+    """A line per row, each in a process of its own: see `compared`."""
     found = []
     for row in ROWS:
         with multiprocessing.get_context("spawn").Pool(1) as process:
             found.append(process.apply(measured, (row, images)))
+    return compared(found)
+
+
+def compared(found: list[dict]) -> pd.DataFrame:
+    """Rows of `measured`; `error` is the largest difference of a figure to pycocotools'."""
     table = pd.DataFrame(found).set_index("row")
     for kind in KINDS:
         theirs, mine = (table.loc[f"{kind}: {name}"] for name in ("pycocotools", "ours"))
