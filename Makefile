@@ -15,7 +15,9 @@ YES ?=#             YES=1: train at coco scale without a GPU, however long it ta
 KEEP ?=#            KEEP=1: keep the tables and plots in results/ too
 DELTA ?=#           AP; smaller differences are of no interest; default: 0.5, at mini scale 2
 WIDE ?=#            WIDE=1: tables of masks, IoUs, object sizes, costs and categories, too
-STUDY ?=#           of plan
+STUDY ?=#           of plan, export and bundle
+TO ?= csv#          of export: csv, mlflow, trackio or wandb
+OFFLINE ?=#         OFFLINE=1: export into the tracker's own files in runs/export/
 GPUS ?=#            devices of one run; of plan: of one run, or of as many side by side
 LAUNCHER ?= local#  local, or slurm: docs/cluster.md, slurm.toml
 DEVICE ?=#          of plan: a GPU by name, e.g. h100; default: this machine
@@ -53,7 +55,7 @@ KIT_PYTHON ?= 3.12# of the machine that gpu-kit/ is carried to
 KIT_PACKAGES := fvcore hydra-core iopath lvis omegaconf pycocotools segment-anything shapely submitit termcolor yacs
 
 # Recipes read what users write from the environment, so that any character may be in it.
-export STUDY GPUS DEVICE DELTA SCALE SIZE SEEDS MAX_SEEDS BUDGET SWEEP VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY OUT MINUTES PYTHON TORCH DETECTRON2
+export STUDY TO GPUS DEVICE DELTA SCALE SIZE SEEDS MAX_SEEDS BUDGET SWEEP VARIANTS OVERRIDES LAUNCHER JOBS YES KEEP KIND DATASET VAL RECIPE IMAGES CONFIG WEIGHTS SPLIT SUITE ONLY OUT MINUTES PYTHON TORCH DETECTRON2
 data_options := --dataset "$$DATASET" --val "$$VAL"
 delta = $(if $(DELTA),--delta "$$DELTA")
 seeds = --seeds "$${SEEDS:-0}" $(if $(MAX_SEEDS),--max-seeds "$$MAX_SEEDS")
@@ -132,6 +134,14 @@ plots: $(INSTALLED) ## Every plot of every study that was run: PNG, SVG and the 
 .PHONY: report
 report: $(INSTALLED) ## All studies that were run on one page: runs/report/report.html and report.md
 	@$(RUN) analysis report $(delta)
+
+.PHONY: export
+export: $(INSTALLED) ## Send finished runs to a tracker: TO=wandb|mlflow|trackio|csv STUDY= SCALE= OFFLINE=1
+	@$(RUN) analysis export $(if $(STUDY),"runs/$$SCALE/$$STUDY") --to "$$TO" $(if $(filter 1,$(OFFLINE)),--offline)
+
+.PHONY: bundle
+bundle: $(INSTALLED) ## A study as one archive, to hand on: STUDY= SCALE=; runs/bundles/
+	@$(RUN) analysis bundle "runs/$$SCALE/$$STUDY"
 
 .PHONY: plan
 plan: $(INSTALLED) ## What a study will take before it runs: STUDY= SCALE= GPUS= DEVICE=

@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 import typer
@@ -12,6 +12,9 @@ from rich.console import Console
 from tabulate import tabulate
 
 from experiments import commands
+
+if TYPE_CHECKING:
+    from .results import Results
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -50,11 +53,39 @@ def study(
     with commands.importing():
         from experiments.data.annotations import set_name, study_folder
 
-        from . import categories, plots, reach, results, tables
+        from . import results, tables
 
     if dataset and val:
         folder = folder.with_name(study_folder(folder.name, set_name(dataset, val)))
     found = results.load(folder, delta)
+    written = _write(found, wide)
+    for title, text in tables.parts(found, wide):
+        console.print(f"{title}:\n" * bool(title) + tables.render(text, "text"), highlight=False)
+        console.print()
+    for note in found.notes:
+        console.print(tables.wrapped(note, "  "), highlight=False)
+    if keep:
+        tables.check_publishable(found)
+        written += _keep(written, found.manifest["scale"], found.manifest["study"])
+    _say(written)
+
+
+def _keep(files: list[Path], scale: str, study: str) -> list[Path]:
+    """Copies in results/."""
+    kept = Path("results") / scale / study
+    kept.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(path, kept)) for path in files]
+
+
+def _say(written: list[Path]) -> None:
+    console.print("written: " + "  ".join(map(str, written)), highlight=False)
+
+
+def _write(found: "Results", wide: bool) -> list[Path]:
+    """A study's tables and plots, beside what was asked for."""
+    from . import categories, plots, reach, tables
+
+    folder = found.folder
     found.table.to_csv(folder / "table.csv", index=False)
     (folder / "table.md").write_text(tables.markdown(found, wide))
     tables.runs(found).to_csv(folder / "runs.csv", index=False)
@@ -65,18 +96,7 @@ def study(
     if len(counts := reach.counts(tables.in_order(found))):
         counts.to_csv(folder / "reach.csv", index=False)
         written += [folder / "reach.csv", *plots.reach_curve(found, folder / "reach_curve")]
-
-    for title, text in tables.parts(found, wide):
-        console.print(f"{title}:\n" * bool(title) + tables.render(text, "text"), highlight=False)
-        console.print()
-    for note in found.notes:
-        console.print(tables.wrapped(note, "  "), highlight=False)
-    if keep:
-        tables.check_publishable(found)
-        kept = Path("results") / found.manifest["scale"] / found.manifest["study"]
-        kept.mkdir(parents=True, exist_ok=True)
-        written += [Path(shutil.copy(path, kept)) for path in written]
-    console.print("written: " + "  ".join(str(path) for path in written))
+    return written
 
 
 @app.command()
@@ -138,7 +158,42 @@ def write_report(
     from . import report, results
 
     written = report.write(results.folders(folders, runs), out or runs / "report", delta)
-    console.print("written: " + "  ".join(str(path) for path in written))
+    _say(written)
+
+
+@app.command("export")
+def send_to_tracker(
+    folders: Folders = None,
+    to: Annotated[str, typer.Option(help="csv, mlflow, trackio or wandb.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="Folder for files; default: in runs.")] = None,
+    project: Annotated[str, typer.Option(help="As the tracker calls it.")] = "backbone-ablations",
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Into files of the tracker's.")
+    ] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Send finished runs to an experiment tracker: config, figures, curves, tables, pictures."""
+    from . import export, results
+
+    export.check(to)
+    out = out or runs / "export" / to
+    chosen = results.folders(folders, runs)
+    console.print(export.export(chosen, to, out, project=project, offline=offline), highlight=False)
+
+
+@app.command("bundle")
+def write_bundle(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default: in runs.")] = None,
+    delta: Delta = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Put a study into one archive: records, configs, predictions, tables, report, commands."""
+    from . import bundle, results
+
+    found = results.load(folder, delta)
+    _write(found, wide=True)
+    _say([bundle.write(found, out or runs / "bundles")])
 
 
 @app.command("validity")
@@ -158,7 +213,7 @@ def write_validity(
     if keep:
         validity.check_publishable(found)
         written += validity.write(found, Path("results") / validity.SCALE)
-    console.print("written: " + "  ".join(str(path) for path in written))
+    _say(written)
 
 
 @app.command("coverage")
@@ -177,7 +232,7 @@ def write_coverage(
     for suite in (coverage, coverage_of_looks):
         written += suite.write(suite.run(suite.cases(), draws or suite.DRAWS), out)
         console.print(written[-2].read_text(), highlight=False)
-    console.print("written: " + "  ".join(str(path) for path in written))
+    _say(written)
 
 
 @app.command("repeats")
@@ -199,10 +254,8 @@ def write_repeats(
     written = [folder / "repeats.csv"]
     found.to_csv(written[0], index=False)
     if keep:
-        kept = Path("results") / folder.parent.name / folder.name
-        kept.mkdir(parents=True, exist_ok=True)
-        written.append(Path(shutil.copy(written[0], kept)))
-    console.print("written: " + "  ".join(str(path) for path in written))
+        written += _keep(written, folder.parent.name, folder.name)
+    _say(written)
 
 
 @app.command()
@@ -297,8 +350,10 @@ def score(
 
 def _with_interval(table: pd.DataFrame, sign: str = "+") -> pd.DataFrame:
     """Low and high as one column of text."""
+    from .text import around
+
     bounds = zip(table["low"], table["high"], strict=True)
-    text = ["" if pd.isna(low) else f"{low:{sign}.2f} .. {high:{sign}.2f}" for low, high in bounds]
+    text = [around(low, high, f"{sign}.2f") for low, high in bounds]
     return table.drop(columns=["low", "high"]).assign(**{"95 % interval": text})
 
 
@@ -374,7 +429,7 @@ def pretraining(
         else:
             written.append(path)
     console.print("\nruns: " + "  ".join(map(str, runs)), highlight=False)
-    console.print("written: " + "  ".join(map(str, written)), highlight=False)
+    _say(written)
 
 
 @app.command("paper-tables")
@@ -396,7 +451,7 @@ def paper_tables(
         part = table[table["table"] == name]
         shown = tabulate(tables.cells(part), headers="keys", showindex=False, disable_numparse=True)
         console.print(f"{title}: {tables.caption(part)}\n{shown}\n", highlight=False)
-    console.print("written: " + "  ".join(str(path) for path in written))
+    _say(written)
 
 
 @app.command()
@@ -412,5 +467,10 @@ def cost(
         console.print(formulas.markdown(table(sizes or formulas.PAPER_SIZES)) + "\n")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run a command; a user's mistake ends in one line and exit code 2."""
     sys.exit(commands.run(app, console))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from experiments.records import MANIFEST, RECORD, RESULT
 from . import paper
 from .bootstrap import bootstrap, of_run
 from .results import PAPERS_DATA
+from .text import number
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,21 @@ def table(folder: str | Path) -> pd.DataFrame:
         figures = result[kind]
         if not figures:
             continue
-        rows.append(_row(kind, {name: _number(value) for name, value in figures.items()}))
+        rows.append(_row(kind, {name: number(value) for name, value in figures.items()}))
         estimates = bootstrap([of_run(folder, kind)])
         halves = {name: e.interval()[1] - e.value for name, e in estimates.items() if e}
-        rows.append(_row("± 95 %", {name: _number(half) for name, half in halves.items()}))
+        rows.append(_row("± 95 %", {name: number(half) for name, half in halves.items()}))
         if known and kind in known.ap:
-            rows.append(_row("published", {"AP": _number(known.ap[kind])}))
+            rows.append(_row("published", {"AP": number(known.ap[kind])}))
             if _comparable(result, known):
-                rows.append(_row("difference", {"AP": f"{figures['AP'] - known.ap[kind]:+.1f}"}))
+                rows.append(
+                    _row("difference", {"AP": number(figures["AP"] - known.ap[kind], "+.1f")})
+                )
     return pd.DataFrame(rows).fillna("")
 
 
 def _row(name: str, cells: dict[str, str]) -> dict[str, str]:
     return {"": name, **cells}
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
 
 
 def _comparable(result: dict, known: Published) -> bool:

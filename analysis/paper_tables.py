@@ -9,7 +9,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from experiments import records, studies
+from experiments import ROOT, records, studies
 from experiments.costs import environment
 from experiments.costs.detector_cost import detector_cost
 from experiments.recipe import config
@@ -18,6 +18,7 @@ from experiments.studies import Study, Variant
 from . import figures
 from .paper import published
 from .tables import KINDS
+from .text import number, spread
 
 TITLES = {
     "T1": "Table 1: feature pyramids on a plain backbone",
@@ -164,7 +165,7 @@ class Rows:
         runs: folder of runs; its records come before results/.
     """
 
-    def __init__(self, root: Path = config.ROOT, runs: Path = Path("runs")):
+    def __init__(self, root: Path = ROOT, runs: Path = Path("runs")):
         self.root = root
         self.configs: dict[tuple, DictConfig] = {}
         self.costs_of: dict[str, dict] = {}
@@ -278,48 +279,35 @@ def cells(part: pd.DataFrame) -> pd.DataFrame:
     for _, r in part.iterrows():
         line = {c.replace("_", " "): "" if pd.isna(r[c]) else r[c] for c in words}
         for kind in KINDS:
-            line[f"paper {kind} AP"] = _number(r[f"paper_ap_{kind}"], 1)
-        line["paper rare AP"] = _number(r["paper_ap_mask_rare"], 1)
+            line[f"paper {kind} AP"] = number(r[f"paper_ap_{kind}"])
+        line["paper rare AP"] = number(r["paper_ap_mask_rare"])
         for kind in KINDS:
             ap = f"coco_ap_{kind}"
-            line[f"{kind} AP, coco"] = _spread(r.get(ap), r.get(f"{ap}_std"))
-        line["rare AP, coco"] = _number(r.get("coco_ap_mask_rare"), 1)
-        line["seeds, coco"] = _number(r.get("coco_seeds"), 0)
-        line["paper params M"] = _number(r["paper_params_m"], 0)
-        line["params M"] = _number(r["params"] / 1e6, 1)
-        line["vs paper"] = _percent(r["params_vs_paper"])
-        line["paper params ratio"] = _number(r["paper_params_ratio"], 2)
-        line["params ratio"] = _number(r["params_ratio"], 2)
-        line["encoder params M"] = _number(r["encoder_params"] / 1e6, 1)
-        line["paper TFLOPs"] = _number(r["paper_flops_t"], 1)
-        line["TMACs"] = _number(r["macs"] / 1e12, 3)
-        line["TMACs vs paper"] = _percent(r["macs_vs_paper"])
-        line["encoder TMACs"] = _number(r["encoder_macs"] / 1e12, 3)
-        line["activations M"] = _number(r["activations"] / 1e6, 0)
-        line["px"] = _number(r["px"], 0)
-        line["paper train GB"] = _number(r["paper_train_mem_gb"], 1)
-        line["paper memory ratio"] = _number(r["paper_train_mem_ratio"], 2)
-        line["memory ratio"] = _number(r["train_memory_ratio"], 2)
-        line["paper test ms"] = _number(r["paper_test_time_ms"], 0)
-        line["paper time ratio"] = _number(r["paper_test_time_ratio"], 2)
-        line["time ratio"] = _number(r["test_time_ratio"], 2)
+            line[f"{kind} AP, coco"] = spread(r.get(ap), r.get(f"{ap}_std"))
+        line["rare AP, coco"] = number(r.get("coco_ap_mask_rare"))
+        line["seeds, coco"] = number(r.get("coco_seeds"), ",.0f")
+        line["paper params M"] = number(r["paper_params_m"], ",.0f")
+        line["params M"] = number(r["params"], ".1f", 1e6)
+        line["vs paper"] = number(r["params_vs_paper"], "+.1%")
+        line["paper params ratio"] = number(r["paper_params_ratio"], ".2f")
+        line["params ratio"] = number(r["params_ratio"], ".2f")
+        line["encoder params M"] = number(r["encoder_params"], ".1f", 1e6)
+        line["paper TFLOPs"] = number(r["paper_flops_t"])
+        line["TMACs"] = number(r["macs"], ".3f", 1e12)
+        line["TMACs vs paper"] = number(r["macs_vs_paper"], "+.1%")
+        line["encoder TMACs"] = number(r["encoder_macs"], ".3f", 1e12)
+        line["activations M"] = number(r["activations"], ",.0f", 1e6)
+        line["px"] = number(r["px"], ",.0f")
+        line["paper train GB"] = number(r["paper_train_mem_gb"])
+        line["paper memory ratio"] = number(r["paper_train_mem_ratio"], ".2f")
+        line["memory ratio"] = number(r["train_memory_ratio"], ".2f")
+        line["paper test ms"] = number(r["paper_test_time_ms"], ",.0f")
+        line["paper time ratio"] = number(r["paper_test_time_ratio"], ".2f")
+        line["time ratio"] = number(r["test_time_ratio"], ".2f")
         line["measured on"] = "" if pd.isna(r["measured_on"]) else r["measured_on"]
         lines.append(line)
     text = pd.DataFrame(lines)
     return text[[c for c in text if c == _ALWAYS or text[c].any()]]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:,.{digits}f}"
-
-
-def _percent(value: float) -> str:
-    return "" if pd.isna(value) else f"{value:+.1%}"
-
-
-def _spread(mean: float | None, std: float | None) -> str:
-    text = _number(mean, 1)
-    return f"{text} ± {std:.1f}" if text and std is not None and not pd.isna(std) else text
 
 
 def provenance() -> list[str]:

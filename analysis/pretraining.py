@@ -1,6 +1,5 @@
 """What the pre-trainings of a scale did: a table, learning curves, and what MAE fills in."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from detectron2.utils.registry import locate
 from experiments.data.pretraining_images import Images
 from experiments.errors import UserError
 from experiments.recipe import config
-from experiments.records import LAST_WEIGHTS, METRICS, checkpoints, read_json
+from experiments.records import LAST_WEIGHTS, checkpoints, metrics, read_json
 from experiments.records.pretraining import FOLDER, RECORD, PretrainingRecord
 
 from . import style
@@ -149,16 +148,12 @@ def _names(runs: dict[Path, PretrainingRecord]) -> dict[Path, str]:
 
 def _losses(folder: Path, run: PretrainingRecord) -> pd.DataFrame:
     """Kind, images seen and loss; the later ones of what was repeated."""
-    file = folder / METRICS
-    found: dict[tuple[str, int], float] = {}
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # what a run was writing as it was interrupted
-            continue
-        for name in entry:
-            if name.startswith("loss_"):
-                found[name, entry["iteration"]] = entry[name]
+    found = {
+        (name, entry["iteration"]): loss
+        for entry in metrics(folder)
+        for name, loss in entry.items()
+        if name.startswith("loss_")
+    }
     rows = [(kind, iteration, loss) for (kind, iteration), loss in sorted(found.items())]
     losses = pd.DataFrame(rows, columns=["kind", "iteration", "loss"])
     part = losses["iteration"] * _POINTS // run.config["train"]["max_iter"]

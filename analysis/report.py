@@ -40,6 +40,7 @@ from . import (
     tables,
 )
 from .results import KINDS, Results
+from .text import around
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ def _study(found: Results, out: Path) -> _Study:
         config=yaml.safe_dump(config, sort_keys=False, default_flow_style=None) if config else "",
         words=[(variant["name"], _words(variant)) for variant in manifest["variants"]],
         environment=[(name, value) for name, value in lines if name != "command"],
-        commands=_commands(manifest),
+        commands=commands(manifest),
         records=[
             (run["variant"], f"{run['seed']:g}", os.path.relpath(run["path"], out))
             for _, run in records.iterrows()
@@ -369,7 +370,8 @@ def _kinds(row: pd.Series) -> list[str]:
 
 def _interval(text: str, row: pd.Series, column: str, sign: str) -> str:
     low, high = row[f"{column}_low"], row[f"{column}_high"]
-    return text if pd.isna(low) else f"{text} (95 %: {low:{sign}z.1f} .. {high:{sign}z.1f})"
+    ends = around(low, high, f"{sign}z.1f")
+    return text + f" (95 %: {ends})" * bool(ends)
 
 
 def _overview(found: Results) -> str:
@@ -409,7 +411,7 @@ def _shown(value: Any) -> str:
     return "none" if value in ("", None) else str(value)
 
 
-def _commands(manifest: dict) -> list[tuple[str, str]]:
+def commands(manifest: dict) -> list[tuple[str, str]]:
     """What for, and the command: of the whole study, and of each row with the base."""
     words = shlex.split(manifest["command"])
     commands = [("all rows", f".venv/bin/{manifest['command']}")]

@@ -14,6 +14,7 @@ from experiments.evaluation.reach import FOUND, LEARNED
 
 from . import categories, reach
 from .results import FIGURES, KINDS, ONE_SEED, PAPER_SIZES, Results, paper_column, paper_data
+from .text import interval, number, spread
 
 WIDTH = 110  # letters of a line, in a terminal and in Markdown
 OWN = "†"  # behind an interval that is not of all rows' seeds
@@ -72,25 +73,6 @@ def measured(records: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _spread(mean: float, std: float, digits: int = 1, sign: str = "") -> str:
-    """ "51.2 ± 0.4"; without the spread of a single seed; empty where there is nothing."""
-    if pd.isna(mean):
-        return ""
-    text = f"{mean:{sign}.{digits}f}"
-    return text if pd.isna(std) else f"{text} ± {std:.{digits}f}"
-
-
-def _amount(value: float, unit: float, digits: int) -> str:
-    return "" if value is None or pd.isna(value) else f"{value / unit:.{digits}f}"
-
-
-def interval(value: float, low: float, high: float) -> str:
-    """ "+2.3 (+0.4 .. +4.2)"; without an interval where there is none."""
-    if pd.isna(value):
-        return ""
-    return f"{value:+z.1f}" + ("" if pd.isna(low) else f" ({low:+z.1f} .. {high:+z.1f})")
-
-
 def finished(table: pd.DataFrame) -> pd.Series:
     """How many runs of each row are finished, those that did not learn the cue among them."""
     return table["seeds"] + table.get("cue_not_learned", 0)
@@ -107,7 +89,7 @@ def summary(table: pd.DataFrame, base: str | None = None) -> pd.DataFrame:
     Args:
         base: the row that time is relative to; None: the first.
     """
-    digits = 1 if table["macs"].max() > 1e10 else 3
+    digits = ".1f" if table["macs"].max() > 1e10 else ".3f"
     several = len(set(table["size"]) - {""}) > 1
     names = table["variant"].tolist()
     seconds = table["train_seconds"].astype(float) / float(
@@ -122,8 +104,8 @@ def summary(table: pd.DataFrame, base: str | None = None) -> pd.DataFrame:
         cells |= _compared(table, r, "ap", "box")
         if left_out and not r["seeds"]:
             cells["verdict"] = _NOT_LEARNED
-        cells["GMACs"] = _amount(r["macs"], 1e9, digits)
-        cells["time"] = _amount(seconds[i], 1, 2)
+        cells["GMACs"] = number(r["macs"], digits, 1e9)
+        cells["time"] = number(seconds[i], ".2f")
         rows.append(cells)
     return pd.DataFrame(rows)
 
@@ -139,8 +121,9 @@ def _compared(table: pd.DataFrame, row: pd.Series, figure: str, kind: str) -> di
     own = row.get(f"{column}_spread") in ("own", "unpaired")
     verdict = row[f"{column}_verdict"]
     return {
-        f"{kind} AP{figure.removeprefix('ap')}": _spread(row[column], row[f"{column}_std"]),
-        "diff (95 %)": interval(row[f"{column}_diff"], low, high) + OWN * bool(own and several),
+        f"{kind} AP{figure.removeprefix('ap')}": spread(row[column], row[f"{column}_std"]),
+        "diff (95 %)": interval(row[f"{column}_diff"], low, high, "+z.1f")
+        + OWN * bool(own and several),
         # The caption says within what.
         "verdict": "" if pd.isna(verdict) else verdict.partition(" within")[0],
     }
@@ -173,10 +156,7 @@ def beats(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _share(row: pd.Series, column: str) -> str:
-    """ "0.80 (0.38 .. 0.96)" """
-    if pd.isna(row[column]):
-        return ""
-    return f"{row[column]:.2f} ({row[f'{column}_low']:.2f} .. {row[f'{column}_high']:.2f})"
+    return interval(*(row[f"{column}{end}"] for end in ("", "_low", "_high")), ".2f")
 
 
 def published(table: pd.DataFrame) -> pd.DataFrame:
@@ -188,7 +168,7 @@ def published(table: pd.DataFrame) -> pd.DataFrame:
         for size in sizes:
             for kind in KINDS:
                 if _known(table, column := paper_column(kind, size)):
-                    cells[f"{size} {kind} AP".strip()] = _amount(r[column], 1, 1)
+                    cells[f"{size} {kind} AP".strip()] = number(r[column])
         rows.append(cells)
     return pd.DataFrame(rows)
 
@@ -216,15 +196,15 @@ def by_size(table: pd.DataFrame) -> pd.DataFrame:
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:
     """Size, work, time and memory, as text cells."""
-    digits = 1 if table["macs"].max() > 1e10 else 3
+    digits = ".1f" if table["macs"].max() > 1e10 else ".3f"
     rows = []
     for _, r in table.iterrows():
-        cells = {"variant": r["variant"], "params M": _amount(r["params"], 1e6, 2)}
-        cells["GMACs"] = _amount(r["macs"], 1e9, digits)
+        cells = {"variant": r["variant"], "params M": number(r["params"], ".2f", 1e6)}
+        cells["GMACs"] = number(r["macs"], digits, 1e9)
         if _known(table, "train_macs"):
-            cells["train GMACs"] = _amount(r["train_macs"], 1e9, digits)
-        cells["train s"] = _amount(r["train_seconds"], 1, 0)
-        cells["peak MiB"] = _amount(r["peak_memory_mib"], 1, 0)
+            cells["train GMACs"] = number(r["train_macs"], digits, 1e9)
+        cells["train s"] = number(r["train_seconds"], ".0f")
+        cells["peak MiB"] = number(r["peak_memory_mib"], ".0f")
         rows.append(cells)
     return pd.DataFrame(rows)
 

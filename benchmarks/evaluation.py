@@ -219,12 +219,17 @@ def _timed(row: str, images: int, function: Callable, *args) -> dict:
 
 
 def measure(images: int = IMAGES) -> pd.DataFrame:
-    """A line per row; `error` is the largest difference of a figure to pycocotools'."""
+    """A line per row, each in a process of its own: see `compared`."""
     found = [_apart(measured, row, images) for row in ROWS]
     with tempfile.TemporaryDirectory() as folder:
         lvis_images = images * LVIS_IMAGES // IMAGES
         _apart(write_lvis, Path(folder), lvis_images)
         found.append(_apart(measured_lvis, Path(folder), lvis_images))
+    return compared(found)
+
+
+def compared(found: list[dict]) -> pd.DataFrame:
+    """Rows of `measured`; `error` is the largest difference of a figure to pycocotools'."""
     table = pd.DataFrame(found).set_index("row")
     for kind in KINDS:
         theirs, mine = (table.loc[f"{kind}: {name}"] for name in ("pycocotools", "ours"))

@@ -25,9 +25,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from experiments import ROOT
 from experiments.costs import environment
 from experiments.errors import UserError, unknown
-from experiments.recipe.config import ROOT
 
 from . import attention_kernels as attention
 from . import gpu_page, worker

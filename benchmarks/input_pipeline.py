@@ -24,9 +24,9 @@ from PIL import Image
 from rich.console import Console
 from tabulate import tabulate
 
+from experiments import CONFIGS
 from experiments.data import images
 from experiments.data.mapper import Mapper
-from experiments.recipe import config
 
 from . import page
 
@@ -82,7 +82,7 @@ def mapper(row: str):
     """The recipe's mapper, or its reader of images."""
     if ROWS[row] is None:
         return lambda entry: images.load(entry["file_name"])
-    cfg = LazyConfig.load(str(config.ROOT / "configs/common/data.py"))
+    cfg = LazyConfig.load(str(CONFIGS / "common/data.py"))
     return instantiate({**cfg.dataloader.train.mapper, "_target_": ROWS[row]})
 
 

@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.ticker import LogLocator
 
 from analysis.paper import published
-from experiments.recipe.config import ROOT
+from experiments import ROOT
 
 from .cases import Case
 

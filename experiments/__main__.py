@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from . import commands
+from . import ROOT, commands
 from .errors import UserError, unknown
 
 if TYPE_CHECKING:  # they take seconds
@@ -363,7 +363,7 @@ def _state(runs: Path, study: str) -> str:
             if tried := manifest.get("sweep", {}).get("runs"):
                 count = sum((folder / run["folder"] / records.RECORD).is_file() for run in tried)
                 states[-1] += f" and {count} of {len(tried)} that choose"
-        if not folders and (config.ROOT / "results" / scale / study).is_dir():
+        if not folders and (ROOT / "results" / scale / study).is_dir():
             states.append(f"{scale} in results/")
     return ", ".join(states) or "nothing yet"
 

@@ -38,6 +38,11 @@ def run(app: typer.Typer, console: Console) -> int:
         if debug:
             raise
         message = str(error)
+    except ModuleNotFoundError as error:
+        ours = ("analysis", "backbones", "benchmarks", "experiments")
+        if debug or not error.name or error.name.startswith(ours):
+            raise
+        message = f"{error.name} is not installed: README.md says what this suite needs"
     except Exception as error:
         # Wrong words of the command itself: click's own errors format themselves.
         if not hasattr(error, "format_message"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("analysis", "backbones", "configs", "experiments")
 
 
 def write_set(root: Path, split: str, count: int) -> Path:
@@ -53,6 +55,17 @@ def small_set(tmp_path_factory) -> dict[str, str]:
         "dataset": f"{write_set(root, 'train', 24)},{root / 'train'}",
         "val": f"{write_set(root, 'val', 10)},{root / 'val'}",
     }
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory) -> Path:
+    """What is installed of this checkout, elsewhere: what is done there leaves files behind."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,9 @@
-"""From Mask R-CNN to the other detectors of the paper, keeping backbone, RPN and kind of heads."""
+"""From Mask R-CNN to the other detectors of the paper, keeping backbone, RPN and kind of heads.
+
+`experiments.recipe.config.load` makes a config of the name of another detector, as
+configs/coco/retinanet_vit_b.py, by the function of that name from Mask R-CNN's, mask_rcnn_vit_b.py;
+where a folder has a `_detectors.py`, by that of the folder.
+"""
 
 import copy
 import math
@@ -18,7 +23,7 @@ from omegaconf import DictConfig
 from backbones import LayerNorm2d, build_backbone
 
 
-def cascade(model: DictConfig) -> None:
+def cascade_mask_rcnn(model: DictConfig, dataloader: DictConfig) -> DictConfig:
     """Three box heads in a row, each on the boxes of the one before (arXiv:1712.00726).
 
     IoU thresholds, box weights and class-agnostic boxes as in the released Cascade configs.
@@ -40,6 +45,7 @@ def cascade(model: DictConfig) -> None:
         heads.box_predictors[stage].box2box_transform = L(Box2BoxTransform)(
             weights=(xy, xy, wh, wh)
         )
+    return model
 
 
 def retinanet(
@@ -60,6 +66,8 @@ def retinanet(
         sizes: sides of each level's anchors in pixels; None: three per octave, from 4 x stride.
         aspect_ratios: of the anchors.
     """
+    if model.roi_heads.box_predictor.get("use_fed_loss"):
+        raise ValueError("RetinaNet has no federated loss: LVIS is for Mask R-CNN and its cascade")
     sizes = sizes or [[4 * stride * 2 ** (i / 3) for i in range(3)] for stride in strides]
     backbone, channels = model.backbone, model.proposal_generator.head.in_channels
     dataloader.train.mapper.update(use_instance_mask=False, recompute_boxes=False)

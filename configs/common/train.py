@@ -1,7 +1,15 @@
 """What a run is beside model, data, optimizer and schedule."""
 
+COCO, LVIS = 118_000, 100_000  # training images, as detectron2 counts them
+
+
+def iterations(epochs: int, images: int = COCO, batch: int = 64) -> int:
+    """Optimizer steps of so many epochs."""
+    return epochs * images // batch
+
+
 train = dict(
-    max_iter=184375,  # 100 epochs of 118,000 images (detectron2's count) in batches of 64
+    max_iter=iterations(100),
     seed=0,
     amp=True,  # autocast to bfloat16 where the device computes in it, to float16 on older GPUs
     clip_grad_norm=None,

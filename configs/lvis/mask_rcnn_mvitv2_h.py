@@ -14,8 +14,9 @@ from ..coco.mask_rcnn_mvitv2_h import (
     test,
     train,
 )
+from ..common.train import LVIS, iterations
 
 lvis(model, dataloader)
 optimizer.lr = 2e-5
 schedule.decay.milestones = [24, 26]  # of 27, unlike on COCO
-train.max_iter = 156250 // 2  # 50 epochs of 100,000 images in batches of 64
+train.max_iter = iterations(50, LVIS)

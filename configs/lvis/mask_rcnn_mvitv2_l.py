@@ -14,7 +14,8 @@ from ..coco.mask_rcnn_mvitv2_l import (
     test,
     train,
 )
+from ..common.train import LVIS, iterations
 
 lvis(model, dataloader)
 optimizer.lr = 4e-5
-train.max_iter = 156250 // 2  # 50 epochs of 100,000 images in batches of 64
+train.max_iter = iterations(50, LVIS)

@@ -14,6 +14,7 @@ from ..coco.mask_rcnn_swin_b import (
     test,
     train,
 )
+from ..common.train import LVIS, iterations
 
 lvis(model, dataloader)
-train.max_iter = 156250 // 2  # 50 epochs of 100,000 images in batches of 64
+train.max_iter = iterations(50, LVIS)

@@ -7,7 +7,8 @@ Table 10; detectron2's released model of this recipe: 40.2 / 38.2). 64 GPUs, one
 from configs.common.lvis import lvis
 
 from ..coco.mask_rcnn_vit_b import dataloader, model, optimizer, param_groups, schedule, test, train
+from ..common.train import LVIS, iterations
 
 lvis(model, dataloader)
 optimizer.lr = 2e-4
-train.max_iter = 156250  # 100 epochs of 100,000 images in batches of 64
+train.max_iter = iterations(100, LVIS)

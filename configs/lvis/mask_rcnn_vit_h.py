@@ -7,7 +7,8 @@ image each.
 from configs.common.lvis import lvis
 
 from ..coco.mask_rcnn_vit_h import dataloader, model, optimizer, param_groups, schedule, test, train
+from ..common.train import LVIS, iterations
 
 lvis(model, dataloader)
 model.backbone.drop_path_rate = 0.4
-train.max_iter = 156250  # 100 epochs of 100,000 images in batches of 64
+train.max_iter = iterations(100, LVIS)

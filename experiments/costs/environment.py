@@ -10,7 +10,7 @@ from pathlib import Path
 import detectron2
 import torch
 
-from ..recipe.config import ROOT
+from .. import CHECKOUT, ROOT
 
 _PACKAGES = ("torch", "torchvision", "fvcore", "pycocotools", "lvis", "numpy")
 
@@ -68,6 +68,8 @@ def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
 def git_commit() -> str:
     """The commit of this checkout, "-dirty" behind it if tracked files outside results/ differ; ""
     outside git."""
+    if not CHECKOUT:  # what git knows here is the user's own project
+        return ""
     try:
         commit = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")

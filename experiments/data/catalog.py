@@ -4,12 +4,12 @@ import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from pycocotools import mask as masks
 
+from .. import ROOT
 from ..errors import UserError, unknown
 from . import defects
 from .annotations import Split, parse_split, set_name
@@ -17,7 +17,6 @@ from .defects import AnnotationFile
 from .mini import detection as mini
 from .mini import lvis as mini_lvis
 
-ROOT = Path(__file__).resolve().parents[2]
 # What detectron2 calls the published sets, and what has to be in $DETECTRON2_DATASETS for them.
 _PUBLISHED = {
     "coco": (

@@ -12,9 +12,9 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from .. import ROOT
 from ..errors import UserError
 from ..json_files import write_json
-from . import catalog
 from .images import load
 from .mini import classes
 
@@ -97,7 +97,7 @@ def prepare(scale: str, folder: str | None = None) -> Images:
     if folder:
         return _images(Path(folder).absolute())
     if scale == "mini":
-        datasets = catalog.ROOT / "datasets"
+        datasets = ROOT / "datasets"
         try:
             return _images(classes.ensure(datasets))
         except OSError as error:

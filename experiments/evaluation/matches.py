@@ -216,7 +216,7 @@ class _Objects:
         if kind == "box":
             self.shape = np.array([a["bbox"] for a in listed], float).reshape(-1, 4)
         else:
-            self.shape = [_encoded(a, self.sizes[a["image_id"]]) for a in listed]
+            self.shape = [run_lengths(a, self.sizes[a["image_id"]]) for a in listed]
         # What LVIS says of its images and categories.
         images = truth["images"] if lvis else []
         self.partly = self._listed(images, "not_exhaustive_category_ids")
@@ -505,8 +505,12 @@ def _array(values) -> np.ndarray:
     return numbers.astype(float) if numbers.dtype.kind in "iuf" else np.zeros((0, 0, 0))
 
 
-def _encoded(annotation: dict, size: list[int]) -> dict:
-    """An object's mask as pycocotools' run lengths."""
+def run_lengths(annotation: dict, size: Sequence[int]) -> dict:
+    """An object's or detection's mask, in any of COCO's forms, as pycocotools' run lengths.
+
+    Args:
+        size: of its image, height and width.
+    """
     shape = annotation["segmentation"]
     if isinstance(shape, list):
         return masks.merge(masks.frPyObjects(shape, *size))

@@ -7,8 +7,7 @@ from safetensors.torch import save_file
 
 from backbones.weights import catalog
 
-from .. import records
-from ..recipe import config
+from .. import ROOT, records
 from ..records import checkpoints
 
 WORD, SIZE = "windows_mini", "vit-mini"
@@ -38,6 +37,6 @@ def keep(study: Path, folder: Path = catalog.SHIPPED) -> Path:
     scratch.chmod(0o644)  # safetensors makes it its owner's alone
     os.replace(scratch, path)
     # Where this checkout lies is nobody's concern.
-    record = (run / records.RECORD).read_text().replace(f"{config.ROOT}/", "")
+    record = (run / records.RECORD).read_text().replace(f"{ROOT}/", "")
     path.with_suffix(".json").write_text(record)
     return path

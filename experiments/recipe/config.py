@@ -37,6 +37,7 @@ from backbones.meta import on_meta
 from backbones.propagation import block_count, strategy
 from backbones.weights import WeightsError, catalog
 
+from .. import CONFIGS
 from ..errors import UserError, unknown
 from ..records import NOT_IDENTITY
 from ..studies import Study, Variant, Words
@@ -46,9 +47,9 @@ from .optim import param_groups
 if TYPE_CHECKING:
     from ..data.catalog import Data
 
-ROOT = Path(__file__).resolve().parents[2]
-PRETRAINING = ROOT / "configs" / "pretraining"
+PRETRAINING = CONFIGS / "pretraining"
 SCALES = ("mini", "coco")
+_DETECTORS = ("cascade_mask_rcnn", "mask_rcnn", "retinanet")
 RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining
 _NOT_BY_OVERRIDE = {
     "train.seed": "choose with SEEDS=",
@@ -98,37 +99,43 @@ def check_scale(scale: str) -> None:
 
 
 def base_path(scale: str, size: str, detector: str = "mask_rcnn", dataset: str = "coco") -> Path:
-    """The base config's file: what the paper or the suite recommends there.
+    """The base config's file, for `load`: what the paper or the suite recommends there.
 
     Raises:
         UserError: unknown scale, or a size that the scale has no recipe for.
     """
     check_scale(scale)
+    if detector not in _DETECTORS:
+        raise unknown("detector", detector, _DETECTORS)
     # At full scale the folder is the data set's, as in detectron2's ViTDet project.
-    if scale == "coco":
-        folder, prefix = dataset, detector
-    else:
-        folder, prefix = scale, detector if dataset == "coco" else f"{dataset}_{detector}"
-    files = sorted((ROOT / "configs" / folder).glob(f"{prefix}_*.py"))
+    folder, of_dataset = (dataset, "") if scale == "coco" else (scale, f"{dataset}_")
+    prefix = f"{of_dataset.removeprefix('coco_')}mask_rcnn"
+    files = sorted((CONFIGS / folder).glob(f"{prefix}_*.py"))
     of_size = {file.stem.removeprefix(f"{prefix}_").replace("_", "-"): file for file in files}
     if size not in of_size:
         raise unknown("size", size, of_size, f" of configs/{folder}/{prefix}_*")
-    return of_size[size]
+    return of_size[size].with_name(of_size[size].name.replace("mask_rcnn", detector))
 
 
 def load(path: str | Path, parts: Sequence[str] = _PARTS) -> DictConfig:
     """A training config from a LazyConfig file (.py, or the .yaml kept with a run).
 
     Args:
+        path: of a file; or one that Mask R-CNN's makes when its detector is another,
+            "configs/coco/retinanet_vit_b.py", see configs/common/detectors.py. Either in this
+            folder, or as the suite has it.
         parts: that it must have.
 
     Raises:
         UserError: there is no such file, it cannot be read, or parts are missing.
     """
-    if not Path(path).is_file():
-        raise UserError(f"no config at {path}: give a .py under configs/ or a run's config.yaml")
+    file, detector = _file_and_detector(path)
     try:
-        cfg = LazyConfig.load(str(path))
+        cfg = LazyConfig.load(str(file))
+        if detector != "mask_rcnn":
+            own = file.with_name("_detectors.py")
+            makers = own if own.is_file() else CONFIGS / "common" / "detectors.py"
+            cfg.model = LazyConfig.load(str(makers), detector)(cfg.model, cfg.dataloader)
     except Exception as error:
         raise UserError(f"cannot read the config {path}: {str(error).splitlines()[0]}") from error
     missing = [part for part in parts if part not in cfg]
@@ -137,6 +144,18 @@ def load(path: str | Path, parts: Sequence[str] = _PARTS) -> DictConfig:
             f"the config {path} lacks {', '.join(missing)}: see configs/coco for whole ones"
         )
     return cfg
+
+
+def _file_and_detector(path: str | Path) -> tuple[Path, str]:
+    """A config's file, and what is to be made of its Mask R-CNN, that itself if nothing is."""
+    for place in (Path(path), CONFIGS.parent / path):
+        if place.is_file():
+            return place, "mask_rcnn"
+        for detector in _DETECTORS:
+            base = place.with_name(place.name.replace(detector, "mask_rcnn"))
+            if detector in place.name and base.is_file():
+                return base, detector
+    raise UserError(f"no config at {path}: give a .py under configs/ or a run's config.yaml")
 
 
 def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | None = None) -> None:

@@ -1,5 +1,6 @@
 """Records: what a finished run leaves behind, one JSON file each; and the manifest of a study."""
 
+import contextlib
 import json
 import reprlib
 from dataclasses import asdict, dataclass, field
@@ -130,6 +131,16 @@ def read_json(path: Path) -> dict:
             "use the suite that wrote it, or move it away and run again"
         )
     return content
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged, an entry per period, in the order of writing: what was repeated after
+    an interruption comes again. Empty for one that was not trained."""
+    path, entries = folder / METRICS, []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):  # what it was writing as it was interrupted
+            entries.append(json.loads(line))
+    return entries
 
 
 def write(folder: Path, record: Record) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import UserError, unknown
 
+EPOCHS_100 = 184_375  # iterations on COCO at the paper's batch of 64: configs/common/train.py
 Words = dict[str, Any]  # config key -> value, e.g. {"model.backbone.propagation": "conv"}
 
 

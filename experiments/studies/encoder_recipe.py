@@ -33,15 +33,14 @@ Hardware of the paper: 64 GPUs, one image each. By the released ViT-B's training
 iteration, A100) a row takes 48 hours; ViT-L's (0.603 s) 62.
 """
 
-from experiments.studies import Study, Variant, Words
+from experiments.studies import EPOCHS_100, Study, Variant, Words
 
-_EPOCHS_100 = 184375  # iterations
 _FROM_SCRATCH: Words = {
     "optimizer.lr": 1.6e-4,
     "optimizer.weight_decay": 0.2,
     "param_groups.layer_decay": 1.0,
     "train.init_weights": "none",
-    "train.max_iter": 3 * _EPOCHS_100,
+    "train.max_iter": 3 * EPOCHS_100,
 }
 _MINI_FROM_SCRATCH: Words = {"train.init_weights": "none", "train.max_iter": 480}
 # At both scales.
@@ -62,7 +61,7 @@ def _of_backbone(words: Words) -> Words:
 
 def _coco(name: str, words: Words) -> Variant:
     """For the sizes that the recipe is of: learning rate and length are of their batch of 64."""
-    of_size = {"vit-b": {}, "vit-l": {"train.max_iter": 2 * _EPOCHS_100}}
+    of_size = {"vit-b": {}, "vit-l": {"train.max_iter": 2 * EPOCHS_100}}
     words = _FROM_SCRATCH | _of_backbone(words)
     return Variant(name, words, words_of_size=of_size, only=tuple(of_size))
 

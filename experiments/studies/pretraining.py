@@ -32,9 +32,8 @@ iteration, A100) the rows take 48, 8, 8 and 16 hours; ViT-L's (0.603 s) 62, 15, 
 
 from typing import Any
 
-from experiments.studies import Study, Variant, Words
+from experiments.studies import EPOCHS_100, Study, Variant, Words
 
-_EPOCHS_100 = 184375  # iterations
 _MINI_ITERATIONS = 320
 _SIZES = ("vit-b", "vit-l")  # of the paper's table
 
@@ -46,7 +45,7 @@ def _rows(number: int) -> dict[str, str]:
 _SUPERVISED: Words = {
     "optimizer.lr": 8e-5,
     "param_groups.layer_decay": 1.0,
-    "train.max_iter": _EPOCHS_100 // 2,
+    "train.max_iter": EPOCHS_100 // 2,
 }
 # These were pre-trained on pixels in -1..1.
 SUP_IN21K: Words = {
@@ -63,8 +62,8 @@ _NONE = Variant(
         "train.init_weights": "none",
     },
     words_of_size={
-        "vit-b": {"train.max_iter": 3 * _EPOCHS_100},
-        "vit-l": {"train.max_iter": 2 * _EPOCHS_100},
+        "vit-b": {"train.max_iter": 3 * EPOCHS_100},
+        "vit-l": {"train.max_iter": 2 * EPOCHS_100},
     },
     published=_rows(0),
     only=_SIZES,

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.config import LazyConfig
 from detectron2.modeling.backbone.vit import ViT as Detectron2ViT
 from segment_anything.modeling import ImageEncoderViT
 
@@ -13,6 +12,7 @@ from analysis.paper import published
 from backbones import SIZES, build_encoder
 from experiments.costs import detector_cost as cost
 from experiments.errors import UserError
+from experiments.recipe import config
 from experiments.recipe.config import build_on_meta
 from tests.conftest import ROOT
 
@@ -26,7 +26,7 @@ def amount(*costs) -> Amount:
 
 
 def model(name):
-    return LazyConfig.load(str(ROOT / "configs" / "coco" / f"{name}.py")).model
+    return config.load(ROOT / "configs" / "coco" / f"{name}.py").model
 
 
 @pytest.mark.parametrize("name", PAPER_SIZES)

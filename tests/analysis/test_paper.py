@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from analysis import paper
+from experiments import ROOT
 from experiments.errors import UserError
-from experiments.recipe.config import ROOT
 
 RATE = 64  # images per iteration in all released configs
 IMAGES = {"COCO": 118_000, "LVIS": 100_000}  # an epoch, as the released configs count

@@ -191,16 +191,16 @@ def test_commands_are_those_of_make():
     command = "python -m experiments run count --scale coco --seeds 0 --jobs 0"
     manifest = dict(base="none", variants=rows)
     options = " --overrides 'train.max_iter=4 a=1' --yes"
-    assert report._commands(manifest | dict(command=command)) == [
+    assert report.commands(manifest | dict(command=command)) == [
         ("all rows", "make ablation-count SCALE=coco"),
         ("all rows", f".venv/bin/{command}"),
         ("none", "make ablation-count SCALE=coco VARIANTS=none"),
         ("a b", "make ablation-count SCALE=coco VARIANTS='none,a b'"),
     ]
-    made = report._commands(manifest | dict(command=command + options))[0][1]
+    made = report.commands(manifest | dict(command=command + options))[0][1]
     assert made == "make ablation-count SCALE=coco OVERRIDES='train.max_iter=4 a=1' YES=1"
     own = "python -m experiments run my/study.py --scale mini"
-    assert report._commands(manifest | dict(command=own)) == [("all rows", f".venv/bin/{own}")]
+    assert report.commands(manifest | dict(command=own)) == [("all rows", f".venv/bin/{own}")]
 
 
 def test_the_markdown_shows_the_same(written):

@@ -8,19 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import get_detection_dataset_dicts
 
 from analysis import paper
 from backbones.weights import catalog as weights
 from experiments import studies
 from experiments.data import catalog
+from experiments.errors import UserError
 from experiments.recipe import config
+from tests.conftest import ROOT
 
+DETECTORS = ("mask_rcnn", "cascade_mask_rcnn", "retinanet")
 ALL = [
-    str(path.relative_to(config.ROOT))
+    str(path.relative_to(ROOT)).replace("mask_rcnn", detector)
     for folder in ("coco", "lvis", "mini")
-    for path in sorted((config.ROOT / "configs" / folder).glob("*.py"))
+    for path in sorted((ROOT / "configs" / folder).glob("*mask_rcnn_*.py"))
+    for detector in DETECTORS
+    if not ("lvis" in str(path.relative_to(ROOT)) and detector == "retinanet")
 ]
 MODELS = {
     "vit-b": "ViT-B",
@@ -39,12 +44,21 @@ def load(scale, size, detector="mask_rcnn"):
     return config.load(config.base_path(scale, size, detector))
 
 
+def test_no_config_is_made_of_what_does_not_fit_it():
+    with pytest.raises(UserError, match=r"retinanet_vit_b.py: RetinaNet has no federated"):
+        config.load("configs/lvis/retinanet_vit_b.py")
+    with pytest.raises(UserError, match=r"no config at configs/coco/retinanet_vit_q.py: give"):
+        config.load("configs/coco/retinanet_vit_q.py")
+    with pytest.raises(UserError, match=r"unknown detector 'retinane'.*'retinanet'"):
+        config.base_path("coco", "vit-b", "retinane")
+
+
 @pytest.mark.parametrize("path", [p for p in ALL if "/mini/" in p])
 def test_mini_scale_has_one_arithmetic_on_every_cpu(path):
-    assert not config.load(config.ROOT / path).train.amp
+    assert not config.load(ROOT / path).train.amp
 
 
-@pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
+@pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize("size", MODELS)
 def test_published_recipe(size, detector):
     """Table 11 of the paper, and the settings that all its rows share."""
@@ -75,6 +89,25 @@ def test_published_recipe(size, detector):
         assert (encoder.window_size, encoder.img_size) == (14, 1024)
 
 
+def test_retinanet_is_detectron2s():
+    """Loss, matching, selection and anchors: the defaults of its yacs config."""
+    model, words = load("coco", "vit-b", "retinanet").model, get_cfg().MODEL.RETINANET
+    loss = (words.FOCAL_LOSS_ALPHA, words.FOCAL_LOSS_GAMMA)
+    assert (model.focal_loss_alpha, model.focal_loss_gamma) == loss
+    matched = [list(model.anchor_matcher[key]) for key in ("thresholds", "labels")]
+    assert matched == [words.IOU_THRESHOLDS, words.IOU_LABELS]
+    assert tuple(model.box2box_transform.weights) == words.BBOX_REG_WEIGHTS
+    assert model.test_score_thresh == words.SCORE_THRESH_TEST
+    assert model.test_nms_thresh == words.NMS_THRESH_TEST
+    assert len(model.head.conv_dims) == words.NUM_CONVS
+    assert list(model.head_in_features) == words.IN_FEATURES
+    # Its base config's: 32 to 512 pixels and three an octave.
+    assert [sizes[0] for sizes in model.anchor_generator.sizes] == [32, 64, 128, 256, 512]
+    assert model.anchor_generator.sizes[0][1] == pytest.approx(32 * 2 ** (1 / 3))
+    assert list(model.anchor_generator.aspect_ratios) == [0.5, 1.0, 2.0]
+    assert model.head.num_anchors == 9
+
+
 def test_pretraining_recipes():
     """Table 11's rows without pre-training and with a supervised one, as rows of the study."""
     study, table = studies.find("pretraining"), paper.load("recipes")
@@ -103,7 +136,7 @@ def test_pretraining_recipes():
 @pytest.mark.parametrize("path", ALL)
 def test_initial_weights_are_known_for_the_encoders_size(path, tmp_path):
     """Also when the config comes back from a run's folder, with names for classes."""
-    cfg = config.load(config.ROOT / path)
+    cfg = config.load(ROOT / path)
     LazyConfig.save(cfg, str(tmp_path / "config.yaml"))
     size = config.encoder_size(cfg)
     assert config.encoder_size(config.load(tmp_path / "config.yaml")) == size
@@ -146,7 +179,7 @@ def test_learning_rate_steps_of_the_released_configs():
 
 @pytest.mark.parametrize("path", ALL)
 def test_every_config_builds_its_detector(path):
-    cfg = config.load(config.ROOT / path)
+    cfg = config.load(ROOT / path)
     model = config.build_on_meta(cfg.model)
     levels = model.backbone.output_shape()
     dense = "head_in_features" in cfg.model

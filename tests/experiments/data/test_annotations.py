@@ -104,7 +104,7 @@ def detections(split: Split) -> list[dict]:
     for i, a in enumerate(coco["annotations"]):
         if a["iscrowd"] or i % 3 == 2:
             continue
-        rle = matches._encoded(a, sizes[a["image_id"]])
+        rle = matches.run_lengths(a, sizes[a["image_id"]])
         rle = dict(rle, counts=rle["counts"].decode())
         x, y, w, h = a["bbox"]
         found.append(

@@ -12,7 +12,7 @@ import signal
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
 from PIL import Image
 from pycocotools import mask as masks
@@ -24,6 +24,7 @@ from experiments.data.mini import lvis as mini_lvis
 from experiments.errors import UserError
 from experiments.evaluation.average_precision import coco_figures
 from experiments.evaluation.matches import compute
+from experiments.recipe.config import load as load_config
 from tests.conftest import ROOT, write_set
 
 
@@ -274,7 +275,7 @@ def refused(splits) -> str:
 
 def trained(splits, data, config="coco/mask_rcnn_vit_b"):
     """What a detector is trained on: by detectron2's loader, filter and mapper."""
-    cfg = LazyConfig.load(str(ROOT / "configs" / f"{config}.py"))
+    cfg = load_config(ROOT / "configs" / f"{config}.py")
     cfg.dataloader.image_size = 128
     words = cfg.dataloader.train.mapper
     if data.has_rle and words.use_instance_mask:

@@ -467,7 +467,7 @@ def test_a_detector_without_masks_is_scored_by_boxes_alone(small_set, data, tmp_
 
 
 def files(row: dict) -> Path:
-    """The file of a released config: ".../mask_rcnn_vitdet_b_100ep.py" is mask_rcnn_vit_b.py."""
+    """The name of a released config: ".../mask_rcnn_vitdet_b_100ep.py" is mask_rcnn_vit_b.py."""
     stem = re.sub(r"(_in21k)?_\d+ep\.py$", "", row["config"].removeprefix("LVIS/"))
     return ROOT / "configs" / "lvis" / f"{stem.replace('vitdet', 'vit')}.py"
 

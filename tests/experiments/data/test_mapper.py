@@ -15,7 +15,6 @@ from detectron2.structures import BitMasks, BoxMode
 from PIL import Image
 from pycocotools import mask as masks
 
-from experiments.data import mapper as module
 from experiments.data.mapper import Mapper
 from experiments.errors import UserError
 
@@ -238,23 +237,6 @@ def test_an_image_does_not_vanish(tmp_path):
     example = ours(source)
     assert example["image"].shape == (3, 1, 9)
     assert example["instances"].image_size == (1, 9)
-
-
-def test_an_enlarged_window_is_pils():
-    """Any part of any larger size, of noise and of black and white."""
-    random = np.random.default_rng(0)
-    for turn in range(300):
-        height, width = random.integers(1, 90, 2)
-        new_height = int(height * random.uniform(1, 6 if turn % 2 else 1.2))
-        new_width = max(1, int(width * random.uniform(0.2, 5)))
-        pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        image = Image.fromarray(pixels if turn % 3 else (pixels > 127) * np.uint8(255))
-        x0, y0 = int(random.integers(new_width)), int(random.integers(new_height))
-        x1, y1 = random.integers(x0, new_width) + 1, random.integers(y0, new_height) + 1
-        size = (new_width, new_height)
-        whole = np.asarray(image.resize(size, Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-        part = module._enlarged(image, size, (x0, y0, int(x1), int(y1)))
-        np.testing.assert_array_equal(part, whole[:, y0:y1, x0:x1])
 
 
 def test_another_size_than_annotated_is_one_line(tmp_path):

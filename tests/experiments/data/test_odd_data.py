@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.data import get_detection_dataset_dicts
 from detectron2.utils.events import EventStorage
 from PIL import Image
@@ -21,6 +21,7 @@ from experiments.data.check import check_data
 from experiments.data.stream import Stream, training_loader
 from experiments.errors import UserError
 from experiments.evaluation.evaluate import set_num_classes
+from experiments.recipe.config import load as load_config
 from tests.conftest import ROOT, write_set
 
 SIDE = 128  # of the training crop
@@ -116,8 +117,8 @@ def write_odd(root: Path, files: dict, run_lengths: bool) -> catalog.Split:
 
 def config(name="mini/mask_rcnn_vit_mini"):
     """A mini detector, with the large-scale jitter of the coco recipe at SIDE pixels."""
-    cfg = LazyConfig.load(str(ROOT / "configs" / f"{name}.py"))
-    jitter = LazyConfig.load(str(ROOT / "configs/coco/mask_rcnn_vit_b.py"))
+    cfg = load_config(ROOT / "configs" / f"{name}.py")
+    jitter = load_config(ROOT / "configs/coco/mask_rcnn_vit_b.py")
     jitter.dataloader.image_size = SIDE
     augmentations = jitter.dataloader.train.mapper.augmentations
     cfg.dataloader.train.mapper.augmentations = [instantiate(a) for a in augmentations]
@@ -179,7 +180,7 @@ def test_odd_but_legal_is_detected_on(tmp_path):
     """At test time, where nothing is left out."""
     cfg = config()
     split = write_odd(tmp_path, IMAGES, run_lengths=False)
-    coco_test = LazyConfig.load(str(ROOT / "configs/coco/mask_rcnn_vit_b.py")).dataloader
+    coco_test = load_config(ROOT / "configs/coco/mask_rcnn_vit_b.py").dataloader
     coco_test.image_size = SIDE
     mapper = instantiate(coco_test.test.mapper)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -14,6 +14,7 @@ from experiments.jobs import mini_weights
 from experiments.json_files import write_json
 from experiments.recipe import config
 from experiments.records import MANIFEST, VERSION, checkpoints
+from tests.conftest import ROOT
 from tests.experiments.records.test_records import make
 
 SHIPPED = catalog.find(mini_weights.WORD, mini_weights.SIZE)
@@ -44,13 +45,13 @@ def test_all_rows_start_from_them(name):
 
 
 def test_kept_is_the_encoder_of_the_run_in_half_precision(tmp_path):
-    study = studies.find(str(config.ROOT / "experiments/studies/_windows_mini.py"))
+    study = studies.find(str(ROOT / "experiments/studies/_windows_mini.py"))
     cfg = config.resolve(study, study.variants[0], "mini", "vit-mini", {})
     model = instantiate(cfg.model)
     run = tmp_path / "windows-mini" / "run"
     run.mkdir(parents=True)
     checkpoints.save(run, None, dict(model=model.state_dict()))
-    data = dict(kind="coco", val=str(config.ROOT / "datasets/val.json"))
+    data = dict(kind="coco", val=str(ROOT / "datasets/val.json"))
     record = make(variant="windows", data=data)
     records.write(run, record)
     write_json(

@@ -13,6 +13,7 @@ from experiments.errors import UserError
 from experiments.jobs import pretraining_runs
 from experiments.recipe import config
 from experiments.recipe.initial_values import construct
+from tests.conftest import ROOT
 
 STUDIES = ("global-vs-conv", "feature-pyramid", "conv-block", "encoder-recipe")
 
@@ -85,7 +86,7 @@ def test_another_seed_is_other_values_and_no_two_parameters_are_alike():
     ],
 )
 def test_values_are_distributed_as_the_constructor_says(path):
-    cfg = config.load(config.ROOT / f"configs/{path}.py", ("model",))
+    cfg = config.load(ROOT / f"configs/{path}.py", ("model",))
     torch.manual_seed(0)
     plain = dict(instantiate(cfg.model).named_parameters())
     found = made(cfg)

@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from experiments.recipe import config, show_optim
 from experiments.recipe.optim import param_groups
+from tests.conftest import ROOT
 from tests.experiments.test_cli import assert_told, experiments
 
 PAPER = {"vit-b": (12, 0.7), "vit-l": (24, 0.8), "vit-h": (32, 0.9)}  # Table 11
@@ -195,7 +196,7 @@ class TestShown:
     @pytest.mark.parametrize("path", ["vit_b", "swin_b", "mvitv2_b"])
     @pytest.mark.parametrize("kind", ["mask_rcnn", "retinanet"])
     def test_every_parameter_in_order_of_depth(self, kind, path):
-        cfg = config.load(config.ROOT / f"configs/coco/{kind}_{path}.py")
+        cfg = config.load(ROOT / f"configs/coco/{kind}_{path}.py")
         model = config.build_on_meta(cfg.model)
         rows = show_optim.rows(cfg, model)
         assert sum(row[3] for row in rows) == len(list(model.parameters()))

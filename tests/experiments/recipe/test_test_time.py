@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.evaluation import inference_context
@@ -20,7 +20,7 @@ from torchvision.ops import batched_nms
 
 from experiments.data.mini import detection as mini
 from experiments.errors import UserError
-from experiments.recipe import test_time
+from experiments.recipe import config, test_time
 from experiments.recipe.test_time import applied, gaussian, linear, soft_nms
 from tests.conftest import ROOT
 
@@ -127,7 +127,7 @@ def test_no_box_and_empty_boxes():
 def detector(kind="standard", **backbone):
     """The mini detector, with weights that give different scores to boxes that overlap."""
     name = {"standard": "mask_rcnn", "cascade": "cascade_mask_rcnn"}.get(kind, kind)
-    model = LazyConfig.load(str(ROOT / f"configs/mini/{name}_vit_mini.py")).model
+    model = config.load(ROOT / f"configs/mini/{name}_vit_mini.py").model
     model.backbone.update(backbone)
     if kind == "retinanet":
         model.update(test_score_thresh=0.3, test_topk_candidates=60)

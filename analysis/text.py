@@ -1,0 +1,24 @@
+"""Numbers as text; what is not known is empty."""
+
+import pandas as pd
+
+
+def number(value: float | None, form: str = ".1f", unit: float = 1) -> str:
+    """ "51.2" """
+    return "" if value is None or pd.isna(value) else f"{value / unit:{form}}"
+
+
+def spread(mean: float | None, std: float | None) -> str:
+    """ "51.2 ± 0.4"; without the spread of a single seed."""
+    return " ± ".join(filter(None, (number(mean), number(mean) and number(std))))
+
+
+def around(low: float | None, high: float | None, form: str = ".1f") -> str:
+    """ "+0.4 .. +4.2" """
+    return " .. ".join(filter(None, (number(low, form), number(high, form))))
+
+
+def interval(value: float | None, low: float | None, high: float | None, form: str) -> str:
+    """ "+2.3 (+0.4 .. +4.2)"; without an interval where there is none."""
+    ends = around(low, high, form)
+    return number(value, form) + f" ({ends})" * bool(ends)

@@ -1,9 +1,0 @@
-"""RetinaNet, MViTv2-H, COCO; recipe of mask_rcnn_mvitv2_h.py.
-
-The paper plots its AP in Figure 5 and prints none.
-"""
-
-from ..common.detectors import retinanet
-from .mask_rcnn_mvitv2_h import dataloader, model, optimizer, param_groups, schedule, test, train
-
-model = retinanet(model, dataloader)
