@@ -116,7 +116,7 @@ validity: $(INSTALLED) ## Whether mini runs order rows as the paper does; of the
 	@$(RUN) analysis validity $(if $(filter 1,$(KEEP)),--keep)
 
 .PHONY: coverage
-coverage: $(INSTALLED) ## Whether intervals and verdicts hold what they say, on simulated studies: a minute
+coverage: $(INSTALLED) ## Whether intervals and verdicts hold what they say, on simulated studies: two minutes
 	@$(RUN) analysis coverage
 
 .PHONY: mini-weights

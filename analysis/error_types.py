@@ -24,6 +24,7 @@ from pycocotools import mask as masks
 from experiments import records
 from experiments.data import annotations
 from experiments.evaluation import matches
+from experiments.evaluation.average_precision import figures
 from experiments.evaluation.kept import kept
 
 from . import style
@@ -39,7 +40,6 @@ TYPES = {
     "miss": "missed",
 }
 FOREGROUND, BACKGROUND = 0.5, 0.1  # the paper's t_f and t_b: IoU from which, to which
-_RECALLS = np.linspace(0, 1, 101)  # pycocotools'
 _VERSION = 1  # of what is kept; raise it when the rules change
 _HATCHES = ("", "////", "\\\\\\\\", "xxxx", "----", "||||", "++++", "//", "\\\\", "xx")
 
@@ -134,16 +134,8 @@ def overlaps(
     if kind == "box":
         shapes = [np.array([s["bbox"] for s in side], float) for side in (detections, objects)]
     else:
-        shapes = [[run_lengths(s, size) for s in side] for side in (detections, objects)]
+        shapes = [[matches.run_lengths(s, size) for s in side] for side in (detections, objects)]
     return masks.iou(*shapes, crowd)
-
-
-def run_lengths(annotation: dict, size: tuple[int, int]) -> dict:
-    """An object's or detection's mask, in any of COCO's forms, as pycocotools' run lengths."""
-    shape = annotation["segmentation"]
-    if isinstance(shape, list):
-        return masks.merge(masks.frPyObjects(shape, *size))
-    return masks.frPyObjects(shape, *size) if isinstance(shape["counts"], list) else shape
 
 
 def match(
@@ -218,15 +210,19 @@ def _ap50(score: np.ndarray, category: np.ndarray, right: np.ndarray, there: np.
         there: (K,) how many objects are to be found.
     """
     order = np.lexsort((-score, category))
-    bounds = np.searchsorted(category[order], np.arange(len(there) + 1))
-    aps = []
-    for k in np.flatnonzero(there):
-        true = np.cumsum(right[order[bounds[k] : bounds[k + 1]]])
-        precision = true / np.arange(1, len(true) + 1)
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        at = np.searchsorted(true / there[k], _RECALLS)
-        aps.append(envelope[at[at < len(true)]].sum() / len(_RECALLS))
-    return 100 * float(np.mean(aps)) if aps else float("nan")
+    nothing = np.zeros(len(order), np.int32)
+    one_image = matches.Matches(
+        images=np.zeros(1, int),
+        categories=np.arange(len(there)),
+        start=np.searchsorted(category[order], np.arange(len(there) + 1)),
+        image=nothing,
+        rank=nothing,
+        matched=np.tile(right[order].astype(np.uint16), (4, 1)),
+        ignored=np.zeros((4, len(order)), np.uint16),
+        objects=np.tile(there[None, :, None], (1, 1, 4)),
+        frequency=np.array([], str),
+    )
+    return float(figures(one_image)[1])
 
 
 # ---- Picture -----------------------------------------------------------------------------------

@@ -19,10 +19,10 @@ from experiments.data import annotations
 from experiments.data.annotations import parse_split
 from experiments.data.images import load
 from experiments.errors import UserError
-from experiments.evaluation.matches import read_results
+from experiments.evaluation.matches import read_results, run_lengths
 
 from . import style
-from .error_types import FOREGROUND, by_image, match, overlaps, run_lengths
+from .error_types import FOREGROUND, by_image, match, overlaps
 from .results import Results
 
 SCORE = 0.5  # predictions below are not shown and not counted

@@ -179,7 +179,7 @@ def test_errors_are_those_of_the_authors_code(seed, kind, monkeypatch):
         gain = ap50(truth, rest, kind) - ap50(truth, predictions, kind)
         assert ours["dap50"][name] == pytest.approx(gain, abs=1e-9)
     # Theirs has recalls that are floats next to pycocotools'.
-    monkeypatch.setattr(error_types, "_RECALLS", np.arange(101) / 100)
+    monkeypatch.setattr(average_precision, "_LATE", np.zeros(101, bool))
     ours = error_types.compute(truth, predictions, kind)
     for name, error in theirs.items():
         fixed = run.fix_errors(lambda e, of=error: isinstance(e, of)).get_mAP()

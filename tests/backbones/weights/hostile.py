@@ -2,13 +2,19 @@
 
 import io
 import pickle
+import resource
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 import torch
+
+from backbones.weights import WeightsError
+from backbones.weights.files import read_state
 
 LEGACY_HEAD = b"".join(
     pickle.dumps(part, protocol=2)
@@ -75,3 +81,49 @@ def with_pickle(kind: str, program: bytes) -> bytes:
         keys = pickle.dumps(["0"], protocol=2)
         return LEGACY_HEAD + program + keys + struct.pack("<qf", 1, 1.0)
     return program if program.startswith(b"\x80") else b"\x80\x02" + program
+
+
+STATE = {
+    "blocks.0.weight": torch.randn(3, 4),
+    "blocks.0.bias": torch.randn(700),  # longer than a name may be
+    "half": torch.randn(2, 3, 4).half(),
+    "transposed": torch.randn(5, 2).T,
+    "permuted": torch.randn(2, 3, 4).permute(1, 0, 2),
+    "number": torch.tensor(7),
+    "none": torch.zeros(0, 3),
+    "flags": torch.tensor([True, False]),
+    "bytes": torch.arange(4, dtype=torch.uint8),
+}
+
+
+def refusal(path) -> str:
+    """What reading it says: one line that names the file."""
+    with pytest.raises(WeightsError) as error:
+        read_state(path)
+    message = str(error.value)
+    assert message.startswith(f"cannot read {path}: ")
+    assert message.isprintable()
+    return message.removeprefix(f"cannot read {path}: ")
+
+
+def assert_same(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert found[key].dtype == tensor.dtype, key
+        torch.testing.assert_close(found[key], tensor, rtol=0, atol=0)
+
+
+@contextmanager
+def memory(more: int):
+    """What asks for more memory than this, in bytes, does not get it."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmSize" in x)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (int(line.split()[1]) * 1024 + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def text(words) -> bytes:
+    return b"X" + struct.pack("<I", len(str(words))) + str(words).encode()
