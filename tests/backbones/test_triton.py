@@ -21,6 +21,7 @@ from tests.backbones.test_attention import (
     outputs_and_gradients,
 )
 from tests.conftest import ROOT
+from tests.experiments.costs.by_fvcore import fvcore_macs
 
 DEVICE = "cuda" if torch.cuda.device_count() else "cpu"
 pytestmark = pytest.mark.skipif(
@@ -161,8 +162,8 @@ def test_costs():
     image = torch.zeros(1, 3, 96, 96)  # windows fit: no padding
     if gpu_attention.INTERPRETED:
         with cost.textbook_attention(encoder):
-            expected = cost.fvcore_macs(encoder, image)
-        assert cost.fvcore_macs(encoder, image) == expected
+            expected = fvcore_macs(encoder, image)
+        assert fvcore_macs(encoder, image) == expected
     T, N, C = 36, 9, 16
     macs = {}
     for how in ("forward", "backward"):

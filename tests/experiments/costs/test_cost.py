@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import LazyCall as L
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,7 +13,9 @@ from analysis import formulas
 from backbones import SIZES, build_encoder
 from experiments.costs import detector_cost as cost
 from experiments.errors import UserError
+from experiments.recipe import config
 from tests.conftest import ROOT
+from tests.experiments.costs.by_fvcore import fvcore_macs
 
 VARIANTS = {
     "none": dict(propagation="none"),
@@ -101,7 +103,7 @@ def test_fvcore_counts_the_same(variant, rel_pos):
     for attention in ("reference", "fused"):
         encoder = build_encoder("vit-ti", attention=attention, **words)
         assert counted(encoder, image) == expected
-        assert cost.fvcore_macs(encoder, image)[""] == expected[1]
+        assert fvcore_macs(encoder, image)[""] == expected[1]
         assert torch_macs(encoder, image) == expected[1]
         assert {block.attn.attention for block in encoder.blocks} == {attention}
 
@@ -113,7 +115,7 @@ def test_fvcore_counts_the_same_for_every_size(size):
     encoder = on_meta(size, **words).to_empty(device="cpu")
     image = torch.zeros(1, 3, 4 * patch, 6 * patch)
     expected = closed(size, size=tuple(image.shape[2:]), **words)
-    assert cost.fvcore_macs(encoder, image)[""] == expected[1]
+    assert fvcore_macs(encoder, image)[""] == expected[1]
     assert counted(encoder, image) == expected
 
 
@@ -144,10 +146,10 @@ def test_the_fused_kernel_does_no_linear_layers_on_padding():
     encoder = build_encoder("vit-ti", **words)
     textbook = closed("vit-ti", size=(80, 48), **words)[1]
     saved = 2 * (4 * E**2 * (24 - 15) - 3 * E**2)
-    assert cost.fvcore_macs(encoder, image)[""] == textbook - saved
+    assert fvcore_macs(encoder, image)[""] == textbook - saved
     assert torch_macs(encoder, image) == textbook - saved
     with cost.textbook_attention(encoder):
-        assert cost.fvcore_macs(encoder, image)[""] == textbook
+        assert fvcore_macs(encoder, image)[""] == textbook
         assert torch_macs(encoder, image) == textbook
 
 
@@ -161,7 +163,7 @@ def test_fvcore_alone_makes_all_global_the_cheapest():
     x_MND = torch.zeros(1, 3, 50, 8)
     assert FlopCountAnalysis(Attention(), x_MND).unsupported_ops_warnings(False).total() == 0
     products = 2 * 50 * 50 * 3 * 8
-    assert cost.fvcore_macs(Attention(), x_MND)[""] == products
+    assert fvcore_macs(Attention(), x_MND)[""] == products
     assert cost.count(Attention(), x_MND)[""].macs == products
 
     image, naive, macs = torch.zeros(1, 3, 480, 480), [], []
@@ -169,7 +171,7 @@ def test_fvcore_alone_makes_all_global_the_cheapest():
         encoder = build_encoder("vit-ti", propagation="global", count=count, depth=2).eval()
         analysis = FlopCountAnalysis(encoder, image).unsupported_ops_warnings(False)
         naive.append(analysis.uncalled_modules_warnings(False).total())
-        macs.append(cost.fvcore_macs(encoder, image)[""])
+        macs.append(fvcore_macs(encoder, image)[""])
     assert naive[0] > naive[1] > naive[2]
     assert macs[0] < macs[1] < macs[2]
 
@@ -207,7 +209,7 @@ def test_fvcore_counts_the_same_at_1024_px(propagation):
     expected = closed("vit-b", propagation=propagation, use_rel_pos=True)
     assert counted(encoder, image) == expected
     with cost.textbook_attention(encoder):
-        assert cost.fvcore_macs(encoder, image)[""] == expected[1]
+        assert fvcore_macs(encoder, image)[""] == expected[1]
 
 
 # ---- What count tells --------------------------------------------------------------------------
@@ -251,7 +253,7 @@ def test_counting_leaves_the_module_alone():
 
 
 def mini(name):
-    return LazyConfig.load(str(ROOT / "configs" / "mini" / f"{name}.py")).model
+    return config.load(ROOT / "configs" / "mini" / f"{name}.py").model
 
 
 @pytest.mark.parametrize("name", MINI)
