@@ -30,6 +30,7 @@ from . import bootstrap, reach, tables
 from .bootstrap import Draws, Estimate
 from .paper import published
 from .results import PAPER_SIZES
+from .text import interval
 
 SCALE = "mini"
 SEPARATED = 0.5  # box AP; the paper's differences from here on count
@@ -327,7 +328,7 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
         for size in PAPER_SIZES:
             value = r[_column(size)]
             line[f"paper {size[-1].upper()}"] = "" if pd.isna(value) else f"{value:+.1f}"
-        ours = tables.interval(r["mini_diff"], r["mini_low"], r["mini_high"])
+        ours = interval(r["mini_diff"], r["mini_low"], r["mini_high"], "+z.1f")
         lines.append(line | {"ours, mini (95 %)": ours, "verdict": r["verdict"]})
     return pd.DataFrame(lines)
 
