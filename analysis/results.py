@@ -98,7 +98,7 @@ def load(
 
     Args:
         delta: AP; smaller differences are of no interest. None: the scale's.
-        seeds: of the runs that count, as if nobody had looked before or would again; None: all.
+        seeds: of the runs that count, as if there were no others and nobody had looked; None: all.
 
     Raises:
         UserError: nothing was run there, or a file is broken or of another version.
@@ -117,7 +117,8 @@ def load(
     counted = records[~reach.not_learned(records)]
     runs = looks.runs_of(counted)
     seen = looks.number(looks.read(Path(folder)) if seeds is None else [], manifest["base"], runs)
-    estimates = _Estimates(manifest, counted, draws, delta, seen, _unfinished(manifest, records))
+    unfinished = _unfinished(manifest, records, seeds)
+    estimates = _Estimates(manifest, counted, draws, delta, seen, unfinished)
     rows = [
         _row(manifest, variant, records, counted, estimates) for variant in manifest["variants"]
     ]
@@ -178,9 +179,13 @@ def _foreign(
     return kept, {key: drawn for key, drawn in draws.items() if key[0] not in stale}, notes
 
 
-def _unfinished(manifest: dict, records: pd.DataFrame) -> dict[str, tuple[int, int]]:
-    """Of rows that lack some, how many of their runs are done, and how many were asked for."""
-    asked = Counter(run["variant"] for run in manifest["runs"])
+def _unfinished(
+    manifest: dict, records: pd.DataFrame, seeds: Collection[int] | None
+) -> dict[str, tuple[int, int]]:
+    """Of rows that lack some of these seeds, how many of their runs are done, and how many were
+    asked for."""
+    runs = [run for run in manifest["runs"] if seeds is None or run["seed"] in seeds]
+    asked = Counter(run["variant"] for run in runs)
     done = Counter(records.get("variant", ()))
     return {row: (done[row], count) for row, count in asked.items() if done[row] < count}
 
