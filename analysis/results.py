@@ -68,9 +68,10 @@ class Results:
             means. Its 95 % interval, of all rows at once, is in `_diff_low` and `_diff_high`, whose
             seeds it is of in `_spread`, and what it says in `_verdict`
             (`analysis.bootstrap.Estimate`); so for every figure. A row of one seed gets no verdict,
-            nor one whose runs, or the base's, are not all done. `look` counts the numbers of seeds
-            that the row had a verdict from, which share 5 % of error (`analysis.looks`). Of a sweep
-            `factor` is what was chosen of each row (`analysis.sweeps`).
+            one whose runs, or the base's, are not all done no interval either. `look` counts the
+            numbers of seeds that the row had a verdict from, which share 5 % of error
+            (`analysis.looks`). Of a sweep `factor` is what was chosen of each row
+            (`analysis.sweeps`).
             `macs` are of the whole detector and one image. `paper_*` are the paper's, for its
             sizes, at COCO scale.
             `ap_<kind>_beats` is the share of seeds whose run of the row has a higher AP than the
@@ -266,13 +267,13 @@ class _Estimates:
             if column in ours and column in base:
                 row[f"{column}_diff"] = ours[column].mean() - base[column].mean()
             return row
-        low, high = estimate.interval()
         row |= {f"{column}_diff": estimate.value, f"{column}_spread": estimate.spread}
+        if self.withheld(variant) and len(ours) > 1:
+            return row  # an interval would say what the verdict does
+        low, high = estimate.interval()
         row |= {f"{column}_diff_low": low, f"{column}_diff_high": high}
         # Of one seed it is about a trained detector, which nobody asks about.
         verdict = ONE_SEED if len(ours) == 1 else estimate.verdict(self.delta)
-        if self.withheld(variant) and verdict != ONE_SEED:
-            verdict = ""
         return row | {f"{column}_verdict": verdict}
 
     def _differences(
@@ -290,13 +291,13 @@ class _Estimates:
         }
 
     def _at_look(self, row: str, estimate: Estimate | None) -> Estimate | None:
-        """With the error of the row's look, and as one of the rows that the table has by now."""
+        """With the error of the row's look, and as one of the rows that tables have had by now."""
         if estimate is None or not estimate.spread:
             return estimate
         count = self.records["variant"].value_counts()
         told = sum(count[self.base] + count[name] > 2 for name in self.seen)
-        rows = max(estimate.rows, told)
-        return replace(estimate, error=self.seen[row].error, rows=rows)
+        look = self.seen[row]
+        return replace(estimate, error=look.error, rows=max(estimate.rows, told) + look.gone)
 
     def _drawn(self, records: pd.DataFrame, variant: str, kind: str) -> dict[int, Draws]:
         """Of its runs by seed, if all have some."""
