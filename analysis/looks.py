@@ -29,6 +29,7 @@ class Look:
     number: int
     runs: Mapping[str, tuple[str, ...]]
     new: bool  # nobody has seen it before
+    gone: int = 0  # other rows that got a verdict against these runs of the base, and are left out
 
     @property
     def error(self) -> float:
@@ -84,22 +85,27 @@ def number(
         Of rows that have runs beside some of the base.
     """
     found = {}
+
+    def shared(look: Mapping[str, Any], row: str) -> bool:
+        return bool(set(look["runs"].get(row, ())) & set(runs.get(row, ())))
+
+    # Looks at other runs, of another config or data set, in the same folder do not count.
+    past = [look for look in past if shared(look, base)]
+    # Whoever leaves rows out because of what was said of them has chosen among all.
+    gone = len({row for look in past for row in look["said"]} - runs.keys())
     for row, mine in runs.items():
         if row == base or base not in runs:
             continue
         seen: dict[tuple[str, ...], Mapping] = {}
         for look in past:
-            before = look["runs"]
-            # Looks at other runs, of another config or data set, in the same folder do not count.
-            pairs = ((before.get(name, ()), runs[name]) for name in (row, base))
-            if row in look["said"] and all(set(then) & set(now) for then, now in pairs):
-                seen.setdefault(tuple(before[row]), before)
+            if row in look["said"] and shared(look, row):
+                seen.setdefault(tuple(look["runs"][row]), look["runs"])
         known = list(seen)
         if mine in seen:
             then = {name: tuple(names) for name, names in seen[mine].items()}
-            found[row] = Look(known.index(mine) + 1, then, new=False)
+            found[row] = Look(known.index(mine) + 1, then, new=False, gone=gone)
         else:
-            found[row] = Look(len(known) + 1, runs, new=True)
+            found[row] = Look(len(known) + 1, runs, new=True, gone=gone)
     return found
 
 

@@ -68,9 +68,10 @@ class Results:
             means. Its 95 % interval, of all rows at once, is in `_diff_low` and `_diff_high`, whose
             seeds it is of in `_spread`, and what it says in `_verdict`
             (`analysis.bootstrap.Estimate`); so for every figure. A row of one seed gets no verdict,
-            nor one whose runs, or the base's, are not all done. `look` counts the numbers of seeds
-            that the row had a verdict from, which share 5 % of error (`analysis.looks`). Of a sweep
-            `factor` is what was chosen of each row (`analysis.sweeps`).
+            one whose runs, or the base's, are not all done no interval either. `look` counts the
+            numbers of seeds that the row had a verdict from, which share 5 % of error
+            (`analysis.looks`). Of a sweep `factor` is what was chosen of each row
+            (`analysis.sweeps`).
             `macs` are of the whole detector and one image. `paper_*` are the paper's, for its
             sizes, at COCO scale.
             `ap_<kind>_beats` is the share of seeds whose run of the row has a higher AP than the
@@ -98,7 +99,7 @@ def load(
 
     Args:
         delta: AP; smaller differences are of no interest. None: the scale's.
-        seeds: of the runs that count, as if nobody had looked before or would again; None: all.
+        seeds: of the runs that count, as if there were no others and nobody had looked; None: all.
 
     Raises:
         UserError: nothing was run there, or a file is broken or of another version.
@@ -117,7 +118,8 @@ def load(
     counted = records[~reach.not_learned(records)]
     runs = looks.runs_of(counted)
     seen = looks.number(looks.read(Path(folder)) if seeds is None else [], manifest["base"], runs)
-    estimates = _Estimates(manifest, counted, draws, delta, seen, _unfinished(manifest, records))
+    unfinished = _unfinished(manifest, records, seeds)
+    estimates = _Estimates(manifest, counted, draws, delta, seen, unfinished)
     rows = [
         _row(manifest, variant, records, counted, estimates) for variant in manifest["variants"]
     ]
@@ -178,9 +180,13 @@ def _foreign(
     return kept, {key: drawn for key, drawn in draws.items() if key[0] not in stale}, notes
 
 
-def _unfinished(manifest: dict, records: pd.DataFrame) -> dict[str, tuple[int, int]]:
-    """Of rows that lack some, how many of their runs are done, and how many were asked for."""
-    asked = Counter(run["variant"] for run in manifest["runs"])
+def _unfinished(
+    manifest: dict, records: pd.DataFrame, seeds: Collection[int] | None
+) -> dict[str, tuple[int, int]]:
+    """Of rows that lack some of these seeds, how many of their runs are done, and how many were
+    asked for."""
+    runs = [run for run in manifest["runs"] if seeds is None or run["seed"] in seeds]
+    asked = Counter(run["variant"] for run in runs)
     done = Counter(records.get("variant", ()))
     return {row: (done[row], count) for row, count in asked.items() if done[row] < count}
 
@@ -261,13 +267,13 @@ class _Estimates:
             if column in ours and column in base:
                 row[f"{column}_diff"] = ours[column].mean() - base[column].mean()
             return row
-        low, high = estimate.interval()
         row |= {f"{column}_diff": estimate.value, f"{column}_spread": estimate.spread}
+        if self.withheld(variant) and len(ours) > 1:
+            return row  # an interval would say what the verdict does
+        low, high = estimate.interval()
         row |= {f"{column}_diff_low": low, f"{column}_diff_high": high}
         # Of one seed it is about a trained detector, which nobody asks about.
         verdict = ONE_SEED if len(ours) == 1 else estimate.verdict(self.delta)
-        if self.withheld(variant) and verdict != ONE_SEED:
-            verdict = ""
         return row | {f"{column}_verdict": verdict}
 
     def _differences(
@@ -285,13 +291,13 @@ class _Estimates:
         }
 
     def _at_look(self, row: str, estimate: Estimate | None) -> Estimate | None:
-        """With the error of the row's look, and as one of the rows that the table has by now."""
+        """With the error of the row's look, and as one of the rows that tables have had by now."""
         if estimate is None or not estimate.spread:
             return estimate
         count = self.records["variant"].value_counts()
         told = sum(count[self.base] + count[name] > 2 for name in self.seen)
-        rows = max(estimate.rows, told)
-        return replace(estimate, error=self.seen[row].error, rows=rows)
+        look = self.seen[row]
+        return replace(estimate, error=look.error, rows=max(estimate.rows, told) + look.gone)
 
     def _drawn(self, records: pd.DataFrame, variant: str, kind: str) -> dict[int, Draws]:
         """Of its runs by seed, if all have some."""

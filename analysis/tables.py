@@ -301,7 +301,8 @@ def caption(results: Results) -> str:
         " figure, and at all looks after which seeds are added; of one seed each it is over images"
         f" alone, and by itself. {OWN}: not of all rows'"
         " seeds, the notes say of which. Verdict: equal if two one-sided"
-        f" tests at 5 % find it within ±{results.delta:g} AP, else better or worse if the interval"
+        f" tests, which may err as the interval may, find it within ±{results.delta:g} AP, else"
+        " better or worse if the interval"
         f' leaves out 0, else undecided; "{ONE_SEED}" is none. MACs are multiply-accumulates of the'
         f" whole detector on one image, attention counted; time is of training by the clock, {base}"
         " is 1, with whatever else ran on the machine."

@@ -360,15 +360,15 @@ All pairs of rows of Tables 1, 2, 4 and 8 (arXiv:2203.16527v2) that exist at min
 published box AP differ by {SEPARATED:g} or more for ViT-B or ViT-L; each pair of mini rows once,
 in whatever tables it is. A number as a row is the count of global blocks. "paper B" and "paper L"
 are the paper's differences on COCO val2017, "ours, mini" is this suite's on the embedded set, of
-means over seeds, with its 95 % interval over images and seeds as the study's own table has it,
-but by itself: only their signs can be compared. agree, contradict: that interval is on the
-paper's side of 0, or on the other; undecided: 0 is in it; not corrected for the number of pairs.
-Not compared: "paper differs", ViT-B and ViT-L are separated in opposite directions; "one seed",
-two trained detectors say nothing of seeds; "left out", no run of a row may be used; "not run".
-Kendall's tau is the share of compared pairs that our means have in the paper's order, less the
-share in the opposite one; its interval counts each pair that is undecided, with all intervals
-widened to hold at once (Bonferroni), for and against. It is about other seeds and images, not
-about other rows.
+means over seeds, with its 95 % interval over images and seeds as the study's own table has it, but
+by itself and for a number of seeds that was chosen before, not by looks: only their signs can be
+compared. agree, contradict: that interval is on the paper's side of 0, or on the other; undecided:
+0 is in it; not corrected for the number of pairs. Not compared: "paper differs", ViT-B and ViT-L
+are separated in opposite directions; "one seed", two trained detectors say nothing of seeds; "left
+out", no run of a row may be used; "not run". Kendall's tau is the share of compared pairs that our
+means have in the paper's order, less the share in the opposite one; its interval counts each pair
+that is undecided, with all intervals widened to hold at once (Bonferroni), for and against. It is
+about other seeds and images, not about other rows.
 """
 
 

@@ -53,7 +53,8 @@ def forest(results: Results, path: Path) -> list[Path]:
             style.tip(point, f"{row['variant']}\n{value:+.1f} {kind} AP{interval}{says}")
         # Intervals of two seeds can be many times as long as everything else is far apart.
         most = max(2 * ends["_diff"].abs().max(), 3 * results.delta)
-        low, high = ends["_diff_low"].min(), ends["_diff_high"].max()
+        low = ends["_diff_low"].fillna(ends["_diff"]).min()
+        high = ends["_diff_high"].fillna(ends["_diff"]).max()
         left = min(max(low, -most), ends["_diff"].min(), -1.1 * results.delta)
         right = max(min(high, most), ends["_diff"].max(), 1.1 * results.delta)
         margin = 0.05 * (right - left) or 1.0

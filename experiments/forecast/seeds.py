@@ -176,11 +176,17 @@ def check_fits(
         from .budget import duration  # takes a second
 
         todo = [run for run in runs if not run.done]
+        needs = hours(todo, known, guessed)
+        if math.isnan(needs):
+            raise UserError(
+                f"BUDGET={limits.budget} needs to know what a run takes, and the plan has no hours "
+                "of all rows (make plan says why): run SEEDS=1 first"
+            )
         before = sum(map(sum, known.values()))
         already = f", beside {duration(before)} of those that are done" * (before > 0)
         raise UserError(
             f"BUDGET={limits.budget} fits no look at verdicts: it takes {len(todo)} runs, about "
-            f"{duration(hours(todo, known, guessed))}{already}: give more, fewer rows (VARIANTS=), "
+            f"{duration(needs)}{already}: give more, fewer rows (VARIANTS=), "
             f"or MAX_SEEDS={_LEAST}"
         )
 

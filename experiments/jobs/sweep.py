@@ -100,7 +100,7 @@ def value(sweep: Sweep, cfg: DictConfig, factor: float) -> float:
         raise UserError(f"SWEEP: {sweep.key}={found} is 0 at any factor")
     times = found * factor
     if isinstance(found, int):
-        if times != round(times):
+        if not math.isclose(times, round(times)):  # 100 times 1.1 is a little more
             raise UserError(
                 f"SWEEP: {sweep.key}={found} times {factor:g} is no whole number: choose factors "
                 "that make one"

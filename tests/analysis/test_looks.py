@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -114,6 +115,33 @@ def test_rows_that_are_added_later_count_for_all(three_rows):
     assert width(both.loc["global"]) > width(alone.loc["global"])
 
 
+def test_rows_that_are_left_out_count_still(three_rows):
+    """Whoever goes on with the row that is nearest to a verdict has chosen it among all."""
+    first = rows_of(three_rows)
+    whole = json.loads((three_rows / MANIFEST).read_text())
+    part = {
+        "variants": [v for v in whole["variants"] if v["name"] != "own"],
+        "runs": [run for run in whole["runs"] if run["variant"] != "own"],
+    }
+    (three_rows / MANIFEST).write_text(json.dumps(whole | part))
+    assert width(rows_of(three_rows).loc["global"]) == width(first.loc["global"])
+    grow(three_rows, none=4, **{"global": 4})
+    more = rows_of(three_rows).loc["global"]
+    assert more["look"] == 2
+    alone = dataclasses.replace(estimate_of_four(three_rows), error=kept.error(2))
+    assert width(more) == pytest.approx(np.ptp(dataclasses.replace(alone, rows=2).interval()))
+    assert width(more) > np.ptp(alone.interval())
+
+
+def estimate_of_four(study) -> bootstrap.Estimate:
+    """Of global alone against the base, of four seeds."""
+    draws = {
+        name: {seed: bootstrap.of_run(study / f"{name}-{seed}") for seed in range(4)}
+        for name in ("none", "global")
+    }
+    return bootstrap.against("none", draws)["global"]["AP"]
+
+
 def test_runs_of_another_config_are_not_looked_at_before(three_rows):
     results.load(three_rows)
     manifest = json.loads((three_rows / MANIFEST).read_text())
@@ -137,6 +165,11 @@ def test_before_all_runs_are_done_there_is_no_verdict_and_no_look(three_rows):
     rows = found.table.set_index("variant")
     # The look at "own" was among two runs of the base: what it said stands.
     assert rows["ap_box_verdict"]["global"] == ""
+    # Nor an interval to read it from: whoever stops there has looked.
+    assert not pd.isna(rows["ap_box_diff"]["global"])
+    ends = [f"ap_box_diff_{end}" for end in ("low", "high")]
+    assert rows.loc["global", ends].isna().all()
+    assert rows.loc["own", ends].notna().all()
     assert rows["look"].tolist() == [pd.NA, pd.NA, 1]
     assert "global: no verdict yet, runs done: none 1 of 2" in found.notes
 

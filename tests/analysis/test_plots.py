@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -249,6 +250,13 @@ def test_forest_of_very_long_intervals_and_names(draw, study):
     (axis, *_), _ = draw("forest", replace(study, table=table))
     assert axis.get_xlim()[1] < 60
     assert axis.get_yticklabels()[0].get_text().endswith("…")
+
+
+def test_forest_of_rows_without_intervals(draw, study):
+    table = study.table.assign(ap_box_diff_low=np.nan, ap_box_diff_high=np.nan)
+    (axis, *_), _ = draw("forest", replace(study, table=table))
+    low, high = axis.get_xlim()
+    assert low < 0 < 21 < high < 60
 
 
 def test_seeds(draw, study):

@@ -39,7 +39,7 @@ def test_each_set_is_as_if_the_study_had_no_other_seeds(four_seeds):
     alone = results.load(four_seeds, seeds=[0, 1]).table.set_index("variant").loc["global"]
     assert one["diff"] == alone["ap_box_diff"]
     assert (one["low"], one["high"]) == (alone["ap_box_diff_low"], alone["ap_box_diff_high"])
-    assert one["verdict"] == alone["ap_box_verdict"]
+    assert one["verdict"] == alone["ap_box_verdict"] in ("better", "undecided")
     whole = results.load(four_seeds).table.set_index("variant").loc["global"]
     assert whole["ap_box_diff_low"] > one["low"]  # four seeds say more
 

@@ -95,6 +95,8 @@ def test_what_fits():
     with pytest.raises(UserError, match="BUDGET=2h fits no look at verdicts: it takes 1 runs, "):
         seeds.check_fits(limits, runs, {}, {"b": 2.5})
     assert not seeds.fits(limits, runs, {}, {"b": float("nan")})
+    with pytest.raises(UserError, match="BUDGET=2h needs to know what a run takes"):
+        seeds.check_fits(limits, runs, {}, {"b": float("nan")})
 
 
 def test_what_is_said():

@@ -48,8 +48,8 @@ def test_each_row_at_each_factor_of_its_own_value():
     assert [row.cfg.optimizer.lr for row in found["conv"].values()] == [0.005, 0.01, 0.02]
     assert found["conv"][1] is rows[1]
     assert found["conv"][2].cfg.model == rows[1].cfg.model
-    _, found = swept("train.max_iter=1,1.5")
-    assert [row.cfg.train.max_iter for row in found["none"].values()] == [320, 480]
+    _, found = swept("train.max_iter=1,1.1,1.5", **{"train.max_iter": 100})
+    assert [row.cfg.train.max_iter for row in found["none"].values()] == [100, 110, 150]
 
 
 @pytest.mark.parametrize(
