@@ -249,17 +249,17 @@ class ViT(Backbone):
         stem's tokens with their absolute positions."""
         x_BHWC = self.patch_embed(x)
         if self.pos_embed is not None:
-            x_BHWC = x_BHWC + absolute_positions(
-                self.pos_embed,
-                self.pretrain_use_cls_token,
-                tuple(x_BHWC.shape[1:3]),
-                self.positions_resize,
-            )
+            x_BHWC = x_BHWC + self.absolute_positions(tuple(x_BHWC.shape[1:3]))
         else:
             # What the blocks add to is as precise as with positions, under autocast too.
             x_BHWC = x_BHWC.to(self.blocks[0].attn.proj.weight.dtype)
         x_BHWC = x_BHWC.contiguous()  # stems put channels first in memory
         return self.norm_pre(x_BHWC) if hasattr(self, "norm_pre") else x_BHWC
+
+    def absolute_positions(self, size: tuple[int, int]) -> Tensor:
+        """`pos_embed` for a map of `size` rows and columns, (1, H, W, C)."""
+        has_cls = self.pretrain_use_cls_token
+        return absolute_positions(self.pos_embed, has_cls, size, self.positions_resize)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, with

@@ -15,7 +15,9 @@ from backbones import MLPS, SIZES, Partition, Rope, ShiftedWindows, ViT, Windows
 from backbones.attention import Attention
 from backbones.kernels import turning
 from backbones.positions import absolute_positions
+from backbones.pretraining.blocks import patch_tokens
 from backbones.pretraining.mae import MaskedAutoencoder
+from backbones.sequence import TokenSequence
 
 from .test_attention import STRATEGIES, assert_same, outputs_and_gradients, twins
 from .test_encoder_words import small
@@ -273,8 +275,11 @@ def test_tiled_positions_are_repeated_as_they_are():
         assert torch.equal(
             tiled[:, top : top + rows, left : left + columns], map_1HWC[:, :rows, :columns]
         )
-    tokens = encoder.tokens(torch.zeros(1, 3, 320, 496))
+    image = torch.zeros(1, 3, 320, 496)
+    tokens = encoder.tokens(image)
     assert torch.equal(tokens, tiled + encoder.patch_embed.proj.bias)
+    some = torch.tensor([[0, 300, 619]])  # as pre-training reads them
+    torch.testing.assert_close(patch_tokens(encoder, image, some), tokens.flatten(1, 2)[:, some[0]])
 
 
 # ---- Words that do not fit ---------------------------------------------------------------------
