@@ -99,12 +99,8 @@ def test_turning_a_few_rows_at_a_time(dtype, halves, monkeypatch):
     qkv = torch.randn(2, 5, 3, 3 * 2 * 8, dtype=dtype).transpose(1, 2).contiguous().transpose(1, 2)
     angles = torch.randn(1, 5, 3, 4, dtype=torch.promote_types(dtype, torch.float32))
     turn = (angles.cos(), angles.sin())
-    qk, v = qkv.to(angles.dtype).tensor_split((32,), -1)
-    a, b = turning._pairs(qk, 2, halves)
-    cos, sin = (x[..., None, :] for x in turn)
-    both = (a * cos - b * sin, b * cos + a * sin)
-    expected = torch.cat(both, -1) if halves else torch.stack(both, -1).flatten(-2)
-    expected = torch.cat([expected.flatten(-2), v], -1).to(dtype)
+    expected = turning._by_operators(qkv, *turn, 2, halves)
+    assert expected.dtype == dtype
     for chunk in (1, 2**20):
         monkeypatch.setattr(turning, "_CHUNK_BYTES", chunk)
         torch.testing.assert_close(turning.turned(qkv, *turn, 2, halves), expected)
@@ -179,6 +175,18 @@ def test_registers_do_not_turn():
     assert not torch.equal(turned[:, 2:], qkv[:, 2:])
     table = rope.turn(Partition(), (11, 19), 12, IMAGE)
     assert torch.equal(cos[:, 2:, 0], table[0].flatten(1, 2))
+
+
+@pytest.mark.parametrize("positions", ["rope", WINDOWED])
+@pytest.mark.parametrize("propagation", ["none", "shifted"])
+def test_windows_turn_alike_beside_registers(propagation, positions):
+    """Which they do not see: a sequence's tokens keep their places, on the map or in the window."""
+    encoder = small(positions=positions, propagation=propagation).eval()
+    block, x, registers = encoder.blocks[1], torch.randn(2, 11, 19, 48), torch.randn(1, 3, 48)
+    partitions = [block.attn.partition]
+    sequence = TokenSequence((11, 19), partitions, 3, None, torch.device("cpu"))
+    found = sequence.to_map(block(sequence.from_map(x, registers), sequence))
+    torch.testing.assert_close(found, block(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("words", ["window", "all"])
