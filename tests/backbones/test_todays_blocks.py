@@ -310,6 +310,8 @@ def test_tiled_positions_are_repeated_as_they_are():
         (dict(positions_resize="tiled"), "did you mean 'tile'?"),
         (dict(positions_resize="tile", window_size=8), "window_size=8 and the 14 positions"),
         (dict(positions_resize="tile", positions="rope"), "tile' has no effect"),
+        (dict(qk_norm=True, block_norm="batch"), "qk_norm=True does not fit batch norms"),
+        (dict(mlp="swiglu(norm=true)", block_norm="batch"), "does not fit batch norms"),
         (dict(mlp="swigl"), "mlp='swigl' is unknown: did you mean 'swiglu'?"),
         (dict(mlp="swiglu(hidden=0)"), "hidden=0 does not fit"),
         (dict(mlp="swiglu(hiden=8)"), "did you mean 'hidden'?"),
