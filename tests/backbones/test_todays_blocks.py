@@ -328,6 +328,10 @@ def test_words_that_do_not_fit(words, message):
         build_encoder(**words)
 
 
+def test_a_plus_in_a_number_joins_no_words():
+    assert small(positions="learned+rope(base=1e+3)").blocks[0].attn.rope.base == 1000
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
