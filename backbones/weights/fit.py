@@ -126,8 +126,12 @@ def _fit(
     account.dropped |= contents.dropped
     state = dict(state)
     _unfold(state, own, prefix, contents, account)
-    for key in [k for k in own if k.endswith(".attn.qkv.bias") and k in state]:
-        state[key] = _with_biases(state[key], own[key])
+    for key in [k for k in state if k.endswith(".attn.qkv.bias")]:
+        if key in own:
+            state[key] = _with_biases(state[key], own[key])
+        elif f"{key.removesuffix('bias')}weight" in own and not state[key].any():
+            size = state.pop(key).numel()
+            account.dropped[key] = ("biases of zeros: this encoder has none", size)
     positions = f"{prefix}pos_embed"
     if contents.positions and positions in own and positions not in state:
         computed = contents.positions(_grid(own[positions], encoder), own[positions].shape[2])
