@@ -178,6 +178,7 @@ def test_dinov3s_own(name, masked, tmp_path):
     torch.save(own_dinov3(model, masked), tmp_path / "dinov3.pth")
     encoder, account = encoder_from(tmp_path / "dinov3.pth", registers=4, layer_scale=1.0)
     assert read(tmp_path / "dinov3.pth").format == "dinov3"
+    assert any("the file's periods are rounded" in note for note in account.notes)
     assert_loaded(account, encoder)
     assert_same_features(encoder, model, registers=True)
 
