@@ -369,6 +369,15 @@ def test_an_encoder_that_turns_otherwise_is_refused(positions, told, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
+def test_clip_of_averaged_tokens_is_no_perception_encoder(tmp_path):
+    """It has no norm behind the last block either, but one behind the average."""
+    words = SMALL | dict(img_size=80, global_pool="avg")
+    model = timm.create_model("vit_base_patch16_clip_224", **words)
+    torch.save(model.state_dict(), tmp_path / "clip.pth")
+    with pytest.raises(WeightsError, match=r"\(timm\): has norm_pre as Perception Encoders"):
+        read(tmp_path / "clip.pth")
+
+
 def test_other_files_do_not_load_into_other_parts(tmp_path):
     """LayerScale and gated MLPs of the encoder that the file has not."""
     plain = build_encoder("vit-ti", depth=1, count=1)
