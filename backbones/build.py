@@ -73,7 +73,7 @@ SIZES |= {
         ("dinov3-b", 768, 12, 12, _DINOV3),
         ("dinov3-l", 1024, 24, 16, _DINOV3),
         ("dinov3-h+", 1280, 32, 20, _DINOV3 | dict(mlp="swiglu(hidden=5120)")),
-        ("dinov3-7b", 4096, 40, 32, _DINOV3 | dict(mlp="swiglu(hidden=8192)")),
+        ("dinov3-7b", 4096, 40, 32, _DINOV3 | dict(mlp="swiglu(hidden=8192)", qkv_bias=False)),
         ("eva02-ti", 192, 12, 3, _EVA02 | dict(mlp="swiglu(hidden=512)")),
         ("eva02-s", 384, 12, 6, _EVA02 | dict(mlp="swiglu(hidden=1024)")),
         ("eva02-b", 768, 12, 12, _EVA02 | dict(mlp="swiglu(hidden=2048,norm=true)")),

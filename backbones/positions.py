@@ -1,6 +1,7 @@
 """Absolute and decomposed relative positions, fixed or resized to the map at hand."""
 
 import math
+import re
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def read_positions(
         ValueError: a word that is not known, or two of one kind.
     """
     found: dict[bool, nn.Parameter | Rope | None] = {}
-    for word in str(positions).split("+"):
+    for word in re.split(r"\+(?![^(]*\))", str(positions)):  # not of base=1e+4
         entry, own = read_word(POSITIONS, "positions", word.strip())
         rotary = isinstance(entry, type) and issubclass(entry, Rope)
         if rotary in found:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .arguments import builder, number, whole_number
 from .attention import ATTENTION
-from .block import BlockParts
+from .block import Block, BlockParts
 from .initial import init_linear
 from .norms import LayerNorm2d
 from .partition import Partition, Windows
@@ -215,6 +215,7 @@ class ViT(Backbone):
             for i, (partition, residual) in enumerate(roles)
         )
         _check_positions(self, parts, [partition for partition, _ in roles], side)
+        _check_inner_norms(self.blocks[0])
         _check_sequence(mask_ratio, registers, window_size, use_rel_pos)
         if registers and not any(partition.is_global for partition, _ in roles):
             raise ValueError(
@@ -249,17 +250,17 @@ class ViT(Backbone):
         stem's tokens with their absolute positions."""
         x_BHWC = self.patch_embed(x)
         if self.pos_embed is not None:
-            x_BHWC = x_BHWC + absolute_positions(
-                self.pos_embed,
-                self.pretrain_use_cls_token,
-                tuple(x_BHWC.shape[1:3]),
-                self.positions_resize,
-            )
+            x_BHWC = x_BHWC + self.absolute_positions(tuple(x_BHWC.shape[1:3]))
         else:
             # What the blocks add to is as precise as with positions, under autocast too.
             x_BHWC = x_BHWC.to(self.blocks[0].attn.proj.weight.dtype)
         x_BHWC = x_BHWC.contiguous()  # stems put channels first in memory
         return self.norm_pre(x_BHWC) if hasattr(self, "norm_pre") else x_BHWC
+
+    def absolute_positions(self, size: tuple[int, int]) -> Tensor:
+        """`pos_embed` for a map of `size` rows and columns, (1, H, W, C)."""
+        has_cls = self.pretrain_use_cls_token
+        return absolute_positions(self.pos_embed, has_cls, size, self.positions_resize)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, with
@@ -319,6 +320,20 @@ def _check_positions(encoder: ViT, parts: BlockParts, partitions: list, side: in
             raise ValueError(
                 f"positions_resize='tile' does not fit: window_size={window} and the {side} "
                 f"positions along a side (pretrain_img_size over patch_size) do not divide"
+            )
+
+
+def _check_inner_norms(block: Block) -> None:
+    """Inside attention and MLP a norm must treat each token alone: padding is normed by itself
+    there, and a map a few rows at a time."""
+    for word, norm in (
+        ("qk_norm=True", block.attn.q_norm),
+        ("mlp='swiglu(norm=true)'", getattr(block.mlp, "norm", None)),
+    ):
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"{word} does not fit batch norms, whose statistics would be of padding too; "
+                "block_norm='layer' does"
             )
 
 

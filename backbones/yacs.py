@@ -22,9 +22,9 @@ def add_vit_config(cfg: CfgNode) -> None:
             COUNT=None,
             PLACEMENT="even",
             CONV_BLOCK="bottleneck",
-            WINDOW_SIZE=14,
-            STEM=None,  # of the size
-            POSITIONS=None,  # of the size, as those below
+            WINDOW_SIZE=None,  # of the size, as the others below
+            STEM=None,
+            POSITIONS=None,
             POSITIONS_RESIZE="bicubic",
             USE_REL_POS=True,
             BLOCK_NORM=None,

@@ -23,6 +23,12 @@ def turned(
     """
     if qkv_BHWE.device.type == "cpu":
         return _Turned.apply(qkv_BHWE, cos_1HWX, sin_1HWX, num_heads, halves)
+    return _by_operators(qkv_BHWE, cos_1HWX, sin_1HWX, num_heads, halves)
+
+
+def _by_operators(
+    qkv_BHWE: Tensor, cos_1HWX: Tensor, sin_1HWX: Tensor, num_heads: int, halves: bool
+) -> Tensor:
     qk, v = qkv_BHWE.tensor_split((qkv_BHWE.shape[-1] // 3 * 2,), -1)
     a, b = _pairs(qk, num_heads, halves)
     cos, sin = cos_1HWX[..., None, :], sin_1HWX[..., None, :]

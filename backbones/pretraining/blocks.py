@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..attention import Attention
 from ..block import Block, LayerScale, Mlp
-from ..positions import absolute_positions
 from ..recompute import recomputed
 from ..stems import NormedPatchEmbed, PatchEmbed
 from ..vit import ViT
@@ -79,7 +78,7 @@ def patch_tokens(encoder: ViT, image_BCHW: Tensor, kept_BV: Tensor | None = None
     x_BVC = encoder.patch_embed(picture)[:, 0]
     if encoder.pos_embed is not None:
         size = (image_BCHW.shape[2] // patch, image_BCHW.shape[3] // patch)
-        pos = absolute_positions(encoder.pos_embed, encoder.pretrain_use_cls_token, size)
+        pos = encoder.absolute_positions(size)
         x_BVC = x_BVC + pos.flatten(0, 2)[kept_BV]
     return encoder.norm_pre(x_BVC) if hasattr(encoder, "norm_pre") else x_BVC
 

@@ -69,6 +69,11 @@ def fit_detector(model: nn.Module, contents: Contents, strict: bool) -> tuple[St
             "starts from it as train.init_weights"
         )
     name, encoder = encoder_of(model)
+    if isinstance(encoder, ViT) and (windows := _other_windows(encoder, contents)):
+        raise WeightsError(
+            f"{_title(contents)} does not fit: {windows} (the encoder's window_size, count and "
+            "placement decide)"
+        )
     state = {f"{name}.{k}": v for k, v in contents.encoder.items()} | contents.detector
     account = Account(_title(contents))
     return _fit(model, encoder, f"{name}.", state, contents, account, strict, contents.new)
@@ -126,8 +131,12 @@ def _fit(
     account.dropped |= contents.dropped
     state = dict(state)
     _unfold(state, own, prefix, contents, account)
-    for key in [k for k in own if k.endswith(".attn.qkv.bias") and k in state]:
-        state[key] = _with_biases(state[key], own[key])
+    for key in [k for k in state if k.endswith(".attn.qkv.bias")]:
+        if key in own:
+            state[key] = _with_biases(state[key], own[key])
+        elif f"{key.removesuffix('bias')}weight" in own and not state[key].any():
+            size = state.pop(key).numel()
+            account.dropped[key] = ("biases of zeros: this encoder has none", size)
     positions = f"{prefix}pos_embed"
     if contents.positions and positions in own and positions not in state:
         computed = contents.positions(_grid(own[positions], encoder), own[positions].shape[2])
@@ -203,6 +212,20 @@ def _check_turn(encoder: nn.Module, contents: Contents) -> None:
             f"along a side, here of {own.length}: length={wanted.length} in positions, or "
             f"pretrain_img_size={wanted.length * encoder.patch_embed.patch_size}, says so"
         )
+
+
+def _other_windows(encoder: ViT, contents: Contents) -> str:
+    """Which blocks of the file's model have windows, where that is known and others have here: no
+    tensor shows it, unless there are relative positions."""
+    theirs = contents.settings.get("window_block_indexes")
+    if theirs is None:
+        return ""
+    size = contents.settings.get("window_size", 14)
+    wanted = ["window" if i in theirs else "global" for i in range(len(encoder.blocks))]
+    same = wanted == [block.attn.partition.word for block in encoder.blocks]
+    if same and (not theirs or size == encoder.spec.window_size):
+        return ""
+    return f"its blocks {theirs} have windows of {size} tokens, the others none; here it is not so"
 
 
 def _unfold(state: State, own: State, prefix: str, contents: Contents, account: Account) -> None:
@@ -377,7 +400,10 @@ def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
     def name(value) -> str:
         return getattr(value, "__name__", str(value))
 
-    return [
+    notes = [f"differs: {windows}"] if (windows := _other_windows(encoder, contents)) else []
+    if block.attn.rope is not None and "rope" not in contents.settings:
+        notes.append("not in the file: rotary positions, which this encoder has")
+    return notes + [
         f"not in the file: {word}, {name(own[word])} here"
         if theirs[word] is None
         else f"differs: {word} is {name(own[word])} here, {name(theirs[word])} in models of this "

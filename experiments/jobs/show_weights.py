@@ -1,5 +1,6 @@
 """What a file of weights holds, and the same in another format."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,13 @@ def _in_words(contents: Contents, words: dict[str, Any]) -> str:
         if kind(size) == kind(words)
         and (kind(words)[1] or size.get("patch_size", 16) == own["patch_size"])
     ]
-    name = names[0] if names else ""
+    if kind(words)[1]:  # several pre-trainings of one shape: PE-Core's, PE-Spatial's
+        tensors = contents.encoder | contents.unfolded
+        shown = _side(words), any(re.search(r"\.ls1\.", key) for key in tensors)
+        alike = [n for n in names if (_side(SIZES[n]), "layer_scale" in SIZES[n]) == shown]
+        name = " or ".join(alike or names)
+    else:
+        name = next(iter(names), "")
     parts = [f"{k}={v}" for k, v in own.items() if v != defaults.get(k, "")]
     parts.append(f"norm_eps={words['norm_layer'].keywords['eps']:g}")
     parts += [f"{k}={words[k]}" for k in ("positions", "qk_norm") if k in words]
@@ -100,10 +107,17 @@ def _in_words(contents: Contents, words: dict[str, Any]) -> str:
     if "pretrain_img_size" in words:
         parts.append(f"pretrain_img_size={words['pretrain_img_size']}")
     if words["use_rel_pos"]:
+        parts.append("relative positions")
+    if words["use_rel_pos"] or "window_block_indexes" in contents.settings:
         whole = [i for i in range(words["depth"]) if i not in words["window_block_indexes"]]
-        parts.append(
-            f"relative positions, window_size={words['window_size']}, global blocks {whole}"
-        )
+        parts.append(f"window_size={words['window_size']}, global blocks {whole}")
     if words["residual_block_indexes"]:
         parts.append(f"conv blocks behind {words['residual_block_indexes']}")
     return f"{name}: " * bool(name) + ", ".join(parts)
+
+
+def _side(words: dict[str, Any]) -> int | None:
+    """Patches along a side of the pre-training's images, where there are absolute positions."""
+    if "learned" not in words.get("positions", ""):
+        return None
+    return words.get("pretrain_img_size", 224) // words.get("patch_size", 16)

@@ -15,7 +15,9 @@ from backbones import MLPS, SIZES, Partition, Rope, ShiftedWindows, ViT, Windows
 from backbones.attention import Attention
 from backbones.kernels import turning
 from backbones.positions import absolute_positions
+from backbones.pretraining.blocks import patch_tokens
 from backbones.pretraining.mae import MaskedAutoencoder
+from backbones.sequence import TokenSequence
 
 from .test_attention import STRATEGIES, assert_same, outputs_and_gradients, twins
 from .test_encoder_words import small
@@ -97,12 +99,8 @@ def test_turning_a_few_rows_at_a_time(dtype, halves, monkeypatch):
     qkv = torch.randn(2, 5, 3, 3 * 2 * 8, dtype=dtype).transpose(1, 2).contiguous().transpose(1, 2)
     angles = torch.randn(1, 5, 3, 4, dtype=torch.promote_types(dtype, torch.float32))
     turn = (angles.cos(), angles.sin())
-    qk, v = qkv.to(angles.dtype).tensor_split((32,), -1)
-    a, b = turning._pairs(qk, 2, halves)
-    cos, sin = (x[..., None, :] for x in turn)
-    both = (a * cos - b * sin, b * cos + a * sin)
-    expected = torch.cat(both, -1) if halves else torch.stack(both, -1).flatten(-2)
-    expected = torch.cat([expected.flatten(-2), v], -1).to(dtype)
+    expected = turning._by_operators(qkv, *turn, 2, halves)
+    assert expected.dtype == dtype
     for chunk in (1, 2**20):
         monkeypatch.setattr(turning, "_CHUNK_BYTES", chunk)
         torch.testing.assert_close(turning.turned(qkv, *turn, 2, halves), expected)
@@ -177,6 +175,18 @@ def test_registers_do_not_turn():
     assert not torch.equal(turned[:, 2:], qkv[:, 2:])
     table = rope.turn(Partition(), (11, 19), 12, IMAGE)
     assert torch.equal(cos[:, 2:, 0], table[0].flatten(1, 2))
+
+
+@pytest.mark.parametrize("positions", ["rope", WINDOWED])
+@pytest.mark.parametrize("propagation", ["none", "shifted"])
+def test_windows_turn_alike_beside_registers(propagation, positions):
+    """Which they do not see: a sequence's tokens keep their places, on the map or in the window."""
+    encoder = small(positions=positions, propagation=propagation).eval()
+    block, x, registers = encoder.blocks[1], torch.randn(2, 11, 19, 48), torch.randn(1, 3, 48)
+    partitions = [block.attn.partition]
+    sequence = TokenSequence((11, 19), partitions, 3, None, torch.device("cpu"))
+    found = sequence.to_map(block(sequence.from_map(x, registers), sequence))
+    torch.testing.assert_close(found, block(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("words", ["window", "all"])
@@ -273,8 +283,11 @@ def test_tiled_positions_are_repeated_as_they_are():
         assert torch.equal(
             tiled[:, top : top + rows, left : left + columns], map_1HWC[:, :rows, :columns]
         )
-    tokens = encoder.tokens(torch.zeros(1, 3, 320, 496))
+    image = torch.zeros(1, 3, 320, 496)
+    tokens = encoder.tokens(image)
     assert torch.equal(tokens, tiled + encoder.patch_embed.proj.bias)
+    some = torch.tensor([[0, 300, 619]])  # as pre-training reads them
+    torch.testing.assert_close(patch_tokens(encoder, image, some), tokens.flatten(1, 2)[:, some[0]])
 
 
 # ---- Words that do not fit ---------------------------------------------------------------------
@@ -297,6 +310,8 @@ def test_tiled_positions_are_repeated_as_they_are():
         (dict(positions_resize="tiled"), "did you mean 'tile'?"),
         (dict(positions_resize="tile", window_size=8), "window_size=8 and the 14 positions"),
         (dict(positions_resize="tile", positions="rope"), "tile' has no effect"),
+        (dict(qk_norm=True, block_norm="batch"), "qk_norm=True does not fit batch norms"),
+        (dict(mlp="swiglu(norm=true)", block_norm="batch"), "does not fit batch norms"),
         (dict(mlp="swigl"), "mlp='swigl' is unknown: did you mean 'swiglu'?"),
         (dict(mlp="swiglu(hidden=0)"), "hidden=0 does not fit"),
         (dict(mlp="swiglu(hiden=8)"), "did you mean 'hidden'?"),
@@ -311,6 +326,10 @@ def test_tiled_positions_are_repeated_as_they_are():
 def test_words_that_do_not_fit(words, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message.replace("?", r"\?")):
         build_encoder(**words)
+
+
+def test_a_plus_in_a_number_joins_no_words():
+    assert small(positions="learned+rope(base=1e+3)").blocks[0].attn.rope.base == 1000
 
 
 @pytest.mark.parametrize(
@@ -374,8 +393,6 @@ def test_named_sizes_have_the_parameters_of_their_originals(size):
     expected = sum(p.numel() for p in kept)
     if theirs.patch_embed.proj.bias is None:  # PE; a stem of ours has one
         expected += theirs.embed_dim
-    if size == "dinov3-7b":  # timm has it without biases of q and v
-        expected += 2 * 4096 * 40
     assert sum(p.numel() for p in ours.parameters()) == expected
     assert ours.blocks[0].attn.num_heads == theirs.blocks[0].attn.num_heads
     assert ours.blocks[0].norm1.eps == theirs.blocks[0].norm1.eps

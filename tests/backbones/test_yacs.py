@@ -74,6 +74,10 @@ def test_a_sizes_own_stem_stays():
     cfg = config(SIZE="vit-mini", IMG_SIZE=128)
     cfg.MODEL.BACKBONE.NAME = "build_vit_encoder"
     assert isinstance(build_backbone(cfg).patch_embed, ConvStem)
+    for size, window in (("vit-mini", 4), ("vit-ti", 14), ("eva02-ti", 16)):
+        cfg = config(SIZE=size, IMG_SIZE=128, USE_REL_POS=False)
+        cfg.MODEL.BACKBONE.NAME = "build_vit_encoder"
+        assert build_backbone(cfg).spec.window_size == window
 
 
 def test_a_whole_detector():

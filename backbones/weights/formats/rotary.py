@@ -64,6 +64,11 @@ class Dinov3(Format):
             if not len(pairs) or not close or dim % (4 * len(pairs)):
                 raise WeightsError("its rotary positions have other frequencies than DINOv3's")
             contents.settings["num_heads"] = dim // (4 * len(pairs))
+            if not torch.allclose(periods.flatten().float(), expected, rtol=1e-5):
+                contents.notes.append(
+                    "rotary positions: the file's periods are rounded, here they are exact, as in "
+                    "timm and transformers"
+                )
         return contents
 
     def finish(self, contents: Contents) -> None:

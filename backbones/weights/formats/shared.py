@@ -134,7 +134,8 @@ def is_pe(state: State) -> bool:
         return f"{front}conv1.weight" in state and (pooled or bare)
     tower = {"norm_pre.weight", "pos_embed", "blocks.0.attn.qkv.weight"} <= state.keys()
     tower &= "patch_embed.proj.bias" not in state
-    return tower and ("attn_pool.latent" in state or "norm.weight" not in state)
+    normed = {"norm.weight", "fc_norm.weight"} & state.keys()  # the latter by CLIP's, averaged
+    return tower and ("attn_pool.latent" in state or not normed)
 
 
 def _is_gated(state: State) -> bool:

@@ -143,6 +143,26 @@ def test_biases_of_k_come_and_go(tmp_path):
     assert_same_features(encoder, model)
 
 
+def test_biases_that_are_zero_are_left_out(tmp_path):
+    """DINOv3's 7B has none of q and v either, and so has its size; others are refused."""
+    model = build("vit_7b_patch16_dinov3")
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    encoder, account = encoder_from(tmp_path / "model.pth", num_heads=2, qkv_bias=False)
+    assert_loaded(account, encoder)
+    assert_same_features(encoder, model)
+    torch.save(build("vit_small_patch16_dinov3_qkvb").state_dict(), tmp_path / "model.pth")
+    with pytest.raises(WeightsError, match=r"unused attention: blocks\.0\.attn\.qkv\.bias"):
+        encoder_from(tmp_path / "model.pth", num_heads=2, qkv_bias=False)
+
+
+def test_an_encoder_that_turns_is_told_of_files_that_may_not(tmp_path):
+    torch.save(build_encoder("vit-ti", depth=1, count=1).state_dict(), tmp_path / "vit.pth")
+    for positions, told in (("learned", False), ("learned+rope", True)):
+        encoder = build_encoder("vit-ti", depth=1, count=1, positions=positions)
+        account = load_encoder(encoder, tmp_path / "vit.pth", show=str)
+        assert any("rotary positions" in note for note in account.notes) == told
+
+
 # ---- Their own layouts -------------------------------------------------------------------------
 
 
@@ -178,6 +198,7 @@ def test_dinov3s_own(name, masked, tmp_path):
     torch.save(own_dinov3(model, masked), tmp_path / "dinov3.pth")
     encoder, account = encoder_from(tmp_path / "dinov3.pth", registers=4, layer_scale=1.0)
     assert read(tmp_path / "dinov3.pth").format == "dinov3"
+    assert any("the file's periods are rounded" in note for note in account.notes)
     assert_loaded(account, encoder)
     assert_same_features(encoder, model, registers=True)
 
@@ -368,6 +389,15 @@ def test_an_encoder_that_turns_otherwise_is_refused(positions, told, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
+def test_clip_of_averaged_tokens_is_no_perception_encoder(tmp_path):
+    """It has no norm behind the last block either, but one behind the average."""
+    words = SMALL | dict(img_size=80, global_pool="avg")
+    model = timm.create_model("vit_base_patch16_clip_224", **words)
+    torch.save(model.state_dict(), tmp_path / "clip.pth")
+    with pytest.raises(WeightsError, match=r"\(timm\): has norm_pre as Perception Encoders"):
+        read(tmp_path / "clip.pth")
+
+
 def test_other_files_do_not_load_into_other_parts(tmp_path):
     """LayerScale and gated MLPs of the encoder that the file has not."""
     plain = build_encoder("vit-ti", depth=1, count=1)
@@ -475,6 +505,12 @@ def test_eva02s_detectors(tmp_path):
         assert_close(found, model.backbone.net(image)["last_feat"])
     with pytest.raises(WeightsError, match=r"positions='rope\(unit=token,coordinates=window\)'"):
         load_detector(detector(positions="learned+rope(unit=token)"), path)
+    # Other windows, or other blocks with them: no tensor shows it.
+    for other in (dict(window_size=10), dict(count=2), dict(placement="first")):
+        with pytest.raises(WeightsError, match=r"blocks \[0, 1\] have windows of 16 tokens"):
+            load_detector(detector(**other), path)
+    encoder, account = encoder_from(path, window_size=10)
+    assert [note for note in account.notes if "differs: its blocks [0, 1]" in note]
 
 
 def test_windows_of_eva02s_detectors_are_timms_models(tmp_path):

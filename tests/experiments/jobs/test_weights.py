@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+import timm
 import torch
 from rich.console import Console
 from segment_anything.modeling import ImageEncoderViT
@@ -50,6 +51,16 @@ def test_named_sizes_are_named(tmp_path):
     torch.save(build_encoder("vit-ti").state_dict(), tmp_path / "encoder.pth")
     (line,) = (x for x in lines_of(show_weights.show, tmp_path / "encoder.pth") if "encoder:" in x)
     assert line.startswith("encoder: vit-ti: embed_dim=192, depth=12, num_heads=3, norm_eps=1e-06")
+
+
+@pytest.mark.parametrize("size", ["pe-core-ti", "pe-spatial-ti"])
+def test_sizes_of_one_shape_are_told_apart(size, tmp_path):
+    """By the pre-training's positions: of one shape, their files have the same keys."""
+    name = {"pe-core-ti": "core_tiny_patch16_384", "pe-spatial-ti": "spatial_tiny_patch16_512"}
+    model = timm.create_model(f"vit_pe_{name[size]}", num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "encoder.pth")
+    (line,) = (x for x in lines_of(show_weights.show, tmp_path / "encoder.pth") if "encoder:" in x)
+    assert line.startswith(f"encoder: {size}: embed_dim=192")
 
 
 def detector(path, encoder: dict, **more) -> dict:
