@@ -54,3 +54,11 @@ def test_what_is_kept_reaches_the_bar():
     assert of_effect["decided"].min() > 95
     assert of_effect["seeds"].max() < 8
     assert set(found["effect"]) == {NOTHING, SOMETHING, BOUNDARY}
+
+
+def test_what_is_kept_is_what_the_code_counts():
+    found = coverage_of_looks.run([Case("alike", 3, 0.7, NOTHING)])
+    kept = pd.read_csv(ROOT / "results" / "coverage" / "looks.csv")
+    words = list(Case._fields)
+    kept = kept.set_index(words).loc[pd.MultiIndex.from_frame(found[words])]
+    pd.testing.assert_frame_equal(found.set_index(words), kept, rtol=0, atol=0.05)
