@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import transformers
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from timm.layers import build_rotary_pos_embed
 from timm.models import eva
 from torch import nn
@@ -17,6 +17,7 @@ from torch import nn
 from backbones import SIZES, ViT, build_encoder
 from backbones.weights import WeightsError, encoder_words, load_detector, load_encoder, read
 from backbones.weights.writers import WRITERS, convert
+from experiments.recipe import config
 from tests.conftest import ROOT
 
 from .test_transformers import assert_close, encoder_from, randomised
@@ -438,7 +439,7 @@ def test_what_turns_is_written_nowhere(to, tmp_path):
 
 def detector(**words) -> nn.Module:
     """Cascade Mask R-CNN as EVA-02-Det's, with a small EVA-02."""
-    cfg = LazyConfig.load(str(ROOT / "configs" / "coco" / "cascade_mask_rcnn_vit_b.py")).model
+    cfg = config.load(ROOT / "configs" / "coco" / "cascade_mask_rcnn_vit_b.py").model
     cfg.backbone.update(
         SIZES["eva02-b"]
         | dict(embed_dim=128, depth=3, num_heads=2, mlp="swiglu(hidden=341,norm=true)")

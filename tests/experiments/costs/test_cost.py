@@ -135,7 +135,7 @@ def test_three_counters_agree_on_todays_words(words):
     for attention in ("reference", "fused"):
         encoder = build_encoder("vit-ti", attention=attention, **words)
         assert counted(encoder, image) == expected
-        assert cost.fvcore_macs(encoder, image)[""] == expected[1]
+        assert fvcore_macs(encoder, image)[""] == expected[1]
         assert torch_macs(encoder, image) == expected[1]
 
 
