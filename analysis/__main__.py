@@ -248,7 +248,8 @@ def write_repeats(
         from . import repeats
 
     found = repeats.load(folder, size, delta)
-    _show(found, f"box AP, differences to the base from sets of {size} seeds")
+    shown = found.drop(columns=["command", "device", "git_commit"])
+    _show(shown, f"box AP, differences to the base from sets of {size} seeds")
     for line in repeats.totals(found):
         console.print(line, highlight=False)
     written = [folder / "repeats.csv"]

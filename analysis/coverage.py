@@ -169,17 +169,23 @@ def write(found: pd.DataFrame, folder: Path) -> list[Path]:
         images=", ".join(f"{value:g}" for value in FIGURES.values()),
         draws=f"{found.attrs['draws']:,}",
     )
+    title = "Coverage of intervals, error rates of verdicts"
+    files[0].write_text(page(title, summary(found), CAPTION.format(**words)))
+    found.to_csv(files[1], index=False, float_format="%.3f")
+    return files
+
+
+def page(title: str, table: pd.DataFrame, caption: str) -> str:
+    """What was simulated, as Markdown, with the command and the commit that it is of."""
     lines = [
-        "# Coverage of intervals, error rates of verdicts",
+        f"# {title}",
         "",
-        tables.render(summary(found)),
+        tables.render(table),
         "",
-        tables.wrapped(CAPTION.format(**words).replace("\n", " ").strip()),
+        tables.wrapped(caption.replace("\n", " ").strip()),
         "",
         "- command: `make coverage`",
         f"- commit: {environment.git_commit()}",
         "",
     ]
-    files[0].write_text("\n".join(lines))
-    found.to_csv(files[1], index=False, float_format="%.3f")
-    return files
+    return "\n".join(lines)

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments.costs import environment
 from experiments.records import looks
 
-from . import bootstrap, coverage, tables
+from . import bootstrap, coverage
 
 DRAWS = 2_000  # studies of each case
 EFFECT = 2.8  # standard deviations of what row and seed leave of a run
@@ -151,17 +150,7 @@ def write(found: pd.DataFrame, folder: Path) -> list[Path]:
     sizes = looks.seeds_of()
     counts = f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
     caption = CAPTION.format(draws=f"{found.attrs['draws']:,}", sizes=counts)
-    lines = [
-        "# False verdicts where seeds are added until decided",
-        "",
-        tables.render(text(found)),
-        "",
-        tables.wrapped(caption.replace("\n", " ").strip()),
-        "",
-        "- command: `make coverage`",
-        f"- commit: {environment.git_commit()}",
-        "",
-    ]
-    files[0].write_text("\n".join(lines))
+    title = "False verdicts where seeds are added until decided"
+    files[0].write_text(coverage.page(title, text(found), caption))
     found.to_csv(files[1], index=False, float_format="%.3f")
     return files

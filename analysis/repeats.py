@@ -14,7 +14,8 @@ DECIDED = ("better", "worse", "equal")
 
 def load(folder: str | Path, size: int, delta: float | None = None) -> pd.DataFrame:
     """Box AP of each row but the base, from each of as many disjoint sets of `size` seeds as all
-    rows have in common: set, seeds, variant, diff with its interval (`low`, `high`), verdict.
+    rows have in common: set, seeds, variant, diff with its interval (`low`, `high`), verdict; and
+    of the runs their command, device and commit.
 
     Raises:
         UserError: nothing was run there, or not `size` seeds of all rows.
@@ -45,7 +46,8 @@ def load(folder: str | Path, size: int, delta: float | None = None) -> pd.DataFr
                         verdict=table.at[name, "ap_box_verdict"],
                     )
                 )
-    return pd.DataFrame(rows)
+    whence = {key: ", ".join(sorted(set(runs[key]))) for key in ("device", "git_commit")}
+    return pd.DataFrame(rows).assign(command=manifest["command"], **whence)
 
 
 def totals(table: pd.DataFrame) -> list[str]:

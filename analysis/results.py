@@ -196,7 +196,7 @@ class _Estimates:
 
     Args:
         seen: of each row, which look at it this is; it is set among the runs of then.
-        unfinished: as of `_unfinished`; None: all are done.
+        unfinished: as of `_unfinished`.
     """
 
     def __init__(

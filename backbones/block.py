@@ -157,6 +157,7 @@ class BlockParts:
     def block(
         self, partition: Partition, residual: nn.Module | None = None, drop_path: float = 0.0
     ) -> Block:
+        """One that attends within the groups of `partition`; the rest as of `Block`."""
         attn = Attention(
             *(self.dim, self.num_heads, partition, self.grid, self.qkv_bias, self.use_rel_pos),
             *(self.rel_pos_zero_init, self.attention, self.rope),

@@ -57,6 +57,7 @@ STEMS = WordRegistry("STEMS", gives=("patch_size", "in_chans", "embed_dim"))
 NORMS = WordRegistry("NORMS", gives=("channels", "num_features"))
 # The MLPs' activations: `() -> nn.Module`, of each number alone.
 ACTIVATIONS = WordRegistry("ACTIVATIONS")
+REGISTRIES = (PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, POSITIONS, MLPS, STEMS, NORMS, ACTIVATIONS)
 
 
 def choose(argument: str, value: Any, allowed: Iterable[Any]) -> Any:

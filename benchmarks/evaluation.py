@@ -191,8 +191,6 @@ ROWS: dict[str, tuple[str, Callable]] = {
     "mask: ours": ("mask", ours),
     f"box: {bootstrap.RESAMPLES} paired resamples": ("box", resamples),
 }
-
-
 LVIS_ROW = "LVIS: ours, boxes and masks"
 
 

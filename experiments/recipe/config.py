@@ -21,20 +21,10 @@ from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from backbones import (
-    ACTIVATIONS,
-    CONV_BLOCKS,
-    MLPS,
-    NORMS,
-    POSITIONS,
-    PROPAGATIONS,
-    PYRAMIDS,
-    SIZES,
-    STEMS,
-    ViT,
-)
+from backbones import SIZES, ViT
 from backbones.meta import on_meta
 from backbones.propagation import block_count, strategy
+from backbones.registries import REGISTRIES
 from backbones.weights import WeightsError, catalog
 
 from .. import CONFIGS
@@ -80,10 +70,6 @@ _HIERARCHICAL = {
     ("MViT", 144, 48): "mvitv2-l",
     ("MViT", 192, 80): "mvitv2-h",
 }
-_REGISTRIES = (
-    *(PROPAGATIONS, CONV_BLOCKS, PYRAMIDS, STEMS, NORMS, ACTIVATIONS),
-    *(POSITIONS, MLPS),
-)
 PARALLEL = ("ddp", "fsdp")
 # Part of every run's identity: raise it when the same config comes to train otherwise.
 # 2: initial values follow from seed and name, heads' random numbers from their own seeds.
@@ -552,7 +538,7 @@ def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     words = {name for v in encoder.values() for name in re.findall(r"[\w-]+", str(v))}
     foreign = {
         word: inspect.getsource(inspect.getmodule(entry))
-        for registry in _REGISTRIES
+        for registry in REGISTRIES
         for word, entry in registry
         if word in words and not entry.__module__.startswith("backbones.")
     }
