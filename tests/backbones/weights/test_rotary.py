@@ -85,7 +85,8 @@ def assert_loaded(account, encoder):
     assert not account.missing
     assert not account.unexpected
     assert not account.new
-    assert account.loaded.keys() | account.resized.keys() == encoder.state_dict().keys()
+    weights = {key for key in encoder.state_dict() if not key.startswith("unseen.")}
+    assert account.loaded.keys() | account.resized.keys() == weights
     assert not any("differs" in note for note in account.notes)
 
 
@@ -395,7 +396,7 @@ def test_clip_of_averaged_tokens_is_no_perception_encoder(tmp_path):
     words = SMALL | dict(img_size=80, global_pool="avg")
     model = timm.create_model("vit_base_patch16_clip_224", **words)
     torch.save(model.state_dict(), tmp_path / "clip.pth")
-    with pytest.raises(WeightsError, match=r"\(timm\): has norm_pre as Perception Encoders"):
+    with pytest.raises(WeightsError, match=r"\(timm\): has norm_pre, but neither"):
         read(tmp_path / "clip.pth")
 
 
@@ -434,6 +435,121 @@ def test_what_turns_is_written_nowhere(to, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+# ---- Files of this suite -----------------------------------------------------------------------
+
+OWN = dict(depth=3, count=1, img_size=128, pretrain_img_size=128, window_size=4)
+
+
+def own_file(path, **words):
+    ours = build_encoder("vit-ti", **OWN, **words).eval()
+    torch.save(ours.state_dict(), path)
+    return ours
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        dict(positions="rope"),
+        dict(positions="rope(base=50,axes=xy)", propagation="shifted"),
+        dict(positions="learned+rope(unit=token,coordinates=window)"),
+        dict(positions_resize="tile"),
+    ],
+    ids=str,
+)
+def test_what_no_weight_shows_is_in_our_own_files(words, tmp_path):
+    """The encoder that they are of is built from them, and no other takes them in silence."""
+    own_file(tmp_path / "own.pth", **words)
+    contents = read(tmp_path / "own.pth")
+    ours = build_encoder("vit-ti", **OWN, **words).eval()
+    account = load_encoder(ours, tmp_path / "own.pth", show=str)
+    assert not account.notes
+    assert_loaded(account, ours)
+    if "propagation" not in words:
+        theirs = ViT(**encoder_words(contents)).eval()
+        theirs.load_state_dict(torch.load(tmp_path / "own.pth"))
+        image = torch.randn(1, 3, 176, 128)
+        assert torch.equal(theirs(image)["last_feat"], ours(image)["last_feat"])
+    plain = build_encoder("vit-ti", **OWN)
+    with pytest.raises(RuntimeError, match="unseen"):
+        plain.load_state_dict(torch.load(tmp_path / "own.pth"))
+    if "positions" in words:
+        with pytest.raises(WeightsError, match="does not fit: its encoder has rotary positions"):
+            load_encoder(plain, tmp_path / "own.pth", show=str)
+    else:
+        notes = load_encoder(plain, tmp_path / "own.pth", show=str).notes
+        assert notes == ["differs: positions_resize is bicubic here, tile in models of this format"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_torch_itself_loads_them_nowhere_else(strict, tmp_path):
+    own_file(tmp_path / "own.pth", positions="rope")
+    other = build_encoder("vit-ti", **OWN, positions="rope(coordinates=window)")
+    with pytest.raises(ValueError, match="the weights are of an encoder with"):
+        other.load_state_dict(torch.load(tmp_path / "own.pth"), strict=strict)
+
+
+def test_plain_encoders_have_detectron2s_keys():
+    """Nothing beside weights, whose files its strict loading takes."""
+    assert not any("unseen" in key for key in build_encoder("vit-ti", **OWN).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "has no words"),
+        ("{", "has no words"),
+        ('{"rope": {"unit": "mile"}}', "unit='mile' is unknown"),
+        ('{"rope": 3}', "has words of another kind"),
+        ('{"windows": {"window": "ab"}}', "windows='a' does not fit"),
+        ('{"windows": 3}', "has words of another kind"),
+        ('{"num_heads": 0}', "num_heads=0 does not fit"),
+        ('{"norm_eps": NaN}', "norm_eps=nan does not fit"),
+        ('{"alibi": 1}', "has alibi, which this version does not know"),
+    ],
+)
+def test_words_that_are_none(text, told, tmp_path):
+    state = build_encoder("vit-ti", **OWN, positions="rope").state_dict()
+    state["unseen._extra_state"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    torch.save(state, tmp_path / "own.pth")
+    with pytest.raises(WeightsError, match=told):
+        read(tmp_path / "own.pth")
+
+
+def test_our_own_detector_with_windows_that_others_have_not(tmp_path):
+    words = dict(positions="learned+rope(unit=token,coordinates=window)", pretrain_img_size=256)
+    torch.save({"model": detector().state_dict()}, tmp_path / "own.pth")
+    account = load_detector(detector(), tmp_path / "own.pth", show=str)
+    assert not account.missing
+    assert not account.notes
+    for other in (dict(count=2), dict(propagation="shifted"), dict(window_size=8)):
+        with pytest.raises(WeightsError, match=r"have windows of 16 tokens|have a|here none has"):
+            load_detector(detector(**words, **other), tmp_path / "own.pth", show=str)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (dict(positions="rope"), "rotary positions"),
+        (dict(positions_resize="tile"), "tiled positions"),
+        (dict(layer_scale=1.0), "LayerScale"),
+        (dict(mlp="swiglu"), "MLPs"),
+        (dict(qk_norm=True), "norms of q and k"),
+        (dict(registers=1), "registers"),
+        (dict(pre_norm=True), "norm before the blocks"),
+        (dict(stem="conv"), "patch embedding"),
+        (dict(block_norm="batch"), "statistics of batch norms"),
+        (dict(propagation="conv", conv_block="naive"), "bottleneck conv blocks only"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("to", ["detectron2", "hf"])
+def test_what_a_reader_does_not_compute_is_not_written(words, what, to, tmp_path):
+    """detectron2's checkpointer would leave it out, and go on."""
+    own_file(tmp_path / "own.pth", **words)
+    with pytest.raises(WeightsError, match=what):
+        convert(read(tmp_path / "own.pth"), to, tmp_path / "out")
+
+
 # ---- EVA-02-Det --------------------------------------------------------------------------------
 
 
@@ -464,6 +580,8 @@ def as_eva02_det(model: nn.Module) -> dict[str, torch.Tensor]:
         for part, table in tables[name].items():
             state[f"backbone.net.blocks.{i}.attn.rope.{part}"] = table
     for key, tensor in model.state_dict().items():
+        if ".unseen." in key:
+            continue  # this suite's own
         key = key.replace(".mlp.norm.", ".mlp.ffn_ln.")
         if key.endswith(".attn.qkv.weight"):
             for part, own in zip("qkv", tensor.chunk(3), strict=True):
