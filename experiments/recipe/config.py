@@ -69,6 +69,10 @@ _HIERARCHICAL = {
     ("MViT", 96, 24): "mvitv2-b",
     ("MViT", 144, 48): "mvitv2-l",
     ("MViT", 192, 80): "mvitv2-h",
+    ("ConvNeXt", 96, 18): "convnext-t",
+    ("ConvNeXt", 96, 36): "convnext-s",
+    ("ConvNeXt", 128, 36): "convnext-b",
+    ("ConvNeXt", 192, 36): "convnext-l",
 }
 PARALLEL = ("ddp", "fsdp")
 # Part of every run's identity: raise it when the same config comes to train otherwise.
@@ -145,7 +149,7 @@ def _file_and_detector(path: str | Path) -> tuple[Path, str]:
 
 
 def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | None = None) -> None:
-    """Set keys that the config has.
+    """Set keys that the config has. Another named size of an encoder comes with all its words.
 
     Args:
         where: who asks, for the message.
@@ -154,6 +158,10 @@ def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | Non
     Raises:
         UserError: a key that is not there, with the nearest one.
     """
+    for key, value in words.items():
+        parent, _, leaf = key.rpartition(".")
+        if leaf == "size" and _is_encoder(node := OmegaConf.select(cfg, parent)):
+            _take_size(node, value, where)
     for key, value in words.items():
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -170,6 +178,32 @@ def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | Non
             OmegaConf.update(cfg, key, value, merge=False, force_add=True)
 
 
+def _is_encoder(node: DictConfig | None) -> bool:
+    """Whether a config's node makes a `ViT` of a named size."""
+    if not OmegaConf.is_dict(node) or "_target_" not in node or "size" not in node:
+        return False
+    return _class(node) in ("build_backbone", "build_encoder")
+
+
+def _take_size(encoder: DictConfig, size: str, where: str) -> None:
+    """Give it another named size with all words of that, in place of those that the config has for
+    its own; images keep their size.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    if size not in SIZES:
+        raise unknown("size", str(size), SIZES, f" in {where}")
+    if size == encoder.size:
+        return
+    old, new = SIZES.get(encoder.size, {}), SIZES[size]
+    plain = {k: p.default for k, p in inspect.signature(ViT).parameters.items()}
+    plain["block_norm"] = "layer"
+    for word in ({*old, *new} & {*encoder}) - {"img_size"}:
+        encoder[word] = new.get(word, plain.get(word))
+    encoder.size = size
+
+
 def _unsaid(base: DictConfig | None, node: DictConfig | None) -> Words:
     """Words of a ViT that its config leaves at their defaults, with these.
 
@@ -177,9 +211,7 @@ def _unsaid(base: DictConfig | None, node: DictConfig | None) -> Words:
         base: the config's node before anyone set words in it.
         node: as it is.
     """
-    if not OmegaConf.is_dict(base) or "_target_" not in base or "size" not in base:
-        return {}
-    if _class(base) not in ("build_backbone", "build_encoder"):
+    if not _is_encoder(base):
         return {}
     defaults = {k: p.default for k, p in inspect.signature(ViT).parameters.items()}
     own = SIZES.get(node.size, {})
@@ -320,9 +352,13 @@ def resolve(
     """
     size = variant.size or size
     cfg = load(base_path(scale, size, variant.detector or study.detector, study.dataset))
+    row = {**variant.words, **variant.words_of_size.get(size, {})}
+    # First: what rows and the user say else is over the words of a size.
+    size_key = "model.backbone.size"
+    if named := {**study.words, **row, **overrides}.get(size_key):
+        set_words(cfg, {size_key: named}, f"variant {variant.name!r}")
     base = copy.deepcopy(cfg)
     set_words(cfg, study.words, f"study {study.name!r}", base)
-    row = {**variant.words, **variant.words_of_size.get(size, {})}
     set_words(cfg, row, f"variant {variant.name!r}", base)
     check_overrides(overrides)
     set_words(cfg, overrides, "OVERRIDES", base)
@@ -342,7 +378,8 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
     Args:
         words: of `encoder`, the `ViT` that they make, or anything else.
     """
-    if isinstance(encoder, ViT) and words.get("count", 0) in (None, "all"):
+    by_words = words.get("propagation") is not None  # else by detectron2's indexes of blocks
+    if isinstance(encoder, ViT) and by_words and words.get("count", 0) in (None, "all"):
         words.count = block_count(strategy(words.propagation, encoder.spec), words.count)
 
 
