@@ -99,7 +99,7 @@ def rows(
             "choose rows with VARIANTS="
         )
     size = size or study.sizes.get(scale, "")
-    fitting = [v for v in chosen if v.size or not v.only or size in v.only]
+    fitting = [v for v in chosen if not v.only or size in v.only]
     for v in chosen:
         if v not in fitting and (v.name in variants or not fitting):
             raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")

@@ -26,7 +26,8 @@ class Variant:
             the same form. No table prints their figures beside it; `make validity` compares them.
         size: model size of this row, in studies that compare models; "": the size that was chosen.
         detector: another than the study's.
-        only: model sizes that the row is for; none: any. A row with a learning rate or a length of
+        only: model sizes that the row is for; none: any. With a size of its own: among
+            whose rows it stands. A row with a learning rate or a length of
             its own says them: what fits one size's batch does not fit another's.
     """
 

@@ -658,3 +658,137 @@ def test_windows_of_eva02s_detectors_are_timms_models(tmp_path):
             expected = patch_features(theirs, image).repeat(1, 1, 1, windows)
             found = net(image.repeat(1, 1, 1, windows))["last_feat"]
         assert_close(found, expected)
+
+
+# ---- PE-Det ------------------------------------------------------------------------------------
+
+
+def pe_detector(**words) -> nn.Module:
+    """Mask R-CNN as PE-Det's, with a small Perception Encoder in 6 x 6 places of windows of 6."""
+    cfg = config.load(ROOT / "configs" / "coco" / "mask_rcnn_pe_spatial_g.py").model
+    small = dict(embed_dim=128, depth=3, num_heads=2, mlp_ratio=2.0, pretrain_img_size=96)
+    windows = dict(img_size=160, square_pad=160, window_size=6, window_block_indexes=[0, 1])
+    cfg.backbone.update(small | windows | words)
+    return instantiate(cfg)
+
+
+class PeRope(nn.Module):
+    """Perception Encoder's rotary positions in its detectors, from their description: places of a
+    side scaled to the pre-training's tokens and counted from 1, columns first, neighbours turn."""
+
+    def __init__(self, side: int, channels: int, length: int = 6):
+        super().__init__()
+        frequencies = 10_000.0 ** -(torch.arange(0, channels // 2, 2) / (channels // 2))
+        angles = (torch.arange(side) / side * length + 1)[:, None] * frequencies
+        angles = angles.repeat_interleave(2, 1)
+        both = torch.broadcast_tensors(angles[None, :], angles[:, None])
+        table = torch.cat(both, -1).flatten(0, 1)
+        self.register_buffer("freqs_cos", table.cos())
+        self.register_buffer("freqs_sin", table.sin())
+
+    def forward(self, x_BMND):
+        a, b = x_BMND.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([-b, a], -1).flatten(-2)
+        return x_BMND * self.freqs_cos + turned * self.freqs_sin
+
+
+def as_pe_det(model: nn.Module) -> dict[str, torch.Tensor]:
+    state = {}
+    for key, tensor in model.state_dict().items():
+        if ".unseen." in key or key.endswith("patch_embed.proj.bias"):
+            continue
+        for ours, theirs in (
+            ("patch_embed.proj.", "conv1."),
+            ("pos_embed", "positional_embedding"),
+            ("norm_pre.", "ln_pre."),
+            ("net.blocks.", "net.transformer.resblocks."),
+            (".norm1.", ".ln_1."),
+            (".norm2.", ".ln_2."),
+            (".ls1.", ".ls_1."),
+            (".ls2.", ".ls_2."),
+            (".attn.qkv.", ".attn.in_proj_"),
+            (".attn.proj.", ".attn.out_proj."),
+            (".mlp.fc1.", ".mlp.c_fc."),
+            (".mlp.fc2.", ".mlp.c_proj."),
+        ):
+            key = key.replace(ours, theirs) if key.startswith("backbone.net.") else key
+        state[key] = tensor
+    for i, block in enumerate(model.backbone.net.blocks):
+        is_global = block.attn.partition.is_global
+        for name, table in PeRope(10 if is_global else 6, 64).named_buffers():
+            state[f"backbone.net.rope_{'glb' if is_global else 'win'}.{name}"] = table
+            state[f"backbone.net.transformer.resblocks.{i}.attn.rope.{name}"] = table
+    return state
+
+
+def pe_map(state: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+    """What the file's encoder computes of an image of 160 px, from its description."""
+    state = {k.removeprefix("backbone.net."): v for k, v in state.items()}
+    x = nn.functional.conv2d(image, state["conv1.weight"], stride=16).permute(0, 2, 3, 1)
+    grid = state["positional_embedding"].reshape(1, 6, 6, -1)
+    x = x + grid.tile(1, 2, 2, 1)[:, :10, :10]
+
+    def norm(x, name):
+        words = (state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
+        return nn.functional.layer_norm(x, x.shape[-1:], *words)
+
+    def linear(x, name, joint="."):
+        return nn.functional.linear(x, state[f"{name}{joint}weight"], state[f"{name}{joint}bias"])
+
+    x = norm(x, "ln_pre")
+    for i in range(3):
+        front, windowed = f"transformer.resblocks.{i}.", i < 2
+        y = norm(x, f"{front}ln_1")
+        if windowed:
+            y = nn.functional.pad(y, (0, 0, 0, 2, 0, 2)).unflatten(2, (2, 6)).unflatten(1, (2, 6))
+            y = y.transpose(2, 3).reshape(4, 36, -1)
+        else:
+            y = y.flatten(1, 2)
+        qkv = linear(y, f"{front}attn.in_proj", "_").unflatten(-1, (3, 2, 64))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        rope = PeRope(6 if windowed else 10, 64)
+        y = nn.functional.scaled_dot_product_attention(rope(q), rope(k), v)
+        y = linear(y.transpose(1, 2).flatten(2), f"{front}attn.out_proj")
+        if windowed:
+            y = y.reshape(1, 2, 2, 6, 6, -1).transpose(2, 3).reshape(1, 12, 12, -1)[:, :10, :10]
+        else:
+            y = y.unflatten(1, (10, 10))
+        x = x + y * state[f"{front}ls_1.gamma"]
+        y = linear(norm(x, f"{front}ln_2"), f"{front}mlp.c_fc")
+        y = linear(nn.functional.gelu(y), f"{front}mlp.c_proj")
+        x = x + y * state[f"{front}ls_2.gamma"]
+    return x.permute(0, 3, 1, 2)
+
+
+def test_perception_encoders_detectors(tmp_path):
+    model = pe_detector().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    model.backbone.net.patch_embed.proj.bias.data.zero_()
+    path = tmp_path / "mask_rcnn_PEspatial_G_coco36ep.pth"
+    state = as_pe_det(model)
+    torch.save({"model": state}, path)
+    contents = read(path)
+    words = encoder_words(contents)
+    assert contents.format == "pe-det"
+    assert (words["window_size"], words["window_block_indexes"]) == (6, [0, 1])
+    assert (words["positions_resize"], words["num_heads"]) == ("tile", 2)
+    again = pe_detector().eval()
+    account = load_detector(again, path, show=str)
+    assert not account.missing | account.unexpected | account.new | account.resized
+    assert not any("differs" in note for note in account.notes)
+    image = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        for level, features in model.backbone(image).items():
+            assert torch.equal(features, again.backbone(image)[level])
+        assert_close(again.backbone.net(image)["last_feat"], pe_map(state, image))
+    with pytest.raises(WeightsError, match="its encoder has rotary positions"):
+        load_detector(pe_detector(positions="learned+rope(unit=token,axes=xy)"), path, show=str)
+    with pytest.raises(WeightsError, match=r"blocks \[0, 1\] have windows of 6 tokens"):
+        load_detector(pe_detector(window_block_indexes=[0]), path, show=str)
+    state["backbone.net.rope_glb.freqs_cos"] *= 0.5
+    name = "backbone.net.transformer.resblocks.2.attn.rope.freqs_cos"
+    state[name] = state[name] * 0.5
+    torch.save({"model": state}, path)
+    with pytest.raises(WeightsError, match="positions are others than PE-Det's"):
+        read(path)
