@@ -444,7 +444,8 @@ def paper_tables(
 
     rows = tables.Rows(runs=runs)
     table = tables.paper_tables(rows)
-    written = tables.write(table, out)
+    todays = tables.todays_encoders()
+    written = tables.write(table, out) + tables.write_todays(todays, out)
     ours = tables.points(rows)
     for number, draw in ((3, figures.figure3), (4, figures.figure4), (5, figures.figure5)):
         written += draw(ours, out / f"figure-{number}")
@@ -452,6 +453,8 @@ def paper_tables(
         part = table[table["table"] == name]
         shown = tabulate(tables.cells(part), headers="keys", showindex=False, disable_numparse=True)
         console.print(f"{title}: {tables.caption(part)}\n{shown}\n", highlight=False)
+    shown = tabulate(tables.todays_cells(todays), headers="keys", showindex=False)
+    console.print(f"Encoders of today\n{shown}\n", highlight=False)
     _say(written)
 
 

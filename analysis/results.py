@@ -28,7 +28,7 @@ from experiments.records import (
 from . import bootstrap, looks, reach, sweeps
 from .bootstrap import Draws, Estimate, delta_of
 from .looks import Look
-from .paper import published
+from .paper import known
 
 FIGURES = tuple(figure.lower() for figure in LVIS_FIGURES)  # the first six are COCO's too
 PAPER_SIZES = ("vit-b", "vit-l")
@@ -361,7 +361,7 @@ def _row(
     for size in _paper_sizes(manifest):
         for kind in KINDS:
             where = variant["published"].get(size or variant["size"], "").split()
-            value = published().at[where[0], f"ap_{kind}"] if where else None
+            value = known().at[where[0], f"ap_{kind}"] if where else None
             row[paper_column(kind, size)] = value
     return row
 
