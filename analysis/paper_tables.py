@@ -271,7 +271,8 @@ _TODAY = """\
 Encoders of docs/encoder.md, counted on one image of 1024 x 1024 px (docs/cost.md),
 patches of 16 px: with windows of their size and 4 global blocks evenly, as in ViTDet, and with all
 blocks global. "as printed" are the parameters that their authors print, of the encoder with its
-class token and the norm behind the last block, Perception Encoder's with attention pooling too;
+class token and the norm behind the last block, PE's with attention pooling, DINOv2's without
+positions;
 "ours" has none of these. The last column are the best published box / mask AP on COCO val2017 at
 1024 px, of a detector of their authors.
 """
