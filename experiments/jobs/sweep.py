@@ -19,7 +19,7 @@ from ..evaluation import reach
 from ..recipe import config
 from ..records import NOT_IDENTITY, RECORD, read
 from ..studies import Study, Words
-from .runs import Row, Run, run_of
+from .runs import DetectionRun, Row, run_of
 
 SEED = 1000  # that chooses; those compared are 0, 1, ...
 
@@ -116,7 +116,7 @@ def choosing(
     scale: str,
     data: Data,
     runs_root: Path,
-) -> dict[str, dict[float, Run]]:
+) -> dict[str, dict[float, DetectionRun]]:
     """The runs that choose, by row and factor."""
     return {
         name: {
@@ -127,7 +127,7 @@ def choosing(
     }
 
 
-def best(runs: Mapping[float, Run]) -> float:
+def best(runs: Mapping[float, DetectionRun]) -> float:
     """The factor whose run, all of which are done, has the highest box AP; of equal ones that
     nearest to 1. Runs that did not learn the data's cue come last: their AP is luck."""
 
@@ -141,7 +141,7 @@ def best(runs: Mapping[float, Run]) -> float:
 
 def words(
     sweep: Sweep | None,
-    runs: Mapping[str, Mapping[float, Run]],
+    runs: Mapping[str, Mapping[float, DetectionRun]],
     chosen: Mapping[str, float],
     folder: Path,
 ) -> dict[str, Any] | None:

@@ -188,7 +188,7 @@ def test_costs_are_counted_once(small_set, tmp_path, monkeypatch):
             name,
             lambda model, name=name, count=count: counted.append(name) or count(model),
         )
-    detection.execute(run)
+    run()
     assert counted == ["detector_cost", "training_macs"]
     record = records.read(Path(run.folder) / "record.json")
     assert record.train_macs > record.macs
