@@ -18,7 +18,8 @@ from experiments.recipe import config
 from experiments.records import checkpoints
 from experiments.training import training_loop
 from experiments.training.fit import training_figures
-from experiments.training.training_loop import Average, LearningRates, Meter, Trainer
+from experiments.training.hooks import Average, LearningRates, Meter
+from experiments.training.training_loop import Trainer
 from tests.experiments.training.test_distributed import planned
 
 
