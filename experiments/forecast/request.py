@@ -89,8 +89,13 @@ class Request:
     @cached_property
     def choosing(self) -> dict[str, dict[float, DetectionRun]]:
         """The runs of the sweep that choose, by row and factor."""
-        data, _ = self.prepared
-        return sweep.choosing(self.swept, self.study, self.source, self.scale, data, self.runs)
+        where, (data, _) = (self.study, self.source, self.scale), self.prepared
+        return {
+            name: {
+                f: planning.run_of(*where, r, sweep.SEED, data, self.runs) for f, r in at.items()
+            }
+            for name, at in self.swept.items()
+        }
 
     def runs_of(self, rows: list[Row], counts: int | Mapping[str, int]) -> list[DetectionRun]:
         """As of `runs.plan`."""

@@ -13,13 +13,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..data.catalog import Data
 from ..errors import UserError
 from ..evaluation import reach
 from ..recipe import config
 from ..records import NOT_IDENTITY, RECORD, read
 from ..studies import Study, Words
-from .runs import DetectionRun, Row, run_of
+from .runs import DetectionRun, Row
 
 SEED = 1000  # that chooses; those compared are 0, 1, ...
 
@@ -107,24 +106,6 @@ def value(sweep: Sweep, cfg: DictConfig, factor: float) -> float:
             )
         times = round(times)
     return times
-
-
-def choosing(
-    swept: Mapping[str, Mapping[float, Row]],
-    study: Study,
-    source: str,
-    scale: str,
-    data: Data,
-    runs_root: Path,
-) -> dict[str, dict[float, DetectionRun]]:
-    """The runs that choose, by row and factor."""
-    return {
-        name: {
-            factor: run_of(study, source, scale, row, SEED, data, runs_root)
-            for factor, row in at.items()
-        }
-        for name, at in swept.items()
-    }
 
 
 def best(runs: Mapping[float, DetectionRun]) -> float:
