@@ -7,7 +7,7 @@ import heapq
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from omegaconf import DictConfig
@@ -19,12 +19,14 @@ from ..costs import devices, environment
 from ..costs.detector_cost import Cost, detector_cost
 from ..costs.devices import GPUS, Gpu
 from ..costs.training_cost import Step, training_step
-from ..jobs.runs import Row
+from ..data import catalog
+from ..jobs.runs import Row, of_own_set
 from ..launching import local
 from ..recipe import config
 from ..studies import Study
-from . import budget
+from . import budget, seeds
 from .budget import Memory
+from .request import Request
 
 # Images to train on and to validate on. Facts of the sets, so that planning needs none of them.
 _IMAGES = {
@@ -200,55 +202,63 @@ def hours_side_by_side(hours: Sequence[float], devices: int) -> float:
 # ---- What is printed -----------------------------------------------------------------------------
 
 
-def show(
-    study: Study,
-    rows: Sequence[Row],
-    scale: str,
-    seeds: int,
-    device: str,
-    gpus: int,
-    console: Console,
-    images: tuple[int, int] | None = None,
-    choosing: Mapping[str, Sequence[DictConfig]] | None = None,
-) -> None:
+def show(request: Request, device: str, gpus: int, console: Console) -> None:
     """Print the plan of a study: a line per row, then what holds for all.
 
     Args:
-        seeds: runs of each row; 0: the study's number.
         device, gpus: as of `target`.
-        images: to train on and to validate on; default: those of the scale's set.
-        choosing: of a sweep, the configs that each row's are chosen from by a run each.
 
     Raises:
-        UserError: as of `target`.
+        UserError: it cannot be run as it is asked for, or as of `target`.
     """
-    where, seeds = target(rows, device, gpus), seeds or study.seeds.get(scale, 1)
-    train_images, val_images = images or _IMAGES[scale, study.dataset]
+    request.check_pretraining_words()
+    study, rows, limits = request.study, request.rows, request.seeds
+    images = _IMAGES[request.scale, study.dataset]  # the set's known numbers: no data is needed
+    if request.dataset or request.val:
+        data = catalog.prepare(request.scale, request.dataset, request.val, study.dataset)
+        for line in of_own_set(rows, data):
+            console.print(line, highlight=False)
+        rows = [replace(row, cfg=config.fitted(row.cfg, data)) for row in rows]
+        images = data.images
+    count = limits if isinstance(limits, int) else limits.most
+    count, where = count or study.seeds.get(request.scale, 1), target(rows, device, gpus)
     counting = track(
         rows, "counting", console=console, transient=True, disable=not console.is_terminal
     )
-    estimates = estimate(study, counting, where, val_images)
-    console.print(f"{study.question}\nscale {scale}, for {where.devices} x {where.title}")
+    estimates = estimate(study, counting, where, images[1])
+    console.print(f"{study.question}\nscale {request.scale}, for {where.devices} x {where.title}")
     console.print(_table(estimates, where), highlight=False)
-    more = _choosing(rows, choosing or {}, estimates)
-    for line in _notes(study, rows, train_images, seeds, where, estimates, more):
+    more = _choosing(rows, request.swept, estimates)
+    for line in _notes(study, rows, images[0], count, where, estimates, more):
         console.print(line, highlight=False)
+    if not isinstance(limits, int):
+        first = max(seeds.first(rows, {}, limits).values())
+        console.print(
+            f"SEEDS=auto: that is with {count} seeds, the most there may be; verdicts are looked "
+            f"at from {first} on",
+            highlight=False,
+        )
+    words = {row.cfg.train.init_weights for row in rows}
+    if recipes := ", ".join(sorted(filter(config.is_recipe, words))):
+        console.print(f"Not counted: the pre-training that comes first ({recipes})")
 
 
 def _choosing(
-    rows: Sequence[Row], choosing: Mapping[str, Sequence[DictConfig]], estimates: Sequence[Estimate]
+    rows: Sequence[Row],
+    swept: Mapping[str, Mapping[float, Row]],
+    estimates: Sequence[Estimate],
 ) -> list[float]:
-    """Hours of each training that chooses; what the network costs is the row's."""
+    """Hours of each training of a sweep; what the network costs is the row's."""
 
     def images(cfg: DictConfig) -> int:
         return cfg.train.max_iter * config.batch(cfg)[0]
 
     hours = {e.variant: e.hours for e in estimates if not e.same_training}
     return [
-        hours[row.variant.name] * images(cfg) / images(row.cfg)
+        hours[row.variant.name] * images(tried.cfg) / images(row.cfg)
         for row in rows
         if row.variant.name in hours
-        for cfg in choosing.get(row.variant.name, ())
+        for tried in swept.get(row.variant.name, {}).values()
     ]
 
 

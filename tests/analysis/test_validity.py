@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import bootstrap, paper, validity
-from analysis.bootstrap import Estimate
+from analysis import bootstrap, paper, paper_pairs, validity
+from analysis.estimates import Estimate
 from experiments import records, studies
 from experiments.json_files import write_json
 from experiments.records import MANIFEST, VERSION
@@ -44,13 +44,13 @@ def separated() -> set[frozenset[str]]:
 
 
 @pytest.fixture(scope="module")
-def rows() -> tuple[validity.Row, ...]:
-    return validity.rows()
+def rows() -> tuple[paper_pairs.Row, ...]:
+    return paper_pairs.rows()
 
 
 @pytest.fixture(scope="module")
-def pairs(rows) -> list[validity.Pair]:
-    return validity.pairs(rows)
+def pairs(rows) -> list[paper_pairs.Pair]:
+    return paper_pairs.pairs(rows)
 
 
 class TestPairs:
