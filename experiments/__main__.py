@@ -16,8 +16,10 @@ from rich.console import Console
 
 from . import ROOT, commands
 from .errors import UserError, unknown
+from .scales import SCALES
 
 if TYPE_CHECKING:  # they take seconds
+    from .data.subsets import Shares
     from .jobs.pretraining_runs import PretrainingRun
     from .jobs.runs import Run
     from .launching import slurm
@@ -67,7 +69,7 @@ MaxSeeds = Annotated[int | None, typer.Option(help="With --seeds auto: at most; 
 @app.command()
 def run(
     study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
-    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
+    scale: Annotated[str, typer.Option(help="mini, small or coco.")] = "mini",
     size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
     seeds: Seeds = "0",
     max_seeds: MaxSeeds = None,
@@ -212,8 +214,8 @@ def _follow(launched: "Launch | slurm.Launch") -> None:
 @app.command()
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, see configs/pretraining.")],
-    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
-    size: Annotated[str, typer.Option(help="Model size; default: vit-mini, or vit-b.")] = "",
+    scale: Annotated[str, typer.Option(help="mini, small or coco.")] = "mini",
+    size: Annotated[str, typer.Option(help="Model size; default: the scale's.")] = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds; 0: one.", min=0)] = 0,
     jobs: Annotated[int, typer.Option(help="Runs side by side; 0: one per GPU or core.")] = 0,
     gpus: Gpus = 1,
@@ -230,7 +232,7 @@ def pretrain(
     from .training import distributed
 
     config.check_scale(scale)
-    size = size or {"mini": "vit-mini", "coco": "vit-b"}[scale]
+    size = size or SCALES[scale].size
     settings = _settings(launcher, gpus)
 
     def plan() -> "tuple[list[Path], list[PretrainingRun]]":
@@ -249,7 +251,7 @@ def pretrain(
         processes = distributed.started_by_torchrun() or gpus
         for run in needed:
             config.check_processes(run.cfg, processes)
-        if scale == "coco" and needed and not settings:
+        if not SCALES[scale].embedded and needed and not settings:
             from .forecast import budget
 
             budget.announce([], processes, yes, console, needed)
@@ -272,7 +274,7 @@ def pretrain(
 @app.command()
 def plan(
     study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
-    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
+    scale: Annotated[str, typer.Option(help="mini, small or coco.")] = "mini",
     size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
     seeds: Seeds = "0",
     max_seeds: MaxSeeds = None,
@@ -283,6 +285,9 @@ def plan(
         int, typer.Option(help="GPUs, of one run or of runs side by side; 0: what there is.", min=0)
     ] = 0,
     device: Annotated[str, typer.Option(help="A GPU by name; default: this machine.")] = "",
+    budget: Annotated[
+        str, typer.Option(help="Time, 90m, 2h or 1.5d: what it buys; at small scale: 24h.")
+    ] = "",
     dataset: Dataset = "",
     val: Val = "",
 ) -> None:
@@ -308,13 +313,15 @@ def plan(
     more = {name: [row.cfg for row in at[name].values()] for name in at}
     images = None  # the sets' known numbers: no data is needed
     if dataset or val:
-        data = catalog.prepare(scale, dataset, val, found.dataset)
+        shares = planning.shares(row.cfg for row in rows)
+        data = catalog.prepare(scale, dataset, val, found.dataset, shares)
         for line in planning.of_own_set(rows, data):
             console.print(line, highlight=False)
         rows = [replace(row, cfg=config.fitted(row.cfg, data)) for row in rows]
         images = data.images
     count = wanted if isinstance(wanted, int) else wanted.most
-    plans.show(found, rows, scale, count, device, gpus, console, images, more)
+    bought = adding.parse(adding.AUTO, None, budget or "24h" * (scale == "small"))
+    plans.show(found, rows, scale, count, device, gpus, console, images, more, bought)
     if not isinstance(wanted, int):
         first = max(adding.first(rows, {}, wanted).values())
         console.print(
@@ -339,10 +346,11 @@ def studies(runs: Runs = Path("runs")) -> None:
     for name in package.files():
         study = package.find(name)
         console.print(f"{name}  {study.question}")
-        rows = {scale: ", ".join(v.name for v in study.rows(scale)) for scale in ("coco", "mini")}
-        console.print(f"  rows: {rows['coco']}")
-        if rows["mini"] != rows["coco"]:
-            console.print(f"  rows at mini scale: {rows['mini']}")
+        rows = {scale: ", ".join(v.name for v in study.rows(scale)) for scale in SCALES}
+        console.print(f"  rows: {rows.pop('coco')}")
+        for scale, names in rows.items():
+            if names != ", ".join(v.name for v in study.variants):
+                console.print(f"  rows at {scale} scale: {names}")
         console.print(f"  done: {_state(runs, name)}")
 
 
@@ -350,10 +358,9 @@ def _state(runs: Path, study: str) -> str:
     """How many of the runs that were last asked for are done, at each scale."""
     from . import records
     from .data import annotations
-    from .recipe import config
 
     states = []
-    for scale in config.SCALES:
+    for scale in SCALES:
         own = sorted((runs / scale).glob(annotations.study_folder(study, "*")))
         folders = [f for f in (runs / scale / study, *own) if (f / records.MANIFEST).is_file()]
         for folder in folders:
@@ -370,48 +377,74 @@ def _state(runs: Path, study: str) -> str:
 
 @app.command()
 def data(
-    scale: Annotated[str, typer.Argument(help="mini or coco.")] = "mini",
+    scale: Annotated[str, typer.Argument(help="mini, small or coco.")] = "mini",
     show: Annotated[
         bool, typer.Option("--show", help="Write a sheet of annotated images.")
     ] = False,
     kind: Annotated[str, typer.Option(help="coco or lvis.")] = "coco",
     dataset: Dataset = "",
     val: Val = "",
+    overrides: Overrides = "",
     runs: Runs = Path("runs"),
 ) -> None:
     """Make or find the data of a scale, and say what it is."""
-    from .data import catalog, sheet
-    from .recipe import config
+    from .data import catalog, sheet, subsets
 
-    config.check_scale(scale)
-    found = catalog.prepare(scale, dataset or None, val or None, kind)
+    shares = _shares(scale, kind, overrides)
+    found = catalog.prepare(scale, dataset or None, val or None, kind, shares)
     for name, split in (("train", found.train), ("val", found.val)):
         console.print(f"{name}: {split.json_file}\n  images in {split.image_root}")
-        for line in sheet.summary(split):
+        for line in (*subsets.told(split), *sheet.summary(split)):
             console.print("  " + line)
+    console.print(f"digest of both annotation files, as records have it: {found.digest}")
     if show:
+        from .recipe import config
+
         path = runs / scale / "data.png"
         config.check_writable(path.parent)
         sheet.write(found.train, path)
         console.print(f"picture sheet: {path}")
 
 
+def _shares(scale: str, kind: str, overrides: str) -> "Shares":
+    """How much of its data a scale reads, with the user's words.
+
+    Raises:
+        UserError: unknown scale, or words that do not fit.
+    """
+    from .recipe import config
+
+    config.check_scale(scale)
+    dataset = "lvis" if kind == "lvis" else "coco"
+    cfg = config.load(config.base_path(scale, SCALES[scale].size, dataset=dataset))
+    words, _ = config.split_overrides(config.parse_overrides(overrides))
+    config.set_words(cfg, words, "OVERRIDES")
+    config.check_shares(cfg, "OVERRIDES")
+    return config.shares(cfg)
+
+
 @app.command("check-data")
 def check_data(
-    scale: Annotated[str, typer.Argument(help="mini or coco.")] = "mini",
+    scale: Annotated[str, typer.Argument(help="mini, small or coco.")] = "mini",
     kind: Annotated[str, typer.Option(help="coco or lvis.")] = "coco",
     dataset: Dataset = "",
     val: Val = "",
     jobs: Annotated[int, typer.Option(help="Processes that read; 0: all cores.", min=0)] = 0,
+    overrides: Overrides = "",
     runs: Runs = Path("runs"),
 ) -> None:
     """Read a data set once, every image, and list what is wrong with it."""
     from .data import catalog, check
+    from .data.defects import DefectError
     from .recipe import config
 
-    config.check_scale(scale)
+    shares = _shares(scale, kind, overrides)
     config.check_writable(runs / scale)
-    splits = dict(zip(("train", "val"), catalog.find(scale, dataset, val, kind), strict=True))
+    try:
+        found = catalog.find(scale, dataset, val, kind, shares)
+    except DefectError:  # of which there is no share before it is mended
+        found = catalog.find(scale, dataset, val, kind)
+    splits = dict(zip(("train", "val"), found, strict=True))
     raise typer.Exit(check.check_data(splits, runs / scale / "data-defects.csv", console, jobs))
 
 
@@ -486,7 +519,7 @@ def show_optim(
             metavar="CONFIG_OR_STUDY", help="configs/*.py, a run's config.yaml, or a study's name."
         ),
     ],
-    scale: Annotated[str, typer.Option(help="Of a study: mini or coco.")] = "mini",
+    scale: Annotated[str, typer.Option(help="Of a study: mini, small or coco.")] = "mini",
     size: Annotated[str, typer.Option(help="Of a study: model size.")] = "",
     variants: Annotated[str, typer.Option(help="Of a study: some rows only.")] = "",
     overrides: Overrides = "",

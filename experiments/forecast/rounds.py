@@ -27,6 +27,7 @@ from ..jobs.pretraining_runs import PretrainingRun
 from ..jobs.runs import Row, Run
 from ..jobs.sweep import Sweep
 from ..recipe import config
+from ..scales import SCALES
 from ..studies import Study
 from . import seeds as adding
 from .seeds import Limits
@@ -145,7 +146,11 @@ class Rounds:
         missing = planning.missing_weights(cfgs)
         try:
             data = catalog.prepare(
-                asked.scale, asked.dataset or None, asked.val or None, asked.study.dataset
+                asked.scale,
+                asked.dataset or None,
+                asked.val or None,
+                asked.study.dataset,
+                planning.shares(cfgs),
             )
         except UserError as error:
             raise UserError("; ".join([str(error), *missing])) from error
@@ -211,7 +216,7 @@ class Rounds:
         )
         for line in planning.alike(rows) if first else ():
             self.console.print(line, highlight=False)
-        if asked.scale == "coco" and todo and asked.here:  # it speaks of this machine
+        if not SCALES[asked.scale].embedded and todo and asked.here:  # it speaks of this machine
             from . import budget  # takes a second
 
             budget.announce(todo, asked.processes, asked.yes, self.console, needed)

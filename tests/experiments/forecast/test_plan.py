@@ -1,6 +1,7 @@
 """Plans: published times and memory are met, what fits fits, shared trainings count once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from experiments.costs import devices
 from experiments.costs.training_cost import Step, training_step
 from experiments.errors import UserError
 from experiments.forecast import budget, plan
+from experiments.forecast.seeds import Limits
 from experiments.jobs import runs, sweep
 from experiments.recipe import config
 from tests.conftest import ROOT
@@ -246,3 +248,46 @@ def test_a_sweep_takes_a_run_more_at_each_value():
     printed = console.export_text()
     assert "study: 6 trainings" in printed
     assert "sweep: 3 of them choose" in printed
+
+
+class TestSmallScale:
+    def test_a_run_fits_a_night_on_an_a100(self):
+        """The bar of its recipe: vit-s, a tenth of COCO, 12 epochs, at most eight hours."""
+        found = estimates("global-vs-conv", scale="small", variants=["conv"])  # the longest
+        assert all(3 <= e.hours <= 8 for e in found), [e.hours for e in found]
+
+    def test_what_is_printed(self):
+        console = Console(record=True, width=250)
+        study = studies.find("global-vs-conv")
+        found = rows("global-vs-conv", "small", variants=["global"])
+        limits = Limits(17, "24h")
+        plan.show(study, found, "small", 0, "", 0, console, limits=limits)
+        text = console.export_text()
+        if not torch.cuda.is_available():
+            assert "scale small, for 1 x NVIDIA A100 40 GB" in text
+        assert "study: 3 trainings" in text
+        assert "epochs of 11,829 images: 12.0" in text
+        assert "0.92 to 1.11 of 20 published times" in text
+        assert "BUDGET=24h buys " in text
+
+    @pytest.mark.parametrize(
+        ("hours", "budget_", "said"),
+        [
+            ([2.0, 2.0], "24h", "buys 6 seeds of each row on one device"),
+            ([2.0, 3.0], "24h", "buys 4 seeds of each row on one device, and 1 trainings more"),
+            ([9.0, 9.0, 9.0], "1d", "buys 2 of the 3 trainings that one seed of each row is"),
+            ([9.0, math.nan], "1d", ": not all rows have hours"),
+        ],
+    )
+    def test_what_a_budget_buys(self, hours, budget_, said):
+        (one,) = estimates("global-vs-conv", variants=["none"])
+        found = [replace(one, hours=h) for h in hours]
+        shared = replace(one, hours=0.0, same_training="none")
+        text = plan._bought(Limits(17, budget_), [*found, shared], 0.0)
+        assert text.startswith(f"BUDGET={budget_}")
+        assert said in text
+
+    def test_of_a_share_that_was_asked_for(self):
+        words = {"dataloader.train.share": 0.05, "dataloader.test.share": 0.2}
+        found = rows("count", "small", overrides=words, variants=["4"])
+        assert plan._images(found, (118_287, 5_000)) == (5914, 1000)
