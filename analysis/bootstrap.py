@@ -43,8 +43,8 @@ from experiments.evaluation.matches import Matches
 RESAMPLES = 1000
 _VERSION = 1  # of what is kept; raise it when drawing changes
 # AP: smaller differences are of no interest. At mini scale it is what three seeds can resolve.
-DELTAS = {"mini": 2.0}
-DELTA = 0.5  # of the other scales
+DELTAS = {"mini": 2.0, "small": 0.5, "coco": 0.5}
+DELTA = 0.5  # of a record of anything else
 
 # Whether a row spreads as the others do is an F test of its residuals against theirs, at `_ALIKE`,
 # or so much more strictly that one that spreads `_UNLIKE` times as much is missed in `_MISSED` of
