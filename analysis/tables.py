@@ -219,7 +219,7 @@ def parts(results: Results, wide: bool = False) -> list[tuple[str, pd.DataFrame]
     name, same = paper_data(results)
     other = "" if same else "; another set than that of the rows above"
     if results.manifest["scale"] == "small":
-        other = ", by the whole recipe: of the rows above, compare the order only"
+        other = ", whole recipe: compare the order only"
     found = [
         ("", summary(table, results.manifest["base"])),
         ("Colour right, by windows to the nearest object that shows it", reaches(table)),
