@@ -464,10 +464,10 @@ def cost(
     ] = None,
 ) -> None:
     """Closed formulas for parameters and MACs, module by module: the tables of docs/cost.md."""
-    from . import formulas
+    from . import formula_tables as tables
 
-    for table in (formulas.encoder_table, formulas.propagation_table, formulas.per_head_table):
-        console.print(formulas.markdown(table(sizes or formulas.PAPER_SIZES)) + "\n")
+    for table in (tables.encoder_table, tables.propagation_table, tables.per_head_table):
+        console.print(tables.markdown(table(sizes or tables.PAPER_SIZES)) + "\n")
 
 
 def main() -> None:

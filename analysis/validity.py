@@ -8,153 +8,31 @@ ViT-B and ViT-L are separated in opposite directions, the paper has no answer an
 count.
 """
 
-import itertools
-import json
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from experiments import records, scales, studies
+from experiments import records
 from experiments.costs import environment
 from experiments.errors import UserError
-from experiments.recipe import config
-from experiments.studies import Variant
+from experiments.scales import SCALES
 
 from . import bootstrap, reach, tables
-from .bootstrap import Draws, Estimate
-from .paper import published
+from .bootstrap import Draws
+from .estimates import Estimate
+from .paper_pairs import SEPARATED, Pair, Row, pairs, rows
 from .results import PAPER_SIZES
 from .text import interval
 
-SCALES = ("mini", "small")
-SEPARATED = 0.5  # box AP; the paper's differences from here on count
-TABLES = ("T1", *(f"T{n}{part}" for part in "abcd" for n in (2, 8)), "T4")
+OF = ("mini", "small")  # scales
 COMPARED = ("agree", "contradict", "undecided")
 # Words of a command that make its runs other ones than the study's.
 _ALTERED = ("--dataset", "--val", "--images", "--sweep")
-
-
-class Row(NamedTuple):
-    """A row at a scale, with the rows of the paper that it stands for, e.g. "T8a:1"."""
-
-    study: str
-    name: str
-    setting: str  # its resolved config: rows with the same one share their runs
-    printed: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two rows at a scale, the one that the paper has ahead first.
-
-    Attributes:
-        study, names: the first study that has both, and what it calls them.
-        settings: of `Row`, of both.
-        printed: the rows of the paper that they stand for, each two of one table and model.
-    """
-
-    study: str
-    names: tuple[str, str]
-    settings: tuple[str, str]
-    printed: tuple[tuple[str, str], ...]
-
-    @property
-    def paper(self) -> dict[str, float]:
-        """The paper's difference in box AP, first minus second, by model size."""
-        found = {}
-        for one, other in self.printed:
-            size = published().at[one, "model"].lower()
-            aps = published().loc[[one, other], "ap_box"]
-            found[size] = round(float(aps.iloc[0] - aps.iloc[1]), 1)  # as it is printed
-        return {size: found[size] for size in PAPER_SIZES if size in found}
-
-    @property
-    def separating(self) -> list[float]:
-        """Those of the paper's differences that count."""
-        return [d for d in self.paper.values() if abs(d) >= SEPARATED]
-
-    @property
-    def tables(self) -> str:
-        """The tables it is printed in: "2acd, 8acd"."""
-        names = sorted({one.split(":")[0].removeprefix("T") for one, _ in self.printed})
-        parts = itertools.groupby(names, key=lambda name: name[0])
-        return ", ".join(n + "".join(name[1:] for name in found) for n, found in parts)
-
-    def swapped(self) -> "Pair":
-        """The same pair, the other row first."""
-        return Pair(
-            self.study,
-            self.names[::-1],
-            self.settings[::-1],
-            tuple(two[::-1] for two in self.printed),
-        )
-
-
-@cache
-def rows(scale: str = "mini", size: str = "") -> tuple[Row, ...]:
-    """All rows at a scale that stand for some of `TABLES`, in the tables' order.
-
-    Args:
-        size: of the model; "": the scale's default.
-    """
-    found, size = [], size or scales.SCALES[scale].size
-    for name in studies.files():
-        study = studies.find(name)
-        for variant in study.rows(scale):
-            if variant.only and size not in variant.only:
-                continue
-            if printed := _printed(variant, size):
-                cfg = config.resolve(study, variant, scale, size, {})
-                setting = json.dumps(config.plain_config(cfg), sort_keys=True)
-                found.append(Row(name, variant.name, setting, printed))
-    first = {row.study: TABLES.index(_table(row.printed[0])) for row in reversed(found)}
-    return tuple(sorted(found, key=lambda row: first[row.study]))
-
-
-def _printed(variant: Variant, size: str) -> tuple[str, ...]:
-    words = variant.words_of_size.get(size, {})
-    where = [
-        row
-        for papers, rows in (variant.stands_for or variant.published).items()
-        # A row that the paper has with other words for this size has no counterpart.
-        if variant.stands_for or variant.words_of_size.get(papers, {}) == words
-        for row in rows.split()
-    ]
-    return tuple(row for row in where if _table(row) in TABLES)
-
-
-def _table(printed: str) -> str:
-    return printed.split(":")[0]
-
-
-def _table_and_model(printed: str) -> tuple[str, str]:
-    return _table(printed), published().at[printed, "model"]
-
-
-def pairs(found: Sequence[Row]) -> list[Pair]:
-    """The pairs of `found` that the paper separates, each once."""
-    kept: dict[frozenset[str], Pair] = {}
-    for one, other in itertools.combinations(found, 2):
-        if one.study != other.study:
-            continue
-        printed = itertools.product(one.printed, other.printed)
-        printed = tuple((a, b) for a, b in printed if _table_and_model(a) == _table_and_model(b))
-        pair = Pair(one.study, (one.name, other.name), (one.setting, other.setting), printed)
-        known = kept.setdefault(frozenset(pair.settings), pair)
-        if known is not pair:
-            more = pair if pair.settings == known.settings else pair.swapped()
-            kept[frozenset(pair.settings)] = replace(known, printed=known.printed + more.printed)
-    separated = [pair for pair in kept.values() if pair.separating]
-    return [pair if pair.separating[0] > 0 else pair.swapped() for pair in separated]
-
-
-# ---- Ours ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,17 +63,17 @@ def load(runs: Path, scale: str = "mini", size: str = "") -> Validity:
     """Compare what was run in `runs`.
 
     Args:
-        scale: one of `SCALES`.
+        scale: one of `OF`.
         size: of the model; "": the scale's default.
 
     Raises:
         UserError: no study was run that has a part in it, or a file is broken.
     """
-    if scale not in SCALES:
-        raise UserError(f"there is no validity of scale {scale!r}: of {' and '.join(SCALES)} only")
-    size = size or scales.SCALES[scale].size
+    if scale not in OF:
+        raise UserError(f"there is no validity of scale {scale!r}: of {' and '.join(OF)} only")
+    size = size or SCALES[scale].size
     known = rows(scale, size)
-    found, notes = _runs(known, runs / scale, scale, size)
+    found, notes = _runs(known, runs / scale, size)
     entered, more = eligible(found)
     draws, unread = _draws(entered)
     entered = entered[entered["path"].isin(draws)]
@@ -244,11 +122,9 @@ def load(runs: Path, scale: str = "mini", size: str = "") -> Validity:
     )
 
 
-def _runs(
-    known: Sequence[Row], folder: Path, scale: str, size: str
-) -> tuple[pd.DataFrame, list[str]]:
+def _runs(known: Sequence[Row], folder: Path, size: str) -> tuple[pd.DataFrame, list[str]]:
     """Finished runs of the rows, each once, with its row's setting and its study's command."""
-    parts, notes = [], []
+    parts, notes, scale = [], [], folder.name
     names = list(dict.fromkeys(row.study for row in known))
     for name in names:
         if not (folder / name / records.MANIFEST).is_file():
@@ -428,7 +304,7 @@ about other seeds and images, not about other rows.
 def caption(validity: Validity) -> str:
     """How to read the table."""
     mini = validity.scale == "mini"
-    data = "the embedded set" if mini else f"{validity.size} (docs/small.md)"
+    data = "the embedded set" if mini else f"COCO with {validity.size} (docs/small.md)"
     return _CAPTION.format(scale=validity.scale, separated=SEPARATED, data=data)
 
 

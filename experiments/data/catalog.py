@@ -64,8 +64,8 @@ class Data:
         """Read and check both annotation files.
 
         Raises:
-            UserError: a file or folder is missing, or a file has what `defects.KINDS` calls an
-                error: the first.
+            UserError: a file or folder is missing, or a file has what `kinds_of_defects.KINDS`
+                calls an error: the first.
         """
         files = [AnnotationFile(n, s) for n, s in (("train", train), ("val", val))]
         defects.check_pair(*files)

@@ -18,30 +18,19 @@ from ..data.subsets import Shares
 from ..errors import UserError
 from ..json_files import write_json
 from ..recipe import config
-from ..records import MANIFEST, RECORD, VERSION, read
+from ..records import MANIFEST, VERSION, Record
 from ..studies import Study, Variant, Words
 from . import pretraining_runs
+from .planned import Run
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class DetectionRun(Run):
     """One variant at one scale, model size and seed."""
 
-    study: str
-    source: str  # what `studies.find` takes: the study's name, or the path of its file
-    variant: str
-    scale: str
-    size: str
-    seed: int
-    fingerprint: str
-    folder: str  # absolute
-    cfg: DictConfig
-    data: Data
+    KIND, JOB = Record, "experiments.jobs.detection.Detection"
 
-    @property
-    def home(self) -> str:
-        """Folder of its study's files, in that of the scale."""
-        return study_folder(self.study, self.data.name)
+    source: str  # what `studies.find` takes: the study's name, or the path of its file
 
     @property
     def weights(self) -> Path | None:
@@ -55,16 +44,6 @@ class Run:
             root = Path(self.folder).parents[1]
             return pretraining_runs.weights(root, word)
         return config.init_weights(self.cfg)
-
-    @property
-    def done(self) -> bool:
-        """Whether its record is there.
-
-        Raises:
-            UserError: there is one, but broken or of another version.
-        """
-        path = Path(self.folder) / RECORD
-        return path.is_file() and read(path).fingerprint == self.fingerprint
 
 
 @dataclass(frozen=True)
@@ -161,10 +140,8 @@ def plan(
     seeds: int | Mapping[str, int],
     data: Data,
     runs_root: Path,
-) -> list[Run]:
+) -> list[DetectionRun]:
     """The runs of a study, row by row of each seed: a comparison is complete after each seed.
-
-    A run that another study has finished, or begun, is taken from there.
 
     Args:
         seeds: of each row, or of each by its name.
@@ -181,25 +158,19 @@ def plan(
 
 def run_of(
     study: Study, source: str, scale: str, row: Row, seed: int, data: Data, runs_root: Path
-) -> Run:
+) -> DetectionRun:
     """One of them; see `plan`."""
     cfg = config.fitted(row.cfg, data)
     cfg.train.seed = seed
-    name = row.variant.name
-    mark = config.fingerprint(cfg, data.digest)
-    here = runs_root / scale / study_folder(study.name, data.name)
-    here /= f"{name}-{row.size}-seed{seed}-{mark}"
-    there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
-    folder = here if here in there or not there else there[0]
-    return Run(
-        study.name, source, name, scale, row.size, seed, mark, str(folder.absolute()), cfg, data
-    )
+    name, home = row.variant.name, study_folder(study.name, data.name)
+    words = dict(study=study.name, source=source, home=home, variant=name, scale=scale)
+    return DetectionRun.planned(runs_root, name, cfg, data, size=row.size, **words)
 
 
 def write_manifest(
     study: Study,
     rows: list[Row],
-    runs: list[Run],
+    runs: list[DetectionRun],
     folder: Path,
     command: str,
     sweep: dict[str, Any] | None = None,
@@ -244,12 +215,12 @@ def write_manifest(
     )
 
 
-def _source(study: Study, run: Run) -> str:
+def _source(study: Study, run: DetectionRun) -> str:
     """What `studies.find` takes, from any folder."""
     return run.source if run.source == study.name else str(Path(run.source).absolute())
 
 
-def trainings_first(runs: list[Run]) -> list[Run]:
+def trainings_first(runs: list[DetectionRun]) -> list[DetectionRun]:
     """In order, but runs that only evaluate what one before them trains come last."""
     marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
     repeated = [mark in marks[:i] for i, mark in enumerate(marks)]

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import bootstrap, paper, validity
-from analysis.bootstrap import Estimate
+from analysis import bootstrap, paper, paper_pairs, validity
+from analysis.estimates import Estimate
 from experiments import records, studies
 from experiments.errors import UserError
 from experiments.json_files import write_json
@@ -45,18 +45,18 @@ def separated() -> set[frozenset[str]]:
 
 
 @pytest.fixture(scope="module")
-def rows() -> tuple[validity.Row, ...]:
-    return validity.rows()
+def rows() -> tuple[paper_pairs.Row, ...]:
+    return paper_pairs.rows()
 
 
 @pytest.fixture(scope="module")
-def small_rows() -> tuple[validity.Row, ...]:
-    return validity.rows("small")
+def small_rows() -> tuple[paper_pairs.Row, ...]:
+    return paper_pairs.rows("small")
 
 
 @pytest.fixture(scope="module")
-def pairs(rows) -> list[validity.Pair]:
-    return validity.pairs(rows)
+def pairs(rows) -> list[paper_pairs.Pair]:
+    return paper_pairs.pairs(rows)
 
 
 class TestPairs:
@@ -294,11 +294,11 @@ class TestSmallScale:
             "4": ("T8d:2", "T2d:2"),
             "all": ("T8d:3", "T2d:3"),
         }
-        of = {pair.names: pair for pair in validity.pairs(small_rows)}
+        of = {pair.names: pair for pair in paper_pairs.pairs(small_rows)}
         assert of["conv", "none"].paper["vit-b"] == 2.1  # bottleneck blocks, Table 8a
         assert of["none", "sup-in1k"].paper == {"vit-b": 0.5, "vit-l": 0.4}
         assert {row.study for row in small_rows} == set(STUDIES)
-        whole = validity.rows("small", "vit-b")
+        whole = paper_pairs.rows("small", "vit-b")
         mae = [row for row in whole if row.study == "pretraining" and "mae" in row.name]
         assert mae[0].printed == ("T4:3B", "T4:3L")
 
@@ -312,7 +312,7 @@ class TestSmallScale:
         assert "# Validity of the small scale" in text
         assert " ours, small (95 %) |" in text
         assert "command: `make validity SCALE=small SIZE=vit-s`" in text
-        assert "this suite's on vit-s (docs/small.md)" in text
+        assert "this suite's on COCO with vit-s (docs/small.md)" in text
 
     def test_studies_of_the_same_overrides_are_compared(self, run):
         """A share, a length: what is compared has the same, by the last run."""

@@ -237,7 +237,7 @@ def test_minutes_on_a_cpu_need_no_yes(small_set, tmp_path):
     rows = runs.rows(study, "coco", "vit-ti", {"train.max_iter": 1})
     planned = runs.plan(study, "count", "coco", rows, 1, data, tmp_path)
     console = Console(record=True, width=200)
-    budget.announce(planned, processes=1, yes=False, console=console)
+    budget.announce(1, False, console, planned)
     if not torch.cuda.is_available():
         assert " on this CPU, there is no GPU" in console.export_text()
         one, four = budget.cpu_hours(planned[:1]), budget.cpu_hours(planned)

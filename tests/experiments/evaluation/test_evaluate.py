@@ -429,7 +429,7 @@ def test_processes_of_one_command(tmp_path):
     )
     command = f"""
 import sys
-from experiments.jobs.evaluate_checkpoint import in_processes
+from experiments.launching.torchrun import in_processes
 print(in_processes(1, ["-c", {child!r}]), in_processes(2, ["-c", {child!r}]))
 """
     done = subprocess.run(
