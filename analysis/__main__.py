@@ -199,20 +199,22 @@ def write_bundle(
 @app.command("validity")
 def write_validity(
     runs: Runs = Path("runs"),
+    scale: Annotated[str, typer.Option(help="mini or small.")] = "mini",
+    size: Annotated[str, typer.Option(help="Model size; default: the scale's.")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Copy it to results/ as well.")] = False,
 ) -> None:
-    """Whether mini runs order rows as the paper does, pair by pair; writes validity.md and .csv."""
+    """Whether a cheap scale orders rows as the paper does, pair by pair; validity.md and .csv."""
     with commands.importing():
         from . import tables, validity
 
-    found = validity.load(runs)
-    console.print(tables.render(validity.cells(found.table), "text") + "\n", highlight=False)
+    found = validity.load(runs, scale, size)
+    console.print(tables.render(validity.cells(found), "text") + "\n", highlight=False)
     for line in (*validity.totals(found), *found.notes):
         console.print(line, highlight=False)
-    written = validity.write(found, runs / validity.SCALE)
+    written = validity.write(found, runs / scale)
     if keep:
         validity.check_publishable(found)
-        written += validity.write(found, Path("results") / validity.SCALE)
+        written += validity.write(found, Path("results") / scale)
     _say(written)
 
 

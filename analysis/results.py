@@ -379,7 +379,8 @@ def share_of(column: str, count: int, of: int) -> dict[str, float]:
 def _paper_sizes(manifest: dict) -> tuple[str, ...]:
     """Sizes that the paper's figures are shown for; "": of each row its own."""
     sizes = {variant["size"] for variant in manifest["variants"]} - {""}
-    return PAPER_SIZES if len(sizes) == 1 and sizes <= {"vit-mini", *PAPER_SIZES} else ("",)
+    ours = {"vit-mini", "vit-s", *PAPER_SIZES}
+    return PAPER_SIZES if len(sizes) == 1 and sizes <= ours else ("",)
 
 
 def paper_column(kind: str, size: str) -> str:
@@ -388,10 +389,11 @@ def paper_column(kind: str, size: str) -> str:
 
 
 def paper_data(results: Results) -> tuple[str, bool]:
-    """Which data set the paper's AP are of, and whether the study's are of the same."""
+    """Which data set the paper's AP are of, and whether the study's are of the same, by a recipe of
+    the same length: at small scale none is."""
     runs = results.records
     own = list(runs.loc[runs["fingerprint"] != FOREIGN, "data"]) if len(runs) else []
     kinds = {data.get("kind", "coco") for data in own}
     name, file, images = PAPERS_DATA["lvis" if "lvis" in kinds else "coco"]
     sets = {(Path(data["val"]).name, data.get("images", [0])[-1]) for data in own}
-    return name, sets == {(file, images)}
+    return name, sets == {(file, images)} and results.manifest["scale"] != "small"

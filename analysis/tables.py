@@ -220,6 +220,8 @@ def parts(results: Results, wide: bool = False) -> list[tuple[str, pd.DataFrame]
     other = "" if same else "; another set than that of the rows above"
     printed = " ".join(w for v in results.manifest["variants"] for w in v["published"].values())
     whose = "by their authors" if "today:" in printed else "arXiv:2203.16527v2"
+    if results.manifest["scale"] == "small":
+        other = ", whole recipe: compare the order only"
     found = [
         ("", summary(table, results.manifest["base"])),
         ("Colour right, by windows to the nearest object that shows it", reaches(table)),

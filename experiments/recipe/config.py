@@ -28,8 +28,10 @@ from backbones.registries import REGISTRIES
 from backbones.weights import WeightsError, catalog
 
 from .. import CONFIGS
+from ..data.subsets import Shares
 from ..errors import UserError, unknown
 from ..records import NOT_IDENTITY
+from ..scales import SCALES
 from ..studies import Study, Variant, Words
 from . import test_time
 from .optim import param_groups
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from ..data.catalog import Data
 
 PRETRAINING = CONFIGS / "pretraining"
-SCALES = ("mini", "coco")
 _DETECTORS = ("cascade_mask_rcnn", "mask_rcnn", "retinanet")
 RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining
 _NOT_BY_OVERRIDE = {
@@ -50,6 +51,7 @@ _NOT_BY_OVERRIDE = {
 }
 _AT_LEAST = {
     "train.max_iter": 1,
+    "train.epochs": 0,
     "train.log_period": 1,
     "train.checkpoint_period": 1,
     "train.checkpoint_minutes": 0,
@@ -62,6 +64,7 @@ _AT_LEAST = {
     "dataloader.test.batch_size": 1,
     "dataloader.test.num_workers": 0,
 }
+_SHARES = ("dataloader.train.share", "dataloader.test.share")
 # Named sizes of hierarchical encoders, by class, channels and blocks.
 _HIERARCHICAL = {
     ("SwinTransformer", 128, 24): "swin-b",
@@ -369,7 +372,37 @@ def resolve(
             raise UserError(f"variant {variant.name!r}: train.init_weights: {error}") from error
     backbone = check(cfg, f"variant {variant.name!r}").backbone
     write_out_count(cfg.model.backbone, getattr(backbone, "net", None))
+    for key in ("train.epochs", *_SHARES):
+        if (value := OmegaConf.select(cfg, key)) is not None:
+            OmegaConf.update(cfg, key, float(value))  # 12 or 12.0, it is the same run
+    if "epochs" in cfg.train:
+        if "train.max_iter" in {**study.words, **row, **overrides}:
+            cfg.train.epochs = 0.0
+        set_length(cfg, round(shares(cfg).train * SCALES[scale].images[study.dataset][0]))
     return cfg
+
+
+def shares(cfg: DictConfig) -> Shares:
+    """How much of its data a config reads; all, if it does not say."""
+    train, test = cfg.dataloader.train, cfg.dataloader.test
+    return Shares(
+        train.get("share", 1.0), test.get("share", 1.0), cfg.dataloader.get("share_seed", 0)
+    )
+
+
+def check_shares(cfg: DictConfig, where: str) -> None:
+    """Raises UserError if a share is none."""
+    for key in _SHARES:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not 0 < value <= 1:
+            raise UserError(f"{where}: {key}={value} is no share of a set: above 0, up to 1 (all)")
+
+
+def set_length(cfg: DictConfig, images: int) -> None:
+    """Where a config counts in epochs, over so many training images, put their iterations, rounded,
+    in place of `train.max_iter`."""
+    if epochs := cfg.train.get("epochs"):
+        cfg.train.max_iter = max(1, round(epochs * images / batch(cfg)[0]))
 
 
 def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
@@ -384,9 +417,10 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
 
 
 def fitted(cfg: DictConfig, data: "Data") -> DictConfig:
-    """A copy of a config that reads these data: if they are the user's own, images of any size, and
-    boxes only where there are no masks."""
+    """A copy of a config that reads these data: for as many iterations as its epochs of them are;
+    if they are the user's own, images of any size, and boxes only where there are no masks."""
     cfg = copy.deepcopy(cfg)
+    set_length(cfg, data.images[0])
     if data.name:
         take_any_size(cfg)
         if not data.has_masks:
@@ -458,6 +492,7 @@ def check_training(cfg: DictConfig, where: str) -> nn.Module:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             raise UserError(f"{where}: {key}={value} is too small: at least {least}")
+    check_shares(cfg, where)
     # A run's config.yaml of before there were these words can be evaluated.
     parallel, ema = cfg.train.get("parallel", "ddp"), cfg.train.get("ema", 0.0)
     if parallel not in PARALLEL:

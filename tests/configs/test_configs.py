@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 DETECTORS = ("mask_rcnn", "cascade_mask_rcnn", "retinanet")
 ALL = [
     str(path.relative_to(ROOT)).replace("mask_rcnn", detector)
-    for folder in ("coco", "lvis", "mini")
+    for folder in ("coco", "lvis", "mini", "small")
     for path in sorted((ROOT / "configs" / folder).glob("*mask_rcnn_*.py"))
     for detector in DETECTORS
     if not ("lvis" in str(path.relative_to(ROOT)) and detector == "retinanet")

@@ -21,6 +21,7 @@ from experiments.evaluation.evaluate import set_num_classes
 from experiments.jobs import runs
 from experiments.jobs.detection import set_federated_loss
 from experiments.recipe import config
+from experiments.scales import SCALES
 from tests.conftest import ROOT
 
 NAMES = list(studies.files())
@@ -129,15 +130,15 @@ def test_every_row_takes_a_step_at_mini_scale(name):
 def offered(study, scale: str) -> list[str]:
     """Sizes of plain encoders that a study has base configs for."""
     folder, prefix = study.dataset, "mask_rcnn"
-    if scale == "mini":
-        folder, prefix = "mini", prefix if study.dataset == "coco" else f"lvis_{prefix}"
+    if scale != "coco":
+        folder, prefix = scale, prefix if study.dataset == "coco" else f"lvis_{prefix}"
     files = sorted((ROOT / "configs" / folder).glob(f"{prefix}_vit_*.py"))
     return [file.stem.removeprefix(f"{prefix}_").replace("_", "-") for file in files]
 
 
 def _offers():
     for name in NAMES:
-        for scale in config.SCALES:
+        for scale in SCALES:
             own = name in ("plain-vs-hierarchical", "one-pretraining")
             sizes = [""] if own else offered(studies.find(name), scale)
             for size in sizes:
