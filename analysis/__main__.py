@@ -412,12 +412,13 @@ def pretraining(
 ) -> None:
     """Show what pre-training did: a table, learning curves, and what each MAE fills in."""
     from experiments.errors import UserError
+    from experiments.records import PRETRAINED
 
     from . import pretraining
 
     runs = pretraining.load(folder)
     _show(pretraining.table(runs), "pre-training")
-    place = folder / pretraining.FOLDER
+    place = folder / PRETRAINED
     (place / "table.md").write_text(pretraining.markdown(runs))
     written = [place / "table.md"]
     written += pretraining.learning_curves(runs, place / "learning-curves")

@@ -249,7 +249,9 @@ def test_what_was_found_is_never_in_memory_as_a_whole(splits, alone, tmp_path, m
         return of_parts(*others, each)
 
     monkeypatch.setattr(matches, "of_parts", watched)
-    monkeypatch.setattr(matches, "read_results", lambda path: pytest.fail("all of it is read"))
+    for module in ("evaluate", "matches"):
+        name = f"experiments.evaluation.{module}.read_results"
+        monkeypatch.setattr(name, lambda path: pytest.fail("all of it is read"))
     monkeypatch.setattr("experiments.evaluation.evaluate._TOGETHER", 1)
     result = evaluate(*untrained(), splits["lvis"], tmp_path)
     assert (result.box, result.mask) == (alone["lvis"][0].box, alone["lvis"][0].mask)
