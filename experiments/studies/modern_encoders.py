@@ -36,6 +36,9 @@ todays_models.csv has more.
 
 Files: docs/weights.md, "Where the configs find weights". DINOv3's are behind a form of its authors.
 
+At small scale (docs/small.md) the base, vitdet, has the scale's own weights, DeiT-S's or MAE's;
+beside it are dinov2, dinov3, pe-core and pe-spatial. EVA-02 is left out: its windows are of 16.
+
 At mini scale there are no such weights: the rows have the words of each encoder (positions, MLPs,
 LayerScale, registers, biases) on vit-mini, from random weights (480 iterations, as in
 `encoder-recipe`), so they say what the architectures alone do.
@@ -84,6 +87,11 @@ def _pe_released(kind: str, epochs: int) -> Variant:
     size = f"pe-{kind}-g"
     published = {size: f"today:mask_rcnn_PE{kind}_G_coco{epochs}ep"}
     return Variant(f"pe-{kind}-released", size=size, published=published, only=("vit-h",))
+
+
+def _small(name: str, weights: str, letters: str, words: Words | None = None) -> Variant:
+    of_size = {f"vit-{letter}": _of(f"{name}-{letter}", weights, words) for letter in letters}
+    return Variant(name, words_of_size=of_size, only=tuple(of_size))
 
 
 def _mini(name: str, **words) -> Variant:
@@ -137,6 +145,13 @@ study = Study(
         ),
         _pe_released("core", 75),
         _pe_released("spatial", 36),
+    ),
+    small=(
+        Variant("vitdet", only=("vit-s", "vit-b")),
+        _small("dinov2", "dinov2_lvd142m", "sb"),
+        _small("dinov3", "dinov3_lvd1689m", "sb", _NO_REL_POS),
+        _small("pe-core", "pe_core", "sb", _NO_REL_POS | _GREY),
+        _small("pe-spatial", "pe_spatial", "sb", _NO_REL_POS | _GREY),
     ),
     mini=(
         _mini("vitdet"),

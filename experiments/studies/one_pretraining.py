@@ -17,6 +17,8 @@ The ViTs have ViTDet's recipe (Table 11) with rotary positions and registers, as
 ConvNeXts Swin's, under FPN with their own four maps. Neither was tuned for these weights, and they
 differ in epochs (100 and 50), as the paper's do. Nobody published these rows.
 
+At small scale (docs/small.md): the first three pairs, all for the same epochs of the share.
+
 At mini scale there are no such weights: a ViT with DINOv3's words and a ConvNeXt of as many
 parameters, both from random weights, 480 iterations.
 
@@ -44,6 +46,14 @@ study = Study(
         _vit("s+", "vit-s"),
         _vit("l", "vit-l"),
         *(Variant(f"convnext-{letter}", size=f"convnext-{letter}") for letter in "tsbl"),
+    ),
+    small=(
+        _vit("s", "vit-s"),
+        Variant("convnext-t", size="convnext-t"),
+        _vit("s+", "vit-s"),
+        Variant("convnext-s", size="convnext-s"),
+        _vit("b", "vit-b"),
+        Variant("convnext-b", size="convnext-b"),
     ),
     mini=(
         Variant(

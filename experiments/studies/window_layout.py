@@ -21,6 +21,8 @@ arXiv:2504.13181).
     window-16-registers     of 16, 4 evenly, and four register tokens (arXiv:2309.16588). Windows do
                             not read them: there is no word for registers of each window
 
+At small scale (docs/small.md) windows are half of those, 7 (the base), 4, 8 and 16: so is the map.
+
 At mini scale a map has 16 x 16 tokens and six blocks: windows of 2, 4 (the base), 5 (filled up to
 20) and 8, three global blocks or 1, 2 or none, from random weights (480 iterations, as in
 `encoder-recipe`).
@@ -62,6 +64,18 @@ study = Study(
         _row(16, "-first", placement="first"),
         _row(16, "-last", placement="last"),
         _row(16, "-registers", registers=4),
+    ),
+    small=(
+        _row(7),
+        _row(4),
+        _row(8),
+        _row(16),
+        _row(4, "-global-6", count=6),
+        _row(16, "-global-2", count=2),
+        _row(16, "-none", propagation="none"),
+        _row(8, "-first", placement="first"),
+        _row(8, "-last", placement="last"),
+        _row(8, "-registers", registers=4),
     ),
     mini=(
         _mini(4),
