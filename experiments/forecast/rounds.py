@@ -209,7 +209,7 @@ class Rounds:
             f"{len(these) - len(todo)} of them done, in {self._folder}"
             + (f"; before them {len(needed)} pre-trainings" if needed else "")
         )
-        for line in planning.alike(rows) if first else ():
+        for line in [*planning.alike(rows), *planning.left_random(rows)] if first else ():
             self.console.print(line, highlight=False)
         if asked.scale == "coco" and todo and asked.here:  # it speaks of this machine
             from . import budget  # takes a second

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import datetime
 import errno
+import functools
 import json
 import logging
 import os
@@ -28,13 +29,13 @@ from .. import records, studies
 from ..costs import environment
 from ..costs.detector_cost import detector_cost
 from ..costs.training_cost import training_macs
-from ..data.stream import Stream
+from ..data.stream import Stream, Views
 from ..errors import UserError
 from ..evaluation.evaluate import PREDICTIONS, evaluate, set_num_classes
 from ..recipe import config, initial_values
 from ..recipe.config import plain_config
 from ..records import LAST_WEIGHTS, METRICS, checkpoints
-from ..training import distributed
+from ..training import distributed, features
 from ..training.fit import fit, training_figures
 from .runs import Run
 
@@ -116,8 +117,9 @@ def _execute(run: Run) -> None:
     torch.set_num_threads(cfg.train.threads or distributed.cores())
 
     # What could fail is done before training: costs, versions.
+    tuning, keeps = config.tuning(cfg), config.keeps_features(cfg)
     cost, train_macs = distributed.of_main(
-        lambda: (detector_cost(cfg.model), training_macs(cfg.model))
+        lambda: (detector_cost(cfg.model), training_macs(cfg.model, tuning, keeps))
     )
     versions, git_commit = environment.versions(), environment.git_commit()
 
@@ -125,7 +127,11 @@ def _execute(run: Run) -> None:
         state = train(cfg, run, train_macs)
     model = instantiate(cfg.model).to(distributed.device())
     model.load_state_dict(state["model"])
-    result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder))
+    examples = None
+    if keeps and not cfg.test.tta_sizes:
+        features.feed(model)
+        examples = functools.partial(features.kept, model, cfg, "test", run.data.val, root=run.root)
+    result = evaluate(model, cfg, run.data.val, folder, _report_evaluation(folder), examples)
     if not comm.is_main_process():
         return
 
@@ -222,16 +228,24 @@ def fit_run(cfg: DictConfig, run: Run, macs: float | None = None) -> None:
     if weights := run.weights:
         load_encoder(encoder, weights, show=logging.getLogger("detectron2").info)
 
+    if run.data.has_rle:
+        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+
+    @functools.cache
+    def dicts() -> list[dict]:
+        return get_detection_dataset_dicts(run.data.train.register())
+
+    kept = None
+    if config.keeps_features(cfg):
+        features.feed(model)
+        kept = features.kept(model, cfg, "train", run.data.train, dicts(), run.root)
+
     def stream() -> Stream:
-        name = run.data.train.register()
-        if run.data.has_rle:
-            cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
-        return Stream(
-            get_detection_dataset_dicts(name),
-            instantiate(cfg.dataloader.train.mapper),
-            cfg.train.seed,
-            cfg.dataloader.train.repeat_threshold,
-        )
+        words = cfg.dataloader.train
+        mapper, views = instantiate(words.mapper), kept
+        if words.get("views", 0) and views is None:
+            views = Views(dicts(), mapper, words.views)
+        return Stream(dicts(), mapper, cfg.train.seed, words.repeat_threshold, views)
 
     fit(cfg, Path(run.folder), model, encoder, stream, macs)
 

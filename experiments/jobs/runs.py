@@ -17,6 +17,7 @@ from ..data.catalog import Data
 from ..errors import UserError
 from ..json_files import write_json
 from ..recipe import config
+from ..recipe.tuning import FULL
 from ..records import MANIFEST, RECORD, VERSION, read
 from ..studies import Study, Variant, Words
 from . import pretraining_runs
@@ -43,6 +44,11 @@ class Run:
         return study_folder(self.study, self.data.name)
 
     @property
+    def root(self) -> Path:
+        """Folder of the runs of its scale."""
+        return Path(self.folder).parents[1]
+
+    @property
     def weights(self) -> Path | None:
         """The file of the encoder's initial weights; None: random.
 
@@ -51,8 +57,7 @@ class Run:
         """
         word = self.cfg.train.init_weights
         if config.is_recipe(word):
-            root = Path(self.folder).parents[1]
-            return pretraining_runs.weights(root, word)
+            return pretraining_runs.weights(self.root, word)
         return config.init_weights(self.cfg)
 
     @property
@@ -117,6 +122,21 @@ def alike(rows: Sequence[Row]) -> list[str]:
         f"rows {', '.join(same)} are the same run: nothing in them differs"
         for same in names.values()
         if len(same) > 1
+    ]
+
+
+def left_random(rows: Sequence[Row]) -> list[str]:
+    """What to say of rows that freeze random weights."""
+    names = [
+        row.variant.name
+        for row in rows
+        if config.tuning(row.cfg) != FULL and row.cfg.train.init_weights == "none"
+    ]
+    if not names:
+        return []
+    return [
+        f"note: {', '.join(names)}: the encoder's random weights stay as they are "
+        "(train.tuning, with train.init_weights=none)"
     ]
 
 

@@ -50,7 +50,7 @@ class Study:
         variants: rows; the first is the base that differences are taken to.
         mini: rows at mini scale, where those of the paper make no sense there; none: the same.
         words: config keys that all rows set.
-        detector: "mask_rcnn", "cascade_mask_rcnn" or "retinanet".
+        detector: "mask_rcnn", "cascade_mask_rcnn", "retinanet" or "probe".
         dataset: "coco" or "lvis".
         sizes: default model size of each scale.
         seeds: default number of seeds of each scale.

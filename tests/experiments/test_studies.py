@@ -35,6 +35,7 @@ def test_every_table_has_its_study():
         "count",
         "encoder-recipe",
         "feature-pyramid",
+        "frozen-probe",
         "global-vs-conv",
         "lvis",
         "placement",
@@ -42,6 +43,7 @@ def test_every_table_has_its_study():
         "practical-cost",
         "pretraining",
         "system-level",
+        "tuning",
     }
 
 
