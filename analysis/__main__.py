@@ -199,20 +199,22 @@ def write_bundle(
 @app.command("validity")
 def write_validity(
     runs: Runs = Path("runs"),
+    scale: Annotated[str, typer.Option(help="mini or small.")] = "mini",
+    size: Annotated[str, typer.Option(help="Model size; default: the scale's.")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Copy it to results/ as well.")] = False,
 ) -> None:
-    """Whether mini runs order rows as the paper does, pair by pair; writes validity.md and .csv."""
+    """Whether a cheap scale orders rows as the paper does, pair by pair; validity.md and .csv."""
     with commands.importing():
         from . import tables, validity
 
-    found = validity.load(runs)
-    console.print(tables.render(validity.cells(found.table), "text") + "\n", highlight=False)
+    found = validity.load(runs, scale, size)
+    console.print(tables.render(validity.cells(found), "text") + "\n", highlight=False)
     for line in (*validity.totals(found), *found.notes):
         console.print(line, highlight=False)
-    written = validity.write(found, runs / validity.SCALE)
+    written = validity.write(found, runs / scale)
     if keep:
         validity.check_publishable(found)
-        written += validity.write(found, Path("results") / validity.SCALE)
+        written += validity.write(found, Path("results") / scale)
     _say(written)
 
 
@@ -410,12 +412,13 @@ def pretraining(
 ) -> None:
     """Show what pre-training did: a table, learning curves, and what each MAE fills in."""
     from experiments.errors import UserError
+    from experiments.records import PRETRAINED
 
     from . import pretraining
 
     runs = pretraining.load(folder)
     _show(pretraining.table(runs), "pre-training")
-    place = folder / pretraining.FOLDER
+    place = folder / PRETRAINED
     (place / "table.md").write_text(pretraining.markdown(runs))
     written = [place / "table.md"]
     written += pretraining.learning_curves(runs, place / "learning-curves")
@@ -444,7 +447,8 @@ def paper_tables(
 
     rows = tables.Rows(runs=runs)
     table = tables.paper_tables(rows)
-    written = tables.write(table, out)
+    todays = tables.todays_encoders()
+    written = tables.write(table, out) + tables.write_todays(todays, out)
     ours = tables.points(rows)
     for number, draw in ((3, figures.figure3), (4, figures.figure4), (5, figures.figure5)):
         written += draw(ours, out / f"figure-{number}")
@@ -452,6 +456,8 @@ def paper_tables(
         part = table[table["table"] == name]
         shown = tabulate(tables.cells(part), headers="keys", showindex=False, disable_numparse=True)
         console.print(f"{title}: {tables.caption(part)}\n{shown}\n", highlight=False)
+    shown = tabulate(tables.todays_cells(todays), headers="keys", showindex=False)
+    console.print(f"Encoders of today\n{shown}\n", highlight=False)
     _say(written)
 
 
@@ -462,10 +468,10 @@ def cost(
     ] = None,
 ) -> None:
     """Closed formulas for parameters and MACs, module by module: the tables of docs/cost.md."""
-    from . import formulas
+    from . import formula_tables as tables
 
-    for table in (formulas.encoder_table, formulas.propagation_table, formulas.per_head_table):
-        console.print(formulas.markdown(table(sizes or formulas.PAPER_SIZES)) + "\n")
+    for table in (tables.encoder_table, tables.propagation_table, tables.per_head_table):
+        console.print(tables.markdown(table(sizes or tables.PAPER_SIZES)) + "\n")
 
 
 def main() -> None:

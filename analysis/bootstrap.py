@@ -26,13 +26,11 @@ has a higher AP where the objects of a category are few.
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
 
 from experiments.errors import UserError
 from experiments.evaluation import matches
@@ -40,123 +38,14 @@ from experiments.evaluation.average_precision import FIGURES, figures
 from experiments.evaluation.kept import kept
 from experiments.evaluation.matches import Matches
 
+from . import pooling
+from .estimates import Estimate
+
 RESAMPLES = 1000
 _VERSION = 1  # of what is kept; raise it when drawing changes
 # AP: smaller differences are of no interest. At mini scale it is what three seeds can resolve.
-DELTAS = {"mini": 2.0}
-DELTA = 0.5  # of the other scales
-
-# Whether a row spreads as the others do is an F test of its residuals against theirs, at `_ALIKE`,
-# or so much more strictly that one that spreads `_UNLIKE` times as much is missed in `_MISSED` of
-# studies: what fails has an interval of its own. What chance alone would hardly bring about
-# (`_SURELY`) is taken out of the others' spread, too. Where a row spreads far less than the others
-# that are left (`_LITTLE`), some of these hide each other, and nothing is pooled. Two seeds say
-# nothing of a row's spread.
-_ALIKE, _SURELY, _LITTLE = 0.05, 0.001, 0.015
-_UNLIKE, _MISSED = 9.0, 0.05
-_SEEDS_TO_POOL = 3
-_RARELY = 0.99
-_SPENT = 0.4  # of the error of pooled intervals: for rows that are missed
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure, or a difference of two, with what is known of its error; AP in 0..100.
-
-    The interval is about the recipes, if there are several seeds; about these trained detectors, if
-    there are not. Inside this module the first four may be arrays, of many figures.
-
-    Attributes:
-        value: mean over seeds.
-        std: standard error of the value, of both sources.
-        std_images: of the value, over resampled images.
-        std_seeds: of the value, over seeds; None where each variant has one.
-        freedom: degrees of freedom of std_seeds.
-        spread: whose seeds std_seeds is of: "pooled" over rows that share them, the row's "own"
-            paired differences, "unpaired" (row and base by themselves), or "" where it is None.
-        rows: differences of one table, whose intervals hold at once.
-        correlation: of any two pooled ones of them over seeds, at least.
-        error: what its interval may err; of looks at a table after which seeds are added, each
-            one's share of 5 % (`experiments.records.looks`).
-    """
-
-    value: float
-    std: float
-    std_images: float
-    std_seeds: float | None
-    freedom: float
-    spread: str = ""
-    rows: int = 1
-    correlation: float = 0.0
-    error: float = 0.05
-
-    def interval(self, level: float | None = None, sides: int = 2) -> tuple[float, float]:
-        """What holds the true value with this probability, and the other rows' with theirs.
-
-        Args:
-            level: None: but for `error`.
-            sides: 2, or 1: each end by itself holds with `level`.
-        """
-        level = 1 - self.error if level is None else level
-        seeds = 0.0 if self.std_seeds is None else self.std_seeds
-        rest = np.sqrt(np.maximum(self.std**2 - seeds**2, 0.0))
-        pooled = self.spread == "pooled"
-        of_rest, of_seeds = _quantiles(
-            level + pooled * _SPENT * (1 - level),
-            sides,
-            self.freedom,
-            self.rows,
-            self.correlation if pooled else None,
-        )
-        half = np.hypot(of_rest * rest, of_seeds * seeds)
-        return self.value - half, self.value + half
-
-    def by_itself(self) -> "Estimate":
-        """The same, but for the other rows."""
-        return replace(self, rows=1)
-
-    def verdict(self, delta: float) -> str:
-        """What a difference is, in words; smaller ones than delta are of no interest.
-
-        "equal within ±delta": two one-sided tests, each at `error`, refuse that it is delta or
-        more, either way (Schuirmann, 1987), even if it is not 0; else "better" or "worse": its
-        interval is on one side of 0; else "undecided".
-        """
-        low, high = self.interval(sides=1)
-        if -delta < low and high < delta:
-            return f"equal within ±{delta:g}"
-        low, high = self.interval()
-        return "better" if low > 0 else "worse" if high < 0 else "undecided"
-
-
-@functools.cache
-def _quantiles(
-    level: float, sides: int, freedom: float, rows: int, correlation: float | None
-) -> tuple[float, float]:
-    """Quantiles, normal and Student's, that all of a table's intervals hold with at once.
-
-    Whatever rows have in common makes that likelier (Sidak, Rectangular Confidence Regions for the
-    Means of Multivariate Normal Distributions, 1967); where they share their spread and the base's
-    seeds, how much likelier is known (Dunnett).
-
-    Args:
-        correlation: of rows that share their spread; None: they do not.
-    """
-    one = 1 - (1 - level ** (1 / rows)) / sides
-    normal = float(stats.norm.ppf(one))
-    # Rarely wrong: what Dunnett's would gain is less than the error of its integral.
-    if correlation is None or rows == 1 or level > _RARELY:
-        return normal, float(stats.t.ppf(one, freedom))
-    shape = np.where(np.eye(rows, dtype=bool), 1.0, correlation)
-
-    def more(quantile: float) -> float:
-        ends = np.full(rows, quantile)
-        lower = None if sides == 1 else -ends
-        words = dict(shape=shape, df=freedom, lower_limit=lower, random_state=0)
-        return float(stats.multivariate_t.cdf(ends, **words)) - level
-
-    bounds = [stats.t.ppf(1 - (1 - level) / sides / n, freedom) for n in (1, rows)]
-    return normal, float(optimize.brentq(more, bounds[0], 1.02 * bounds[1], xtol=1e-3))
+DELTAS = {"mini": 2.0, "small": 0.5, "coco": 0.5}
+DELTA = 0.5  # of a record of anything else
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,12 +192,16 @@ def differences(
         sign = (rows == row).astype(int) - (rows == 0)
         weights[row] = sign * np.isin(seeds, list(shared[row])) / len(shared[row])
     correlation = _lowest_correlation(list(weights.values()))
-    members = [row for row in in_block if same[row] == row and len(shared[row]) >= _SEEDS_TO_POOL]
+    members = [
+        row for row in in_block if same[row] == row and len(shared[row]) >= pooling.SEEDS_TO_POOL
+    ]
     # Of as many seeds as some row has, with all rows that have as many.
     pools = [
-        _pool(values, images, rows, seeds, [0, *(r for r in members if len(shared[r]) >= count)])
+        pooling.pool(
+            values, images, rows, seeds, [0, *(r for r in members if len(shared[r]) >= count)]
+        )
         for count in sorted({len(shared[row]) for row in members})
-    ] or [_pool(values, images, rows, seeds, [0])]
+    ] or [pooling.pool(values, images, rows, seeds, [0])]
     nowhere = np.zeros(len(columns), bool)
     for row in in_block:
         # What has a pooled row's trainings spreads as it does; what has the base's does not.
@@ -335,113 +228,6 @@ def differences(
             )
             found.append((row, here, replace(part, rows=told)))
     return found
-
-
-class _Pool(NamedTuple):
-    """What rows that share seeds know together, of F figures."""
-
-    alike: dict[int, np.ndarray]  # of a row, where it and the base may use it, (F,) bool
-    spread: np.ndarray  # (F,) variance of a run's residual
-    of_both: np.ndarray  # (F,) of that, over images
-    freedom: np.ndarray  # (F,)
-
-
-def _pool(
-    values: np.ndarray,
-    images: np.ndarray,
-    rows: np.ndarray,
-    seeds: np.ndarray,
-    members: Sequence[int],
-) -> _Pool:
-    """Residuals of AP = row + seed, over the seeds that all members have, the base first."""
-    figures = values.shape[1]
-    common = sorted(set.intersection(*(set(seeds[rows == row]) for row in members)))
-    n = len(common)
-    if len(members) < 3 or n < _SEEDS_TO_POOL:
-        nothing = np.zeros(figures)
-        return _Pool({}, nothing, nothing, nothing)
-    at = np.array(
-        [[np.flatnonzero((rows == r) & (seeds == s))[0] for s in common] for r in members]
-    )
-    ours = values[at] - values[at].mean(1, keepdims=True)
-    products = np.einsum("vsf,wsf->vwf", ours, ours)
-    blocks = images[:, at][:, :, :, at]  # (F, rows, seeds, rows, seeds)
-    of_images = np.einsum("fvsws->vwf", blocks) - np.einsum("fvswt->vwf", blocks) / n
-    of_images = np.broadcast_to(of_images, products.shape)
-
-    def lenient(freedom: int, of_rest: int) -> float:
-        found = stats.f(freedom, of_rest)
-        return min(found.ppf(1 - _ALIKE), _UNLIKE**2 * found.ppf(_MISSED))
-
-    kept = _sorted_out(products, n, lambda *freedom: stats.f.ppf(1 - _SURELY, *freedom))
-    alike = _sorted_out(products, n, lenient)
-    least = _limits(len(members), n, lambda *freedom: stats.f.ppf(_LITTLE, *freedom))
-    little = alike & (_ratios(products, alike) < least[alike.sum(0)])
-    alike &= kept & ~little.any(0)
-    count = kept.sum(0)
-    alike &= alike[0] & (count > 2)
-    freedom = (count - 1) * (n - 1)
-    return _Pool(
-        dict(zip(members, alike, strict=True)),
-        _residuals(products, kept)[0] / freedom,
-        _residuals(of_images, kept)[0] / freedom,
-        freedom,
-    )
-
-
-def _sorted_out(products: np.ndarray, n: int, allowed: Callable[[int, int], float]) -> np.ndarray:
-    """Rows whose spreads do not differ beyond what is allowed: (rows, F) bool.
-
-    The row that spreads the most beyond the others is taken out until none is left to take.
-
-    Args:
-        products: of `_residuals`.
-        n: seeds.
-        allowed: the largest ratio of a row's mean square to that of the rest, by their freedom.
-    """
-    kept = np.ones(products[0].shape, bool)
-    limits = _limits(len(kept), n, allowed)
-    while True:
-        excess = np.where(kept, _ratios(products, kept), -1.0) - limits[kept.sum(0)]
-        worst, refused = excess.argmax(0), (excess.max(0) > 0) & (kept.sum(0) > 2)
-        if not refused.any():
-            return kept
-        kept[worst[refused], refused] = False
-
-
-def _limits(rows: int, n: int, quantile: Callable[[int, int], float]) -> np.ndarray:
-    """Of a row's mean square to that of the rest, by the number of rows; NaN of less than three."""
-    found = [quantile(n - 1, (count - 2) * (n - 1)) for count in range(3, rows + 1)]
-    return np.array([np.nan] * 3 + found)
-
-
-def _ratios(products: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Of each kept row's mean square to that of the other kept ones, (rows, F)."""
-    whole, rest = _residuals(products, kept)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (whole - rest) / rest * (kept.sum(0) - 2)
-    # Runs that do not differ at all are alike.
-    return np.nan_to_num(ratio, nan=1.0, posinf=np.inf)
-
-
-def _residuals(products: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of squares that AP = row + seed leaves.
-
-    Args:
-        products: (rows, rows, F), sums over seeds of the products of two rows' deviations from
-            their means.
-        kept: (rows, F), rows that count.
-
-    Returns:
-        Of the kept rows, (F,); of these without each one, (rows, F).
-    """
-    count = kept.sum(0)
-    squares = np.einsum("vvf->vf", products) * kept
-    across = np.einsum("vwf,wf->vf", products, kept) * kept
-    of_rows, of_seeds = squares.sum(0), across.sum(0)
-    left = of_rows - of_seeds / np.maximum(count, 1)
-    rest = of_rows - squares - (of_seeds - 2 * across + squares) / np.maximum(count - 1, 1)
-    return np.maximum(left, 0.0), np.maximum(rest, 0.0)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -14,7 +14,7 @@ from experiments.errors import UserError
 from experiments.json_files import write_json
 from experiments.records import RECORD
 
-from . import report, tables
+from . import report, report_words, tables
 from .results import Results
 
 _LEFT_OUT = ("*.pth", "job", "tensorboard", ".*")  # weights, output of processes
@@ -92,7 +92,7 @@ def _move_truth(path: Path, top: Path, place: Path) -> None:
 
 
 def _page(found: Results, home: Path, archive: str) -> str:
-    commands = report.commands(found.manifest)
+    commands = report_words.commands(found.manifest)
     return _PAGE.format(
         title=tables.title(found),
         question=found.manifest["question"],

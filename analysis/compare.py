@@ -13,11 +13,12 @@ from experiments.evaluation import average_precision, matches
 from experiments.records import Record
 
 from . import reach
-from .bootstrap import Draws, Estimate, delta_of, of_run, paired
+from .bootstrap import Draws, delta_of, of_run, paired
 from .categories import names
 from .categories import table as of_categories
-from .results import SAME, flat_config
-from .results import changes as changed
+from .comparable import SAME, flat_config
+from .comparable import changes as changed
+from .estimates import Estimate
 
 _COSTS = {
     "params M": ("params", 1e6),

@@ -25,6 +25,7 @@ from experiments import records
 from experiments.data import annotations
 from experiments.evaluation import matches
 from experiments.evaluation.average_precision import figures
+from experiments.evaluation.detections import DETECTIONS, read_results, run_lengths
 from experiments.evaluation.kept import kept
 
 from . import style
@@ -66,7 +67,7 @@ def of_run(folder: str | Path, kind: str = "box") -> pd.DataFrame | None:
             digest.update(hashlib.file_digest(file, "sha256").digest())
 
     def make() -> dict[str, np.ndarray]:
-        found = compute(annotations.read(files[0]), matches.read_results(files[1]), kind)
+        found = compute(annotations.read(files[0]), read_results(files[1]), kind)
         return {column: found[column].to_numpy() for column in found}
 
     arrays = kept(folder / f"errors_{kind}.npz", digest.hexdigest(), make)
@@ -118,7 +119,7 @@ def by_image(truth: dict, predictions: list[dict]) -> list[tuple[tuple, list[dic
     seen = Counter()
     for found in sorted(predictions, key=lambda p: -p["score"]):
         here = found["image_id"], found["category_id"]
-        if seen[here] < matches.DETECTIONS:
+        if seen[here] < DETECTIONS:
             images[found["image_id"]][1].append(found)
         seen[here] += 1
     return [images[key] for key in sorted(images)]
@@ -134,7 +135,7 @@ def overlaps(
     if kind == "box":
         shapes = [np.array([s["bbox"] for s in side], float) for side in (detections, objects)]
     else:
-        shapes = [[matches.run_lengths(s, size) for s in side] for side in (detections, objects)]
+        shapes = [[run_lengths(s, size) for s in side] for side in (detections, objects)]
     return masks.iou(*shapes, crowd)
 
 

@@ -21,7 +21,8 @@ from experiments.errors import UserError, unknown
 from experiments.json_files import write_json
 
 from . import plots, reach, results, tables
-from .results import Results, flat_config
+from .comparable import flat_config
+from .results import Results
 
 PROJECT = "backbone-ablations"
 _ABOUT = ("study", "variant", "scale", "size", "seed", "fingerprint", "precision", "device")

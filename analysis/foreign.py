@@ -12,7 +12,8 @@ from experiments.data.run_lengths import first_broken
 from experiments.errors import UserError
 from experiments.evaluation import reach
 from experiments.evaluation.average_precision import coco_figures, lvis_figures
-from experiments.evaluation.matches import of_file, read_results
+from experiments.evaluation.detections import read_results
+from experiments.evaluation.matches import of_file
 from experiments.records import FOREIGN, Record
 
 _PREDICTIONS = "predictions.json"

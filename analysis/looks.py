@@ -19,7 +19,7 @@ from experiments.errors import UserError
 from experiments.records import looks
 from experiments.records.looks import error, read
 
-from .bootstrap import Estimate
+from .estimates import Estimate
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from experiments.data import annotations
 from experiments.data.annotations import parse_split
 from experiments.data.images import load
 from experiments.errors import UserError
-from experiments.evaluation.matches import read_results, run_lengths
+from experiments.evaluation.detections import read_results, run_lengths
 
 from . import style
 from .error_types import FOREGROUND, by_image, match, overlaps

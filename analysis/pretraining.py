@@ -12,8 +12,14 @@ from detectron2.utils.registry import locate
 from experiments.data.pretraining_images import Images
 from experiments.errors import UserError
 from experiments.recipe import config
-from experiments.records import LAST_WEIGHTS, checkpoints, metrics, read_json
-from experiments.records.pretraining import FOLDER, RECORD, PretrainingRecord
+from experiments.records import (
+    LAST_WEIGHTS,
+    PRETRAINED,
+    PretrainingRecord,
+    checkpoints,
+    metrics,
+    read,
+)
 
 from . import style
 from .style import plt
@@ -37,23 +43,13 @@ def load(folder: Path) -> dict[Path, PretrainingRecord]:
     """
     if not folder.is_dir():
         raise UserError(f"no folder at {folder}: give that of a scale, e.g. runs/mini")
-    found = {path.parent: _read(path) for path in sorted((folder / FOLDER).glob(f"*/{RECORD}"))}
+    paths = sorted((folder / PRETRAINED).glob(f"*/{PretrainingRecord.FILE}"))
+    found = {path.parent: read(path, PretrainingRecord) for path in paths}
     if not found:
         raise UserError(
-            f"nothing is pre-trained in {folder / FOLDER}: `make pretrain RECIPE=mae` does that"
+            f"nothing is pre-trained in {folder / PRETRAINED}: `make pretrain RECIPE=mae` does that"
         )
     return found
-
-
-def _read(path: Path) -> PretrainingRecord:
-    content = read_json(path)
-    del content["version"]
-    try:
-        return PretrainingRecord(**content)
-    except TypeError as error:
-        raise UserError(
-            f"{path} is no whole record: {error}. Move it away and run again"
-        ) from error
 
 
 def table(runs: dict[Path, PretrainingRecord]) -> pd.DataFrame:

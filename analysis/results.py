@@ -1,7 +1,6 @@
 """A study as it stands: what was asked for, the runs that are done, their table, and what in it is
 not comparable."""
 
-import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +24,12 @@ from experiments.records import (
     load_study,
 )
 
-from . import bootstrap, looks, reach, sweeps
-from .bootstrap import Draws, Estimate, delta_of
+from . import bootstrap, comparable, looks, reach, sweeps
+from .bootstrap import Draws, delta_of
+from .comparable import flat_config, of_row
+from .estimates import Estimate
 from .looks import Look
-from .paper import published
+from .paper import known
 
 FIGURES = tuple(figure.lower() for figure in LVIS_FIGURES)  # the first six are COCO's too
 PAPER_SIZES = ("vit-b", "vit-l")
@@ -39,19 +40,8 @@ PAPERS_DATA = {
     "coco": ("COCO val2017", "instances_val2017.json", 5000),
     "lvis": ("LVIS v1 val", "lvis_v1_val.json", 19809),
 }
-# Of a record, beside its config: what makes AP or costs another thing.
-# Of a config: the data are known by what is in them, not by where it lies.
-_NOT_RECIPE = ("train.seed", "dataloader.train.dataset", "dataloader.test.dataset")
-SAME = ("precision", "device", "processes", "threads", "skipped", "memory_kind", "input_size")
 SEEDS_TO_BEAT = 5  # fewer say nothing of a share
 ONE_SEED = "one seed"  # in place of a verdict
-# Why an interval is not of all rows' seeds.
-_ONE_RUN = "one run: its interval takes its seeds to spread as the base's do; no verdict"
-_FEW_SHARED = "fewer than two seeds shared with the base: not paired by seed"
-_SAME_TRAININGS = "the base's trainings, tested otherwise: paired by them"
-_TOO_FEW = "two seeds say nothing of a row's spread: interval of its own pairs"
-_UNLIKE = "seeds, its own or the base's, spread unlike the others': interval of its own pairs"
-_SHOWN = 6  # differences of a row that are named
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +109,7 @@ def load(
     runs = looks.runs_of(counted)
     seen = looks.number(looks.read(Path(folder)) if seeds is None else [], manifest["base"], runs)
     unfinished = _unfinished(manifest, records, seeds)
-    estimates = _Estimates(manifest, counted, draws, delta, seen, unfinished)
+    estimates = Estimates(manifest, counted, draws, delta, seen, unfinished)
     rows = [
         _row(manifest, variant, records, counted, estimates) for variant in manifest["variants"]
     ]
@@ -127,9 +117,9 @@ def load(
     said = estimates.said(table)
     if seeds is None:
         looks.keep(Path(folder), delta, said)
-    notes += reach.notes(records) + _spreads(estimates, table) + looks.notes(said)
-    notes += _withheld(estimates) + sweeps.notes(Path(folder), manifest)
-    notes += _differences(manifest, records)
+    notes += reach.notes(records) + comparable.spreads(estimates, table) + looks.notes(said)
+    notes += comparable.withheld(estimates) + sweeps.notes(Path(folder), manifest)
+    notes += comparable.differences(manifest, records)
     return Results(Path(folder), manifest, records, table, delta, notes)
 
 
@@ -191,7 +181,7 @@ def _unfinished(
     return {row: (done[row], count) for row, count in asked.items() if done[row] < count}
 
 
-class _Estimates:
+class Estimates:
     """Means and differences with their errors, where all runs of a row have draws.
 
     Args:
@@ -258,7 +248,7 @@ class _Estimates:
         return lacking and row in self.seen and self.seen[row].new
 
     def _difference(self, column: str, variant: str, estimate: Estimate | None) -> dict[str, Any]:
-        ours, base = (_of(self.records, name) for name in (variant, self.base))
+        ours, base = (of_row(self.records, name) for name in (variant, self.base))
         row = dict.fromkeys((f"{column}_{end}" for end in ("diff", "diff_low", "diff_high")), nan)
         row |= {f"{column}_spread": "", f"{column}_verdict": ""}
         if variant == self.base:
@@ -301,7 +291,7 @@ class _Estimates:
 
     def _drawn(self, records: pd.DataFrame, variant: str, kind: str) -> dict[int, Draws]:
         """Of its runs by seed, if all have some."""
-        paths = _of(records, variant)["path"]
+        paths = of_row(records, variant)["path"]
         found = {seed: self.draws.get((path, kind)) for seed, path in paths.items()}
         return found if all(found.values()) else {}
 
@@ -311,7 +301,7 @@ def _trained_as(records: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
     first: dict[str, str] = {}
     found = {}
     for name in dict.fromkeys(names):
-        runs = _of(records, name)
+        runs = of_row(records, name)
         if runs.empty or FOREIGN in set(runs["fingerprint"]):
             continue
         trainings = [_training(run) for _, run in runs.iterrows()]
@@ -333,10 +323,10 @@ def _row(
     variant: dict,
     records: pd.DataFrame,
     counted: pd.DataFrame,
-    estimates: _Estimates,
+    estimates: Estimates,
 ) -> dict[str, Any]:
     name = variant["name"]
-    finished, mine = _of(records, name), _of(counted, name)
+    finished, mine = of_row(records, name), of_row(counted, name)
     row = dict(variant=name, scale=manifest["scale"], size=variant["size"], seeds=len(mine))
     judged = name in estimates.seen and len(mine) > 1 and not estimates.withheld(name)
     row["look"] = estimates.seen[name].number if judged else None
@@ -361,7 +351,7 @@ def _row(
     for size in _paper_sizes(manifest):
         for kind in KINDS:
             where = variant["published"].get(size or variant["size"], "").split()
-            value = published().at[where[0], f"ap_{kind}"] if where else None
+            value = known().at[where[0], f"ap_{kind}"] if where else None
             row[paper_column(kind, size)] = value
     return row
 
@@ -369,7 +359,7 @@ def _row(
 def _beats(base: str, name: str, counted: pd.DataFrame, kind: str) -> dict[str, float]:
     """In how many seeds the row's run has the higher AP; NaN of few seeds and of other runs."""
     column = f"ap_{kind}"
-    ours, theirs = _of(counted, name), _of(counted, base)
+    ours, theirs = of_row(counted, name), of_row(counted, base)
     known = column in ours and column in theirs
     if name == base or not known or FOREIGN in set(ours["fingerprint"]):
         return share_of(f"{column}_beats", 0, 0)
@@ -389,7 +379,8 @@ def share_of(column: str, count: int, of: int) -> dict[str, float]:
 def _paper_sizes(manifest: dict) -> tuple[str, ...]:
     """Sizes that the paper's figures are shown for; "": of each row its own."""
     sizes = {variant["size"] for variant in manifest["variants"]} - {""}
-    return PAPER_SIZES if len(sizes) == 1 and sizes <= {"vit-mini", *PAPER_SIZES} else ("",)
+    ours = {"vit-mini", "vit-s", *PAPER_SIZES}
+    return PAPER_SIZES if len(sizes) == 1 and sizes <= ours else ("",)
 
 
 def paper_column(kind: str, size: str) -> str:
@@ -397,103 +388,12 @@ def paper_column(kind: str, size: str) -> str:
     return f"paper_ap_{kind}" + f"_{size.replace('-', '')}" * bool(size)
 
 
-def _of(records: pd.DataFrame, variant: str) -> pd.DataFrame:
-    """A variant's records by seed."""
-    if records.empty:
-        return pd.DataFrame(columns=["path", "fingerprint"])
-    return records[records["variant"] == variant].set_index("seed").sort_index()
-
-
-# ---- What is not comparable --------------------------------------------------------------------
-
-
-def _spreads(estimates: _Estimates, table: pd.DataFrame) -> list[str]:
-    """Which rows' intervals are not of all rows' seeds, and why."""
-    groups: dict[str, list[str]] = {}
-    base, several = estimates.base, (table["seeds"] > 0).sum() > 2
-    seeds_of_base = _of(estimates.records, base).index
-    for _, row in table.iterrows():
-        name = row["variant"]
-        seeds = _of(estimates.records, name).index
-        shared = len(seeds.intersection(seeds_of_base))
-        kinds = {kind: row[f"ap_{kind}_spread"] for kind in KINDS}
-        own = [kind for kind in KINDS if kinds[kind] == "own"]
-        why = []
-        if "unpaired" in kinds.values():
-            why.append(_ONE_RUN if len(seeds) == 1 else _FEW_SHARED)
-        elif own and estimates.trained_as.get(name) == base:
-            why.append(_SAME_TRAININGS)
-        elif own and several:
-            why.append(_TOO_FEW if shared < 3 else f"{_UNLIKE} ({' and '.join(own)} AP)")
-        if any(kinds.values()) and 1 < shared < max(len(seeds), len(seeds_of_base)):
-            why.append(f"difference over the {shared} seeds that it shares with {base}")
-        for reason in why:
-            groups.setdefault(reason, []).append(name)
-    return [f"{', '.join(names)}: {reason}" for reason, names in groups.items()]
-
-
-def _withheld(estimates: _Estimates) -> list[str]:
-    """Which rows get no verdict yet."""
-    rows = [row for row in estimates.seen if estimates.withheld(row)]
-    lacking = [f"{row} {done} of {asked}" for row, (done, asked) in estimates.unfinished.items()]
-    return [f"{', '.join(rows)}: no verdict yet, runs done: {', '.join(lacking)}"] if rows else []
-
-
-def _differences(manifest: dict, records: pd.DataFrame) -> list[str]:
-    """What rows differ in from the base, or the first that is done, beside their networks."""
-    lines, first = [], None
-    names = [manifest["base"], *(v["name"] for v in manifest["variants"])]
-    for name in dict.fromkeys(names):
-        runs = _of(records, name)
-        if runs.empty:
-            continue
-        if FOREIGN in set(runs["fingerprint"]):
-            lines.append(f"{name} is a foreign result: how it was trained is not known")
-            continue
-        if first is None:
-            first = name, runs.iloc[0]
-        differences = [_recipe_differences(run, first[1]) for _, run in runs.iterrows()]
-        if found := list(dict.fromkeys(itertools.chain.from_iterable(differences))):
-            more = [f"and {len(found) - _SHOWN} more"] * (len(found) > _SHOWN)
-            shown = "; ".join([*found[:_SHOWN], *more])
-            lines.append(f"{name} differs from {first[0]} in {shown}")
-    return lines
-
-
 def paper_data(results: Results) -> tuple[str, bool]:
-    """Which data set the paper's AP are of, and whether the study's are of the same."""
+    """Which data set the paper's AP are of, and whether the study's are of the same, by a recipe of
+    the same length: at small scale none is."""
     runs = results.records
     own = list(runs.loc[runs["fingerprint"] != FOREIGN, "data"]) if len(runs) else []
     kinds = {data.get("kind", "coco") for data in own}
     name, file, images = PAPERS_DATA["lvis" if "lvis" in kinds else "coco"]
     sets = {(Path(data["val"]).name, data.get("images", [0])[-1]) for data in own}
-    return name, sets == {(file, images)}
-
-
-def _recipe_differences(ours: pd.Series, base: pd.Series) -> list[str]:
-    def recipe(run: pd.Series) -> dict[str, Any]:
-        flat = flat_config(run["config"])
-        # Runs of before there was this word averaged over a pass.
-        passes = flat.get("dataloader.train.micro_batch_size")
-        flat.setdefault("dataloader.train.loss_batch_size", passes)
-        flat = {k: v for k, v in flat.items() if not k.startswith("model.")}
-        flat |= {"data": run["data"]["digest"]} | {key: run[key] for key in SAME}
-        return {k: v for k, v in flat.items() if k not in (*_NOT_RECIPE, *NOT_IDENTITY)}
-
-    return changes(recipe(ours), recipe(base))
-
-
-def changes(ours: dict[str, Any], base: dict[str, Any]) -> list[str]:
-    """What differs between two flat configs, as "key: base's -> ours"."""
-    keys = [k for k in dict.fromkeys([*base, *ours]) if base.get(k) != ours.get(k)]
-    return [f"{key}: {base.get(key)} -> {ours.get(key)}" for key in keys]
-
-
-def flat_config(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config by dotted keys."""
-    if not isinstance(node, dict):
-        return {prefix: node}
-    flat: dict[str, Any] = {}
-    for key, part in node.items():
-        flat |= flat_config(part, f"{prefix}.{key}".lstrip("."))
-    return flat
+    return name, sets == {(file, images)} and results.manifest["scale"] != "small"

@@ -7,9 +7,7 @@ does the rows that are missing, then those that failed. `gpu-check.md` shows all
 """
 
 import contextlib
-import datetime
 import gc
-import json
 import multiprocessing
 import os
 import signal
@@ -26,127 +24,17 @@ import torch
 from rich.console import Console
 
 from experiments import ROOT
-from experiments.costs import environment
 from experiments.errors import UserError, unknown
 
 from . import attention_kernels as attention
 from . import gpu_page, worker
 from .cases import GPU_BATCH, PEERS, Case
+from .gpu_journal import CURRENT, ROWS, Call, Journal, line_of, now, poisoned, read
 from .implementations import MODULES, build
 
 SUITE = "gpu-check"
-ROWS = "rows.jsonl"
-_CURRENT = ".current"  # the row that a part is at, for who finds its process dead
 _LOG = "log.txt"
-# What torch's attention says where a backend does not take an input: an answer, not a failure.
-_REFUSALS = ("No available kernel", "No viable backend")
 Items = dict[str, Callable[[], dict]]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of the command, as its processes know it."""
-
-    out: str
-    device: str  # "cuda" or "cpu"
-    tiny: bool
-    started: str  # ISO 8601, UTC: tells calls apart
-
-    def mark(self) -> dict:
-        """Of every row. A row of another device, torch or size says nothing about this one."""
-        return dict(
-            device=environment.device_name(self.device), torch=torch.__version__, tiny=self.tiny
-        )
-
-
-class Journal:
-    """The rows of a part, on disk."""
-
-    def __init__(self, call: Call, part: str):
-        self.call, self.part = call, part
-        self.mark = call.mark()
-        self.commit = commit()
-
-    def write(self, key: str, error: str = "", **values) -> None:
-        """Add a row. Not torn, also if the last one was: its half line is ended first."""
-        row = dict(part=self.part, key=key, error=error, **values, **self.mark)
-        row |= dict(call=self.call.started, date=_now(), commit=self.commit)
-        path = Path(self.call.out) / ROWS
-        with path.open("ab+") as file:
-            if file.tell():
-                file.seek(-1, os.SEEK_END)
-                if file.read() != b"\n":
-                    file.write(b"\n")
-            file.write(json.dumps(row).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def rows(self) -> dict[str, dict]:
-        """The last row of each key."""
-        found = [r for r in read(Path(self.call.out)) if self.mark.items() <= r.items()]
-        return {row["key"]: row for row in found if row["part"] == self.part}
-
-    def todo(self, keys: list[str]) -> list[str]:
-        """Those to do: missing ones, then those that failed in an earlier call or were cut off."""
-        rows = self.rows()
-        self.write("", planned=len(keys))
-        missing = [key for key in keys if key not in rows]
-        return missing + [
-            key
-            for key in keys
-            if key in rows
-            and rows[key]["error"]
-            and (rows[key].get("cut") or rows[key]["call"] != self.call.started)
-        ]
-
-    def begin(self, key: str) -> None:
-        (Path(self.call.out) / _CURRENT).write_text(key)
-
-    def attempt(self, key: str, item: Callable[[], dict]) -> None:
-        """A row of what `item` returns, or of what it raises."""
-        self.begin(key)
-        try:
-            values = item()
-        except Exception as error:
-            if any(words in str(error) for words in _REFUSALS):
-                return self.write(key, refused=True)
-            traceback.print_exc()
-            self.write(key, error=_line(error))
-            if _poisoned(error):
-                os._exit(3)  # nothing runs on this GPU any more in this process
-        else:
-            self.write(key, **values)
-        return None
-
-
-def read(out: Path) -> list[dict]:
-    """All rows in the folder; a line that a kill has torn is none."""
-    path, rows = out / ROWS, []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:300]
-
-
-def _poisoned(error: Exception) -> bool:
-    """Whether a process can use its GPU no more: after anything but a lack of memory."""
-    lacks_memory = isinstance(error, torch.OutOfMemoryError)
-    return not lacks_memory and any(w in str(error) for w in ("CUDA error", "CUDA driver error"))
-
-
-def commit() -> str:
-    """Of this checkout; where git is not, as `make gpu-kit` saw it."""
-    note = ROOT / "gpu-kit" / "COMMIT"
-    return environment.git_commit() or (note.read_text().strip() if note.is_file() else "")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 # ---- the parts --------------------------------------------------------------------------------
@@ -341,7 +229,7 @@ class _RowsOfTests:
         self.journal.write(
             report.nodeid, error=error, outcome=report.outcome, seconds=report.duration
         )
-        if report.failed and _poisoned(RuntimeError(report.longreprtext)):
+        if report.failed and poisoned(RuntimeError(report.longreprtext)):
             os._exit(3)  # as in `Journal.attempt`
 
 
@@ -393,7 +281,7 @@ def check(out: Path, device: str, minutes: float, tiny: bool, only: str, console
         raise UserError(f"minutes={minutes:g} leave no time: give a positive number")
     deadline = time.monotonic() + 60 * minutes
     out.mkdir(parents=True, exist_ok=True)
-    call = Call(str(out.resolve()), device, tiny, _now())
+    call = Call(str(out.resolve()), device, tiny, now())
     if device == "cpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
     # Processes fork from one that has the libraries loaded and has not touched the GPU.
@@ -418,7 +306,7 @@ def check(out: Path, device: str, minutes: float, tiny: bool, only: str, console
             gpu_page.write(out, read(out), call.mark())
             end = "" if name in complete else ", not all of it"
             console.print(f"{name}: {time.monotonic() - began:.0f} s{end}")
-    (out / _CURRENT).unlink(missing_ok=True)
+    (out / CURRENT).unlink(missing_ok=True)
     rows = gpu_page.latest(read(out), call.mark())
     failed = sum(bool(row["error"]) for (name, _), row in rows.items() if name in wanted)
     console.print(f"\nwritten: {out / gpu_page.PAGE}  {out / ROWS}")
@@ -440,7 +328,7 @@ def _run(call: Call, part: str, until: float, processes) -> bool:
     Returns:
         Whether the part has come to its end.
     """
-    journal, current = Journal(call, part), Path(call.out) / _CURRENT
+    journal, current = Journal(call, part), Path(call.out) / CURRENT
     while True:
         current.unlink(missing_ok=True)
         process = processes.Process(target=_serve, args=(call, part))
@@ -482,13 +370,13 @@ def _serve(call: Call, part: str) -> None:
     log = os.open(Path(call.out) / _LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
-    print(f"---- {part}, {_now()}", flush=True)
+    print(f"---- {part}, {now()}", flush=True)
     journal = Journal(call, part)
     try:
         PARTS[part].work(journal)
     except Exception as error:
         traceback.print_exc()
-        journal.write(gpu_page.WHOLE, error=_line(error))
+        journal.write(gpu_page.WHOLE, error=line_of(error))
         sys.exit(1)
     if journal.rows().get(gpu_page.WHOLE, {}).get("error"):
         journal.write(gpu_page.WHOLE)

@@ -27,8 +27,8 @@ def write(out: Path, rows: list[dict], mark: dict) -> None:
     """gpu-check.md in the folder.
 
     Args:
-        rows: of `gpu_check.read`.
-        mark: the rows that count, see `gpu_check.Call.mark`.
+        rows: of `gpu_journal.read`.
+        mark: the rows that count, see `gpu_journal.Call.mark`.
     """
     planned = {
         r["part"]: r["planned"] for r in rows if "planned" in r and mark.items() <= r.items()

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from experiments import records, studies
 from experiments.data import catalog
-from experiments.jobs import detection, runs
+from experiments.jobs import runs
 from experiments.studies import Words
 from experiments.training import features
 
@@ -130,7 +130,7 @@ def _run(folder: Path, data: catalog.Data, words: Words) -> tuple[float, records
     (row,) = runs.rows(study, "coco", "vit-s", words, ["none"])
     run = runs.run_of(study, study.name, "coco", row, 0, data, folder)
     start = time.perf_counter()
-    detection.execute(run)
+    run()
     return time.perf_counter() - start, records.read(Path(run.folder) / records.RECORD)
 
 

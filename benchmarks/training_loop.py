@@ -40,7 +40,8 @@ from experiments.data.stream import training_loader
 from experiments.forecast import budget
 from experiments.jobs import detection, runs
 from experiments.training import distributed, fit
-from experiments.training.training_loop import Checkpoints, Trainer
+from experiments.training.hooks import Checkpoints
+from experiments.training.training_loop import Trainer
 
 from . import page
 

@@ -6,8 +6,6 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,16 +13,11 @@ import typer
 from rich.console import Console
 
 from . import ROOT, commands
-from .errors import UserError, unknown
+from .errors import UserError
+from .scales import SCALES
 
-if TYPE_CHECKING:  # they take seconds
-    from .jobs.pretraining_runs import PretrainingRun
-    from .jobs.runs import Run
-    from .launching import slurm
-    from .launching.local import Launch
-    from .launching.slurm import Settings
-
-    _Stage = tuple[list[Run] | list[PretrainingRun], Callable[..., str]]
+if TYPE_CHECKING:
+    from .data.subsets import Shares
 
 # Of what the libraries under detectron2 call in each other: nothing that a user can change.
 warnings.simplefilter("ignore", FutureWarning)
@@ -36,6 +29,12 @@ app = typer.Typer(
 # Of the processes that torchrun starts together, one speaks.
 console = Console(soft_wrap=True, markup=False, quiet=os.environ.get("RANK", "0") != "0")
 
+StudyWord = Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")]
+Scale = Annotated[str, typer.Option(help="mini, small or coco.")]
+ScaleArgument = Annotated[str, typer.Argument(help="mini, small or coco.")]
+Kind = Annotated[str, typer.Option(help="coco or lvis.")]
+Size = Annotated[str, typer.Option(help="Model size; default: the study's.")]
+Variants = Annotated[str, typer.Option(help="Some rows only, comma-separated.")]
 Overrides = Annotated[str, typer.Option(help='Config keys to set: "a.b=c d.e=f".')]
 Dataset = Annotated[
     str, typer.Option("--dataset", help="Train on your own: annotations.json,images/ (with --val).")
@@ -61,14 +60,20 @@ SweepWord = Annotated[
         "optimizer.lr=0.5,1,2.",
     ),
 ]
+Jobs = Annotated[
+    int,
+    typer.Option(help="Runs side by side; 0: one per GPU or core, or as slurm.toml says.", min=0),
+]
+LauncherWord = Annotated[str, typer.Option("--launcher", help="local, or slurm (docs/cluster.md).")]
+Yes = Annotated[bool, typer.Option("--yes", help="Train for days on a CPU if need be.")]
 MaxSeeds = Annotated[int | None, typer.Option(help="With --seeds auto: at most; default: 17.")]
 
 
 @app.command()
 def run(
-    study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
-    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
-    size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
+    study: StudyWord,
+    scale: Scale = "mini",
+    size: Size = "",
     seeds: Seeds = "0",
     max_seeds: MaxSeeds = None,
     budget: Annotated[
@@ -79,20 +84,15 @@ def run(
         typer.Option(help="With --seeds auto: AP of no interest; default: the scale's.", min=0),
     ] = None,
     sweep: SweepWord = "",
-    variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
-    jobs: Annotated[
-        int,
-        typer.Option(
-            help="Runs side by side; 0: one per GPU or core, or as slurm.toml says.", min=0
-        ),
-    ] = 0,
+    variants: Variants = "",
+    jobs: Jobs = 0,
     gpus: Gpus = 1,
-    launcher: Annotated[str, typer.Option(help="local, or slurm (docs/cluster.md).")] = "local",
+    launcher: LauncherWord = "local",
     overrides: Overrides = "",
     dataset: Dataset = "",
     val: Val = "",
     images: Images = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Train for days on a CPU if need be.")] = False,
+    yes: Yes = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Train and evaluate what is not done yet of a study."""
@@ -102,187 +102,64 @@ def run(
 
     with commands.importing():
         from .forecast import seeds as adding
-        from .forecast.rounds import Request, Rounds
+        from .forecast.request import Request
+        from .forecast.rounds import Rounds
         from .jobs import sweep as sweeping
-        from .training import distributed
+        from .launching import launcher as launching
 
     wanted = adding.parse(seeds, max_seeds, budget)
-    settings = _settings(launcher, gpus)
+    by = launching(launcher, jobs, gpus)
     request = Request(
-        study=found,
-        source=study,
-        scale=scale,
-        size=size,
-        seeds=wanted,
-        sweep=sweeping.parse(sweep),
-        variants=variants,
-        overrides=overrides,
-        dataset=dataset,
-        val=val,
-        images=images,
-        runs=runs,
-        command=_command(),
-        delta=delta,
-        processes=distributed.started_by_torchrun() or gpus,
-        here=not settings,
-        yes=yes,
-    )
-    rounds = Rounds(request, console)
-    if distributed.started_by_torchrun():
-        from .jobs import detection  # these take a second: a finished study is not to wait for them
-        from .jobs.pretraining import pretrain
-        from .launching import local
-
-        # One group for all: leaving it and joining again in the same processes fails.
-        with distributed.process_group():
-            while round_ := distributed.of_main(rounds.next):
-                local.here(round_.needed, pretrain)
-                local.here(round_.runs, detection.execute)
-        return
-    try:
-        while round_ := rounds.next():
-            if round_.todo:
-                from .jobs import detection
-
-                stages = [*_levels(round_.needed), (round_.todo, detection.execute)]
-                _launch(stages, jobs, gpus, settings)
-    except KeyboardInterrupt:  # between two rounds
-        console.print("stopped: the same command goes on")
-        raise typer.Exit(130) from None
-
-
-def _settings(launcher: str, gpus: int) -> "Settings | None":
-    """What slurm.toml says; None for the local launcher."""
-    if launcher not in ("local", "slurm"):
-        raise unknown("launcher", launcher, ("local", "slurm"))
-    if launcher == "local":
-        return None
-    from .launching import slurm
-
-    return slurm.settings_for(gpus)
-
-
-def _levels(needed: "list[PretrainingRun]") -> "list[_Stage]":
-    """One after the other where one starts from another, else side by side."""
-    from .jobs.pretraining import pretrain
-    from .jobs.pretraining_runs import by_depth
-
-    return [(together, pretrain) for together in by_depth(needed)]
-
-
-def _launch(stages: "list[_Stage]", jobs: int, gpus: int, settings: "Settings | None") -> None:
-    """Run them, stage after stage, show how far they are, and exit with 1 if one failed.
-
-    On a cluster all is submitted at once: whoever called may go.
-    """
-    from .launching import local
-
-    if settings:
-        from .launching import slurm
-
-        launched = None
-        for todo, execute in stages:
-            launched = slurm.launch(todo, jobs, gpus, settings, execute, launched)
-        if launched:
-            _follow(launched)
-        return
-    cores = len(os.sched_getaffinity(0))
-    for todo, execute in stages:
-        local.check_gpus(gpus)
-        count = jobs or local.default_jobs(todo, cores, gpus)
-        _follow(local.launch(todo, count, gpus, execute))
-
-
-def _follow(launched: "Launch | slurm.Launch") -> None:
-    from .launching import view
-
-    try:
-        view.follow(launched, console)
-    except KeyboardInterrupt:
-        console.print(launched.stop(), highlight=False)
-        raise typer.Exit(130) from None
-    failed = [p for p in launched.runs if p.state != "done"]
-    for progress in failed:
-        name = f"{progress.run.variant} seed {progress.run.seed}"
-        console.print(f"{name} failed: {progress.error}\n  log: {progress.log}", highlight=False)
-    if failed:
-        raise typer.Exit(1)
+        study=found, source=study, scale=scale, size=size, seeds=wanted,
+        sweep=sweeping.parse(sweep), variants=variants, overrides=overrides, dataset=dataset,
+        val=val, images=images, runs=runs, command=_command(), delta=delta, yes=yes,
+    )  # fmt: skip
+    raise typer.Exit(by.launch(Rounds(request, by, console), console))
 
 
 @app.command()
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, see configs/pretraining.")],
-    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
-    size: Annotated[str, typer.Option(help="Model size; default: vit-mini, or vit-b.")] = "",
+    scale: Scale = "mini",
+    size: Annotated[str, typer.Option(help="Model size; default: the scale's.")] = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds; 0: one.", min=0)] = 0,
-    jobs: Annotated[int, typer.Option(help="Runs side by side; 0: one per GPU or core.")] = 0,
+    jobs: Jobs = 0,
     gpus: Gpus = 1,
-    launcher: Annotated[str, typer.Option(help="local, or slurm (docs/cluster.md).")] = "local",
+    launcher: LauncherWord = "local",
     overrides: Overrides = "",
     images: Images = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Train for days on a CPU if need be.")] = False,
+    yes: Yes = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Pre-train an encoder, without a detector behind it."""
-    from .data import pretraining_images
-    from .jobs import pretraining_runs
+    from .forecast import rounds
+    from .launching import launcher as launching
     from .recipe import config
-    from .training import distributed
 
     config.check_scale(scale)
-    size = size or {"mini": "vit-mini", "coco": "vit-b"}[scale]
-    settings = _settings(launcher, gpus)
-
-    def plan() -> "tuple[list[Path], list[PretrainingRun]]":
-        """The encoders, and what is not done of them."""
-        words = config.parse_overrides(overrides)
-        pretraining_runs.resolve(recipe, size, words)  # before images are looked for
-        config.check_writable(runs / scale / pretraining_runs.FOLDER)
-        data = pretraining_images.prepare(scale, images or None)
-        word = config.RECIPE + recipe
-        chains = [
-            pretraining_runs.plan(word, scale, size, data, runs, words, seed=seed)
-            for seed in range(seeds or 1)
-        ]
-        names = [pretraining_runs.word_of(chain[-1]) for chain in chains]
-        needed = pretraining_runs.needed([run for chain in chains for run in chain], names)
-        processes = distributed.started_by_torchrun() or gpus
-        for run in needed:
-            config.check_processes(run.cfg, processes)
-        if scale == "coco" and needed and not settings:
-            from .forecast import budget
-
-            budget.announce([], processes, yes, console, needed)
-        return [Path(chain[-1].folder) / pretraining_runs.ENCODER for chain in chains], needed
-
-    if distributed.started_by_torchrun():
-        from .jobs.pretraining import pretrain as execute
-        from .launching import local
-
-        with distributed.process_group():
-            encoders, needed = distributed.of_main(plan)
-            local.here(needed, execute)
-    else:
-        encoders, needed = plan()
-        _launch(_levels(needed), jobs, gpus, settings)
-    for path in encoders:
-        console.print(path, highlight=False)
+    size = size or SCALES[scale].size
+    by = launching(launcher, jobs, gpus)
+    plan = rounds.of_recipe(recipe, scale, size, seeds, overrides, images, runs, yes, by, console)
+    raise typer.Exit(by.launch(plan, console))
 
 
 @app.command()
 def plan(
-    study: Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")],
-    scale: Annotated[str, typer.Option(help="mini or coco.")] = "mini",
-    size: Annotated[str, typer.Option(help="Model size; default: the study's.")] = "",
+    study: StudyWord,
+    scale: Scale = "mini",
+    size: Size = "",
     seeds: Seeds = "0",
     max_seeds: MaxSeeds = None,
     sweep: SweepWord = "",
-    variants: Annotated[str, typer.Option(help="Some rows only, comma-separated.")] = "",
+    variants: Variants = "",
     overrides: Overrides = "",
     gpus: Annotated[
         int, typer.Option(help="GPUs, of one run or of runs side by side; 0: what there is.", min=0)
     ] = 0,
     device: Annotated[str, typer.Option(help="A GPU by name; default: this machine.")] = "",
+    budget: Annotated[
+        str, typer.Option(help="Time, 90m, 2h or 1.5d: what it buys; at small scale: 24h.")
+    ] = "",
     dataset: Dataset = "",
     val: Val = "",
 ) -> None:
@@ -291,44 +168,17 @@ def plan(
 
     found = studies.find(study)
 
-    from .data import catalog
     from .forecast import plan as plans
     from .forecast import seeds as adding
-    from .jobs import runs as planning
+    from .forecast.request import Request
     from .jobs import sweep as sweeping
-    from .recipe import config
 
-    wanted = adding.parse(seeds, max_seeds, "")
-    words, pretraining_words = config.split_overrides(config.parse_overrides(overrides))
-    chosen = [name.strip() for name in variants.split(",") if name.strip()]
-    rows = planning.rows(found, scale, size, words, chosen)
-    config.check_pretraining_words([row.cfg for row in rows], pretraining_words)
-    swept = sweeping.parse(sweep)
-    at = sweeping.rows_of(swept, found, scale, rows, words) if swept else {}
-    more = {name: [row.cfg for row in at[name].values()] for name in at}
-    images = None  # the sets' known numbers: no data is needed
-    if dataset or val:
-        data = catalog.prepare(scale, dataset, val, found.dataset)
-        for line in planning.of_own_set(rows, data):
-            console.print(line, highlight=False)
-        rows = [replace(row, cfg=config.fitted(row.cfg, data)) for row in rows]
-        images = data.images
-    count = wanted if isinstance(wanted, int) else wanted.most
-    plans.show(found, rows, scale, count, device, gpus, console, images, more)
-    if not isinstance(wanted, int):
-        first = max(adding.first(rows, {}, wanted).values())
-        console.print(
-            f"SEEDS=auto: that is with {count} seeds, the most there may be; verdicts are looked "
-            f"at from {first} on",
-            highlight=False,
-        )
-    recipes = {
-        row.cfg.train.init_weights for row in rows if config.is_recipe(row.cfg.train.init_weights)
-    }
-    if recipes:
-        console.print(
-            f"Not counted: the pre-training that comes first ({', '.join(sorted(recipes))})"
-        )
+    request = Request(
+        study=found, source=study, scale=scale, size=size,
+        seeds=adding.parse(seeds, max_seeds, ""), sweep=sweeping.parse(sweep), variants=variants,
+        overrides=overrides, dataset=dataset, val=val,
+    )  # fmt: skip
+    plans.show(request, device, gpus, console, budget)
 
 
 @app.command()
@@ -339,10 +189,11 @@ def studies(runs: Runs = Path("runs")) -> None:
     for name in package.files():
         study = package.find(name)
         console.print(f"{name}  {study.question}")
-        rows = {scale: ", ".join(v.name for v in study.rows(scale)) for scale in ("coco", "mini")}
-        console.print(f"  rows: {rows['coco']}")
-        if rows["mini"] != rows["coco"]:
-            console.print(f"  rows at mini scale: {rows['mini']}")
+        rows = {scale: ", ".join(v.name for v in study.rows(scale)) for scale in SCALES}
+        console.print(f"  rows: {rows.pop('coco')}")
+        for scale, names in rows.items():
+            if names != ", ".join(v.name for v in study.variants):
+                console.print(f"  rows at {scale} scale: {names}")
         console.print(f"  done: {_state(runs, name)}")
 
 
@@ -350,10 +201,9 @@ def _state(runs: Path, study: str) -> str:
     """How many of the runs that were last asked for are done, at each scale."""
     from . import records
     from .data import annotations
-    from .recipe import config
 
     states = []
-    for scale in config.SCALES:
+    for scale in SCALES:
         own = sorted((runs / scale).glob(annotations.study_folder(study, "*")))
         folders = [f for f in (runs / scale / study, *own) if (f / records.MANIFEST).is_file()]
         for folder in folders:
@@ -370,48 +220,74 @@ def _state(runs: Path, study: str) -> str:
 
 @app.command()
 def data(
-    scale: Annotated[str, typer.Argument(help="mini or coco.")] = "mini",
+    scale: ScaleArgument = "mini",
     show: Annotated[
         bool, typer.Option("--show", help="Write a sheet of annotated images.")
     ] = False,
-    kind: Annotated[str, typer.Option(help="coco or lvis.")] = "coco",
+    kind: Kind = "coco",
     dataset: Dataset = "",
     val: Val = "",
+    overrides: Overrides = "",
     runs: Runs = Path("runs"),
 ) -> None:
     """Make or find the data of a scale, and say what it is."""
-    from .data import catalog, sheet
-    from .recipe import config
+    from .data import catalog, sheet, subsets
 
-    config.check_scale(scale)
-    found = catalog.prepare(scale, dataset or None, val or None, kind)
+    shares = _shares(scale, kind, overrides)
+    found = catalog.prepare(scale, dataset or None, val or None, kind, shares)
     for name, split in (("train", found.train), ("val", found.val)):
         console.print(f"{name}: {split.json_file}\n  images in {split.image_root}")
-        for line in sheet.summary(split):
+        for line in (*subsets.told(split), *sheet.summary(split)):
             console.print("  " + line)
+    console.print(f"digest of both annotation files, as records have it: {found.digest}")
     if show:
+        from .recipe import config
+
         path = runs / scale / "data.png"
         config.check_writable(path.parent)
         sheet.write(found.train, path)
         console.print(f"picture sheet: {path}")
 
 
+def _shares(scale: str, kind: str, overrides: str) -> "Shares":
+    """How much of its data a scale reads, with the user's words.
+
+    Raises:
+        UserError: unknown scale, or words that do not fit.
+    """
+    from .recipe import config
+
+    config.check_scale(scale)
+    dataset = "lvis" if kind == "lvis" else "coco"
+    cfg = config.load(config.base_path(scale, SCALES[scale].size, dataset=dataset))
+    words, _ = config.split_overrides(config.parse_overrides(overrides))
+    config.set_words(cfg, words, "OVERRIDES")
+    config.check_shares(cfg, "OVERRIDES")
+    return config.shares(cfg)
+
+
 @app.command("check-data")
 def check_data(
-    scale: Annotated[str, typer.Argument(help="mini or coco.")] = "mini",
-    kind: Annotated[str, typer.Option(help="coco or lvis.")] = "coco",
+    scale: ScaleArgument = "mini",
+    kind: Kind = "coco",
     dataset: Dataset = "",
     val: Val = "",
     jobs: Annotated[int, typer.Option(help="Processes that read; 0: all cores.", min=0)] = 0,
+    overrides: Overrides = "",
     runs: Runs = Path("runs"),
 ) -> None:
     """Read a data set once, every image, and list what is wrong with it."""
     from .data import catalog, check
+    from .data.defects import DefectError
     from .recipe import config
 
-    config.check_scale(scale)
+    shares = _shares(scale, kind, overrides)
     config.check_writable(runs / scale)
-    splits = dict(zip(("train", "val"), catalog.find(scale, dataset, val, kind), strict=True))
+    try:
+        found = catalog.find(scale, dataset, val, kind, shares)
+    except DefectError:  # of which there is no share before it is mended
+        found = catalog.find(scale, dataset, val, kind)
+    splits = dict(zip(("train", "val"), found, strict=True))
     raise typer.Exit(check.check_data(splits, runs / scale / "data-defects.csv", console, jobs))
 
 
@@ -437,15 +313,16 @@ def evaluate(
     """Evaluate a checkpoint: box and mask AP on COCO val2017, or on another split."""
     if split and val:
         raise UserError(f"--split {split} and --val {val} say the same thing: give one of them")
-    from .jobs import evaluate_checkpoint
     from .training import distributed
 
     if gpus > 1 and not distributed.started_by_torchrun():
-        from .launching import local
+        from .launching import local, torchrun
 
         local.check_gpus(gpus)
         words = ["-m", "experiments", *sys.argv[1:]]
-        raise typer.Exit(evaluate_checkpoint.in_processes(gpus, words))
+        raise typer.Exit(torchrun.in_processes(gpus, words))
+    from .jobs import evaluate_checkpoint
+
     try:
         with distributed.process_group():
             evaluate_checkpoint.evaluate_checkpoint(
@@ -486,7 +363,7 @@ def show_optim(
             metavar="CONFIG_OR_STUDY", help="configs/*.py, a run's config.yaml, or a study's name."
         ),
     ],
-    scale: Annotated[str, typer.Option(help="Of a study: mini or coco.")] = "mini",
+    scale: Annotated[str, typer.Option(help="Of a study: mini, small or coco.")] = "mini",
     size: Annotated[str, typer.Option(help="Of a study: model size.")] = "",
     variants: Annotated[str, typer.Option(help="Of a study: some rows only.")] = "",
     overrides: Overrides = "",
@@ -533,6 +410,8 @@ def main() -> None:
     # A background job of a shell starts with SIGINT ignored, and clusters end jobs with SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    # Processes of runs take their memory in large pages (docs/speed.md), where glibc knows how.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     sys.exit(commands.run(app, console))
 
 

@@ -244,9 +244,9 @@ def _forward(
     h: int,
     w: int,
 ) -> tuple[Tensor, Tensor]:
-    from . import triton_kernels
+    from . import triton_launch
 
-    return triton_kernels.forward(qkv_BTE, pad_E, index_GN, labels_GN, terms_MTL, num_heads, h, w)
+    return triton_launch.forward(qkv_BTE, pad_E, index_GN, labels_GN, terms_MTL, num_heads, h, w)
 
 
 @torch.library.custom_op("backbones::triton_attention_backward", mutates_args=())
@@ -263,9 +263,9 @@ def _backward(
     h: int,
     w: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from . import triton_kernels
+    from . import triton_launch
 
-    return triton_kernels.backward(
+    return triton_launch.backward(
         *(grad_BTC, qkv_BTE, pad_E, index_GN, labels_GN, terms_MTL, out_BTC, lse_MT),
         *(num_heads, h, w),
     )

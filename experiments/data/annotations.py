@@ -136,11 +136,11 @@ def read(path: str | Path, kind: str = "coco") -> dict:
 class Mend:
     """What was made of an entry of one of the file's lists."""
 
-    kind: str  # of `experiments.data.defects.KINDS`
+    kind: str  # of `experiments.data.kinds_of_defects.KINDS`
     part: str
     entry: dict
     what: str
-    sort: str = ""  # as of `experiments.data.defects.Defect`
+    sort: str = ""  # as of `experiments.data.kinds_of_defects.Defect`
 
 
 def mended(content: dict, kind: str) -> Iterator[Mend]:

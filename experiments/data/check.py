@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import UserError
 from . import images, progress
 from .annotations import Split
-from .defects import KINDS, SHOWN, AnnotationFile, Defect, check_pair, grouped, pixels
+from .defects import SHOWN, AnnotationFile, check_pair, pixels
+from .kinds_of_defects import KINDS, Defect, grouped
 
 _AT_ONCE = 8  # images that a process hands over together
 

@@ -1,126 +1,26 @@
-"""What is wrong with an annotation file: what a run's start refuses, and what `check-data` lists.
-
-An error stops every run before it trains; a note does not. What training leaves out is detectron2's
-doing (public files data/build.py, data/dataset_mapper.py, data/detection_utils.py).
-"""
+"""What is wrong with a file of annotations: what stops a run, and what `check-data` lists."""
 
 import hashlib
 import os
 import reprlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as masks
-
 from ..errors import UserError
-from . import annotations
+from . import annotations, shapes
 from .annotations import Split, are_finite
+from .kinds_of_defects import Defect, grouped
 
 SHOWN = 3  # defects of one kind that are told in words
 _SLACK = 0.1  # pixels that a box may reach over the image: coordinates are rounded
 # Pixels between a box and its mask: boxes of COCO's crowds end one before their masks.
 _TOLERANCE = 2.0
-_FAR = 2**20  # pixels: no image has a longer side, no polygon a corner so far out
-
-_NO_START = (("error", "no run starts"),) * 2
-_STOPS = (("error", "a run stops there"),) * 2
-_LEFT_OUT = ("note", "left out of training")
-_AS_IT_IS = ("note", "evaluated as it is")
-_UNFINDABLE = ("note", "an object that no detection matches")
-_OF_MASK = "detectors with masks learn the mask's box"
-# What each kind of defect does: severity and consequence in training, and in evaluation.
-KINDS = {
-    "incomplete entry": _NO_START,
-    "duplicate image id": _NO_START,
-    "duplicate annotation id": _NO_START,
-    "duplicate category id": _NO_START,
-    "unknown image": _NO_START,
-    "unknown category": _NO_START,
-    "different categories": _NO_START,
-    "against LVIS's rules": _NO_START,
-    "marked ignore": _NO_START,
-    "no objects": _NO_START,
-    "some without segmentation": _NO_START,
-    "missing image": _NO_START,
-    "unreadable image": _STOPS,
-    "wrong size": _STOPS,
-    "file listed twice": _NO_START,
-    "in train and val": (("error", "AP is measured on what was trained on"),) * 2,
-    "broken box": _NO_START,
-    "broken segmentation": _NO_START,
-    "box of negative size": _NO_START,
-    "box by its corners": _NO_START,
-    "box outside the image": _NO_START,
-    "box far from its mask": (("note", f"{_OF_MASK}, others this"), _AS_IT_IS),
-    "box without area": (("note", f"{_OF_MASK}, others leave it out"), _UNFINDABLE),
-    "box partly outside": (("note", "cut at the crop, not at the image"), _AS_IT_IS),
-    "box differs from its mask": (("note", f"{_OF_MASK}, others this"), _AS_IT_IS),
-    "empty mask": (("note", "left out of training by detectors with masks"), _UNFINDABLE),
-    "area not above 0": (("note", "not used in training"), ("note", "not scored: LVIS's rule")),
-    "whole number as a float": (("note", "taken as the whole number"),) * 2,
-    "no iscrowd": (("note", "taken as 0"),) * 2,
-    "no area": (("note", "taken from its mask, or else its box"),) * 2,
-    "polygon without a list": (("note", "taken as one polygon"),) * 2,
-    "empty segmentation": (("note", "taken as none"),) * 2,
-    "polygon without area": (("note", "left out"),) * 2,
-    "annotation id 0": (
-        ("note", "like any other"),
-        ("note", "counted like any other; pycocotools takes a match to it for none"),
-    ),
-    "same image twice": (("note", "counts each time"),) * 2,
-    "image without annotations": (_LEFT_OUT, _AS_IT_IS),
-    "image with crowds only": (_LEFT_OUT, _AS_IT_IS),
-    "category without objects": (("note", "cannot be learned"), ("note", "not in the mean of AP")),
-}
-
-
-@dataclass(frozen=True)
-class Defect:
-    """One thing that is wrong with a split."""
-
-    split: str  # "train" or "val"
-    kind: str  # of KINDS
-    what: str
-    image_id: int | None = None
-    file: str = ""  # of the image, in the split's folder
-    annotation_id: int | None = None
-    sort: str = ""  # of defects of a kind that are the same but for the entry
-
-    @property
-    def severity(self) -> str:
-        """ "error": training or evaluating would stop or be wrong; "note": it would not."""
-        return KINDS[self.kind][self.split == "val"][0]
-
-    @property
-    def consequence(self) -> str:
-        return KINDS[self.kind][self.split == "val"][1]
-
-    @property
-    def where(self) -> str:
-        """Image and annotation, as far as it is of one."""
-        image = "" if self.image_id is None else f"image {self.image_id} ({self.file})"
-        number = "" if self.annotation_id is None else f"annotation {self.annotation_id}"
-        return ", ".join(filter(None, (image, number)))
-
-    def __str__(self) -> str:
-        return f"{self.split} {self.where}".rstrip() + f": {self.what}"
-
-
-def grouped(defects: Iterable[Defect]) -> dict[tuple[str, str, str], list[Defect]]:
-    """By severity, kind with sort, and split: those that one cause may have."""
-    groups: dict[tuple[str, str, str], list[Defect]] = defaultdict(list)
-    for defect in defects:
-        kind = f"{defect.kind} ({defect.sort})" if defect.sort else defect.kind
-        groups[defect.severity, kind, defect.split].append(defect)
-    return groups
-
 
 # What a value must be, in words and as a test.
 _WHOLE = ("a whole number", lambda v: type(v) is int and abs(v) < 2**63)
-_SIDE = ("a number of pixels", lambda v: type(v) is int and 0 < v < _FAR)
+_SIDE = ("a number of pixels", lambda v: type(v) is int and 0 < v < shapes.FAR)
 _NUMBER = ("a number", lambda v: isinstance(v, int | float))
 _TEXT = ("a text", lambda v: isinstance(v, str))
 _LIST = ("a list", lambda v: isinstance(v, list))
@@ -138,6 +38,10 @@ _KEYS: dict[str, tuple[_Keys, _Keys, _Keys]] = {
         _ANNOTATION,
     ),
 }
+
+
+class DefectError(UserError):
+    """An annotation file has an error: the first."""
 
 
 class AnnotationFile:
@@ -209,7 +113,7 @@ class AnnotationFile:
         self.defects.append(Defect(self.name, kind, what, number, file, of, sort))
 
     def refuse_errors(self) -> None:
-        """Raises UserError if there are any: the first, and how many more."""
+        """Raises DefectError if there are any: the first, and how many more."""
         groups = [g for (severity, *_), g in grouped(self.defects).items() if severity == "error"]
         if not groups:
             return
@@ -218,7 +122,7 @@ class AnnotationFile:
         more += [f"{count} of another kind" for count in [sum(map(len, groups[1:]))] if count]
         tail = f"; {' and '.join(more)}, make check-data lists all" if more else ""
         at = f"{first.where}: " * bool(first.where)
-        raise UserError(f"{self.split.json_file}: {at}{first.what}{tail}")
+        raise DefectError(f"{self.split.json_file}: {at}{first.what}{tail}")
 
     def notes(self) -> str:
         """How many of each kind there are that stop nothing, one line; "" if there are none."""
@@ -362,10 +266,10 @@ class AnnotationFile:
         else:
             x, y, width, height = values
             box = x, y, x + width, y + height
-            inside = _clip(box, size)
-            if _is_empty(inside):
+            inside = shapes.clip(box, size)
+            if shapes.is_empty(inside):
                 yield "box outside the image", f"box {values}, image of {pixels(size)}"
-            elif _distance(box, inside) > _SLACK:
+            elif shapes.distance(box, inside) > _SLACK:
                 yield "box partly outside", f"box {values}, image of {pixels(size)}"
 
         segmentation = annotation.get("segmentation")
@@ -379,18 +283,18 @@ class AnnotationFile:
         if kind == "lvis" and not isinstance(segmentation, list):
             yield "against LVIS's rules", "segmentation is no list of polygons: LVIS has no other"
             return
-        bounds, wrong = (_polygons if isinstance(segmentation, list) else _run_lengths)(
+        bounds, wrong = (shapes.polygons if isinstance(segmentation, list) else shapes.run_lengths)(
             segmentation, size
         )
         yield from wrong
-        if bounds is None or inside is None or _is_empty(inside):
+        if bounds is None or inside is None or shapes.is_empty(inside):
             return
-        bounds = _clip(bounds, size)  # a mask may reach over the image where its box does not
-        if _distance(inside, bounds) > _TOLERANCE:
+        bounds = shapes.clip(bounds, size)  # a mask may reach over the image where its box does not
+        if shapes.distance(inside, bounds) > _TOLERANCE:
             x, y, x1, y1 = bounds
             what = f"box {values}, mask's {[round(v, 2) for v in (x, y, x1 - x, y1 - y)]}"
-            far = _iou(inside, bounds) < 0.5
-            if _distance(values, bounds) <= _TOLERANCE:
+            far = shapes.iou(inside, bounds) < 0.5
+            if shapes.distance(values, bounds) <= _TOLERANCE:
                 yield (
                     "box by its corners",
                     f"{what}: it fits as x0, y0, x1, y1, but COCO's is x, y, width, height",
@@ -419,77 +323,6 @@ def check_pair(train: AnnotationFile, val: AnnotationFile) -> None:
             of_train, of_val = ("missing" if name is None else repr(name) for name in names)
             what = f"category {number} is {of_val}, in {train.split.json_file} {of_train}"
             val.add("different categories", what)
-
-
-_Box = tuple[float, float, float, float]  # x0, y0, x1, y1
-
-
-def _is_empty(box: _Box) -> bool:
-    return box[2] <= box[0] or box[3] <= box[1]
-
-
-def _clip(box: _Box, size: tuple[int, int]) -> _Box:
-    """A box cut at an image of height, width."""
-    height, width = size
-    x0, y0, x1, y1 = box
-    return (
-        min(max(x0, 0), width),
-        min(max(y0, 0), height),
-        min(max(x1, 0), width),
-        min(max(y1, 0), height),
-    )
-
-
-def _distance(a: Sequence[float], b: Sequence[float]) -> float:
-    """Pixels that two boxes differ by at most, at any side."""
-    return max(abs(v - w) for v, w in zip(a, b, strict=True))
-
-
-def _iou(a: _Box, b: _Box) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return common / (sum(areas) - common)
-
-
-_Mask = tuple[_Box | None, list[tuple[str, str]]]  # its bounds; what is wrong with it
-
-
-def _polygons(polygons: list, size: tuple[int, int]) -> _Mask:
-    kind = "broken segmentation"
-    if are_finite(polygons):
-        what = "segmentation is a list of numbers: it must be one of polygons, [[x, y, x, y, ...]]"
-        return None, [(kind, what)]
-    if not all(map(are_finite, polygons)):
-        return None, [(kind, "a polygon is no list of finite numbers [x, y, x, y, ...]")]
-    if broken := [p for p in polygons if len(p) < 6 or len(p) % 2]:
-        what = f"a polygon of {len(broken[0])} numbers: it must be x, y of three corners or more"
-        return None, [(kind, what)]
-    x = [side(side(polygon[0::2]) for polygon in polygons) for side in (min, max)]
-    y = [side(side(polygon[1::2]) for polygon in polygons) for side in (min, max)]
-    bounds = x[0], y[0], x[1], y[1]
-    if max(map(abs, bounds)) >= _FAR:
-        return None, [(kind, f"a polygon reaches to {max(bounds, key=abs):g} pixels")]
-    if _is_empty(bounds):
-        return None, [("empty mask", "its polygons are a line or a point")]
-    return bounds, []
-
-
-def _run_lengths(segmentation: Any, size: tuple[int, int]) -> _Mask:
-    kind = "broken segmentation"
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
-        return None, [(kind, "it is neither a list of polygons nor run lengths (size, counts)")]
-    if segmentation["size"] != list(size):
-        found = reprlib.repr(segmentation["size"])
-        return None, [(kind, f"run lengths of [height, width] {found}, the image has {list(size)}")]
-    if not annotations.fill_their_size(segmentation):
-        return None, [(kind, "its run lengths do not add up to height times width")]
-    if isinstance(segmentation["counts"], list):
-        segmentation = masks.frPyObjects(segmentation, *size)
-    x, y, width, height = masks.toBbox(segmentation)
-    if not masks.area(segmentation):
-        return None, [("empty mask", "no pixel is in it")]
-    return (x, y, x + width, y + height), []
 
 
 def pixels(size: tuple[int, int]) -> str:

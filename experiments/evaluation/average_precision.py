@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..records import COCO_FIGURES, LVIS_FIGURES
-from .matches import AREAS, DETECTIONS, IOUS, Matches
+from .detections import AREAS, DETECTIONS
+from .matches import IOUS, Matches
 
 FIGURES = LVIS_FIGURES  # the first six are COCO's too
 _RECALLS = np.linspace(0, 1, 101)  # pycocotools' and lvis's

@@ -33,6 +33,7 @@ from ..recipe.config import plain_config, without_keys
 from ..records import COCO_FIGURES, LVIS_FIGURES
 from ..training import distributed
 from . import average_precision, matches, reach
+from .detections import read_results
 from .reach import Reach
 
 PREDICTIONS = "coco_instances_results.json"  # detectron2's name
@@ -141,7 +142,7 @@ class _LvisEval(LVISEval):
 def of_kind(predictions: Path, kind: str) -> list[dict]:
     """Detections of that kind alone: where there is a box too, COCO takes a mask's size from it."""
     left_out = {"mask": "bbox", "box": "segmentation"}[kind]
-    results = matches.read_results(predictions)
+    results = read_results(predictions)
     return [{k: v for k, v in result.items() if k != left_out} for result in results]
 
 

@@ -20,7 +20,7 @@ from pycocotools import mask as masks
 
 from ..data import annotations
 from ..errors import UserError
-from .matches import read_results
+from .detections import read_results
 
 SHOWN = "self"  # the distance of objects that show the cue
 BY_CONVS = "convs"

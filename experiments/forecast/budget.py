@@ -20,7 +20,7 @@ from ..costs.training_cost import Step, training_step
 from ..errors import UserError
 from ..jobs.pretraining import step_macs
 from ..jobs.pretraining_runs import PretrainingRun, copied
-from ..jobs.runs import Run
+from ..jobs.runs import DetectionRun
 from ..recipe import config
 from ..recipe.tuning import FULL
 from ..training import features, passes
@@ -212,18 +212,18 @@ def features_bytes(cfg: DictConfig, train_images: int, val_images: int) -> int:
 
 
 def announce(
-    runs: Sequence[Run],
     processes: int,
     yes: bool,
     console: Console,
+    runs: Sequence[DetectionRun],
     pretrainings: Sequence[PretrainingRun] = (),
 ) -> None:
     """Say how batches are made and, on a CPU, how long training will take.
 
     Args:
-        runs, pretrainings: not done yet.
         processes: of each run.
         yes: whether the user wants it however long it takes.
+        runs, pretrainings: not done yet.
 
     Raises:
         UserError: without a GPU it takes more than three hours, and `yes` is not said.
@@ -244,7 +244,7 @@ def announce(
     console.print(text)
 
 
-def cpu_hours(runs: Sequence[Run]) -> float:
+def cpu_hours(runs: Sequence[DetectionRun]) -> float:
     """Hours of training and evaluation on this CPU; shared trainings once."""
     trainings = {config.training_fingerprint(run.cfg, run.data.digest): run for run in runs}
     training = sum(

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..jobs.runs import Row, Run
+from ..jobs.planned import Run
+from ..jobs.runs import Row
+from ..launching import Launcher
 from ..records import LAST_WEIGHTS, MANIFEST, RECORD, looks, read, read_json
 from ..studies import Study
 
@@ -122,16 +124,13 @@ def spent(runs: Iterable[Run]) -> dict[str, list[float]]:
     return found
 
 
-def forecast(study: Study, rows: Sequence[Row], processes: int, here: bool) -> dict[str, float]:
-    """Hours of one run of each row, before there is any; NaN if it does not fit.
-
-    Args:
-        processes: of one run.
-        here: on this machine; else on A100s, if that has no GPU.
-    """
+def forecast(study: Study, rows: Sequence[Row], launcher: Launcher) -> dict[str, float]:
+    """Hours of one run of each row, before there is any; NaN if it does not fit. What does not run
+    here is taken to be on A100s, if this machine has no GPU."""
     from . import plan  # takes a second
 
-    where = plan.target(rows, "", processes if processes > 1 or not here else 0)
+    processes = launcher.processes
+    where = plan.target(rows, "", processes if processes > 1 or not launcher.here else 0)
     found = plan.estimate(study, rows, where, val_images=0)
     spread = processes > 1 and not where.on_cpu
     return {e.variant: e.spread_hours if spread else e.hours for e in found}

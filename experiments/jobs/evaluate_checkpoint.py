@@ -2,14 +2,11 @@
 
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import json
-import logging
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from detectron2.config import instantiate
@@ -18,9 +15,6 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import nn
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from backbones.weights import WeightsError, load_detector
 
@@ -34,7 +28,7 @@ from ..json_files import write_json
 from ..recipe import config
 from ..records import RESULT
 from ..training import distributed
-from .detection import now
+from .job import now
 
 LAST = "last"  # link to the folder of the evaluation that was done or asked for last
 _SHORT = {
@@ -103,7 +97,8 @@ def evaluate_checkpoint(
     mark = identity(model, cfg, found)[:8]
     folder = out / f"{config_file.stem}-{weights.absolute().parent.name}-{weights.stem}-{mark}"
     config.check_writable(folder)
-    with _alone(folder / ".lock"):
+    busy = f"another command is at this evaluation, {folder}: wait for it"
+    with distributed.alone(folder / ".lock", busy):
         if distributed.of_main(lambda: (folder / RESULT).is_file()):
             console.print("it was evaluated before: remove its folder to do it again")
         else:
@@ -119,25 +114,6 @@ def evaluate_checkpoint(
     told = ", ".join(told) or "no ground truth, no AP"
     console.print(f"{told} on {figures['images']} images: {folder}", highlight=False)
     return folder
-
-
-def in_processes(count: int, words: Sequence[str]) -> int:
-    """Run `python` with these words in as many processes of one group on this machine, by torchrun.
-
-    Returns:
-        The exit code: that of the process that failed first, 130 if they were told to stop.
-    """
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
-    options = ["--standalone", "--nproc-per-node", str(count), "--no-python", sys.executable]
-    try:
-        torchrun.run(torchrun.parse_args([*options, *words]))
-    except ChildFailedError as error:
-        return error.get_first_failure()[1].exitcode
-    except SignalException:
-        return 130
-    return 0
 
 
 def find_split(name: str) -> Split:
@@ -170,22 +146,6 @@ def _checked(split: Split) -> tuple[int, str]:
         return len(split.read()["categories"]), ""
     found = catalog.read_split(split)
     return len(found.categories), found.notes
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One command at a time; its process 0 holds the lock."""
-    with open(path, "a") as lock:
-
-        def locked() -> bool:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            return False
-
-        if not distributed.of_main(locked):
-            raise UserError(f"another command is at this evaluation, {path.parent}: wait for it")
-        yield
 
 
 @contextlib.contextmanager

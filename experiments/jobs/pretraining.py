@@ -1,13 +1,12 @@
-"""One pre-training run: train, validate, keep the encoder, record."""
+"""A run that pre-trains an encoder: its steps."""
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -16,84 +15,54 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.pretraining.blocks import features
 
-from ..costs import environment
 from ..costs.devices import autocast, precision
 from ..data.stream import Stream
 from ..errors import UserError
-from ..json_files import write_json
 from ..recipe import config, initial_values
-from ..recipe.config import plain_config
-from ..records import LAST_WEIGHTS, VERSION, checkpoints
-from ..records.pretraining import PretrainingRecord
+from ..records import LAST_WEIGHTS, checkpoints
 from ..training import distributed
-from ..training.fit import fit, training_figures
-from .detection import Execute, log_to, now
-from .pretraining_runs import ENCODER, FILES, RECORD, PretrainingRun, copied
+from ..training.fit import fit
+from .job import Job
+from .pretraining_runs import ENCODER, FILES, copied
 
 _LOGGER = logging.getLogger("detectron2")
 
 
-def _execute(run: PretrainingRun) -> None:
-    started = now()
-    folder = Path(run.folder)
-    if config.fingerprint(run.cfg, run.data.digest) != run.fingerprint:
-        raise UserError(f"{run.folder}: what is installed changed since it was planned: run again")
-    config.check_processes(run.cfg, comm.get_world_size())
-    log_to(folder)
-    cfg = copied(run)
-    if comm.is_main_process():
-        LazyConfig.save(cfg, str(folder / "config.yaml"))
-    torch.set_num_threads(cfg.train.threads or distributed.cores())
-    versions, git_commit = environment.versions(), environment.git_commit()
-    macs = distributed.of_main(lambda: step_macs(cfg))
-    files = folder / FILES
-    distributed.of_main(lambda: run.data.write_list(files))
+class Pretraining(Job):
+    """Pre-trains, validates, keeps the encoder, and writes the record."""
 
-    model = _initial(cfg, folder)
+    CHANGED = "{run.folder}: what is installed changed since it was planned: run again"
 
-    def stream() -> Stream:
-        mapper = instantiate(cfg.dataloader.train.mapper)
-        return Stream(run.data.entries("train", files), mapper, cfg.train.seed)
+    def prepare(self) -> tuple[DictConfig, dict[str, Any]]:
+        run, data, cfg = self.run, self.run.data, copied(self.run)
+        macs = distributed.of_main(lambda: step_macs(cfg))
+        distributed.of_main(lambda: data.write_list(self.folder / FILES))
+        found = dict(images=data.counts, train=data.train, val=data.val, digest=data.digest)
+        return cfg, dict(recipe=run.recipe, train_macs=macs, data=found)
 
-    fit(cfg, folder, model, model, stream, macs)
-    state = checkpoints.read(folder / LAST_WEIGHTS)
-    model = instantiate(cfg.model).to(distributed.device())
-    model.load_state_dict(state["model"])
-    figures = validate(model, cfg, run.data.entries("val", files)) if run.data.val else {}
-    if not comm.is_main_process():
-        return
-    torch.save(
-        {"model": {k: v.cpu() for k, v in model.encoder.state_dict().items()}}, folder / ENCODER
-    )
-    record = PretrainingRecord(
-        recipe=run.recipe,
-        scale=run.scale,
-        size=run.size,
-        seed=run.seed,
-        fingerprint=run.fingerprint,
-        figures=figures,
-        params=sum(p.numel() for p in model.parameters()),
-        encoder_params=sum(p.numel() for p in model.encoder.parameters()),
-        train_macs=macs,
-        **training_figures(cfg, state),
-        versions=versions,
-        git_commit=git_commit,
-        started=started,
-        finished=now(),
-        data=dict(
-            images=run.data.counts,
-            train=run.data.train,
-            val=run.data.val,
-            digest=run.data.digest,
-        ),
-        config=plain_config(cfg),
-    )
-    write_json(folder / RECORD, {"version": VERSION, **asdict(record)})
-    checkpoints.remove_all_but_last(folder)
+    def fit(self, cfg: DictConfig, macs: int | None) -> dict[str, Any]:
+        model = _initial(cfg, self.folder)
 
+        def stream() -> Stream:
+            mapper = instantiate(cfg.dataloader.train.mapper)
+            return Stream(self._entries("train"), mapper, cfg.train.seed)
 
-# Pre-trains, keeps the encoder, and writes the record.
-pretrain = Execute(_execute, RECORD)
+        fit(cfg, self.folder, model, model, stream, macs)
+        return checkpoints.read(self.folder / LAST_WEIGHTS)
+
+    def finish(self, cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+        figures = validate(model, cfg, self._entries("val")) if self.run.data.val else {}
+        if comm.is_main_process():
+            encoder = {k: v.cpu() for k, v in model.encoder.state_dict().items()}
+            torch.save({"model": encoder}, self.folder / ENCODER)
+        return dict(
+            figures=figures,
+            params=sum(p.numel() for p in model.parameters()),
+            encoder_params=sum(p.numel() for p in model.encoder.parameters()),
+        )
+
+    def _entries(self, split: str) -> list[dict[str, Any]]:
+        return self.run.data.entries(split, self.folder / FILES)
 
 
 def _initial(cfg: DictConfig, folder: Path) -> nn.Module:

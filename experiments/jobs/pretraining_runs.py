@@ -12,9 +12,9 @@ from backbones import SIZES
 from ..data.pretraining_images import Images
 from ..errors import UserError, unknown
 from ..recipe import config
-from ..records import LAST_WEIGHTS, read_json
-from ..records.pretraining import FOLDER, RECORD
+from ..records import LAST_WEIGHTS, PRETRAINED, PretrainingRecord
 from ..studies import Words
+from .planned import Run
 
 FILES = "files.json"  # names of the images
 ENCODER = "encoder.pth"  # what a detector starts from: the encoder's own keys
@@ -23,41 +23,14 @@ ENCODER = "encoder.pth"  # what a detector starts from: the encoder's own keys
 _SHARED = dict(stem="patchify", block_norm="layer", activation="gelu", registers=0, pre_norm=False)
 
 
-@dataclass(frozen=True)
-class PretrainingRun:
+@dataclass(frozen=True, kw_only=True)
+class PretrainingRun(Run):
     """One recipe at one model size."""
 
+    KIND, LEAVES = PretrainingRecord, (ENCODER, LAST_WEIGHTS)
+    JOB = "experiments.jobs.pretraining.Pretraining"
+
     recipe: str
-    scale: str
-    size: str
-    seed: int
-    fingerprint: str
-    folder: str  # absolute
-    cfg: DictConfig
-    data: Images
-    study: str = FOLDER
-
-    @property
-    def home(self) -> str:
-        """As of `runs.Run`."""
-        return FOLDER
-
-    @property
-    def variant(self) -> str:
-        """How views and job lists call it."""
-        return f"{self.recipe} (pre-training)"
-
-    @property
-    def done(self) -> bool:
-        """Whether its record is there, and what others start from.
-
-        Raises:
-            UserError: there is a record, but broken or of another version.
-        """
-        folder = Path(self.folder)
-        if not all((folder / name).is_file() for name in (RECORD, ENCODER, LAST_WEIGHTS)):
-            return False
-        return read_json(folder / RECORD)["fingerprint"] == self.fingerprint
 
 
 def recipes(size: str = "") -> dict[str, Path]:
@@ -167,10 +140,9 @@ def plan(
             f"recipe {recipe!r} needs labels: each image of {data.train} in a folder by category, "
             "train/<category>/*.jpg, and two categories at least"
         )
-    mark = config.fingerprint(cfg, data.digest)
-    name = f"{recipe}-{size}-seed{seed}-{mark}"
-    folder = (runs_root / scale / FOLDER / name).absolute()
-    return [*before, PretrainingRun(recipe, scale, size, seed, mark, str(folder), cfg, data)]
+    words = dict(study=PRETRAINED, home=PRETRAINED, variant=f"{recipe} (pre-training)", scale=scale)
+    run = PretrainingRun.planned(runs_root, recipe, cfg, data, recipe=recipe, size=size, **words)
+    return [*before, run]
 
 
 def word_of(run: PretrainingRun) -> str:
@@ -187,7 +159,7 @@ def weights(root: Path, word: str) -> Path:
     Raises:
         UserError: it is not there.
     """
-    path = root / FOLDER / word.removeprefix(config.RECIPE) / ENCODER
+    path = root / PRETRAINED / word.removeprefix(config.RECIPE) / ENCODER
     if not path.is_file():
         raise UserError(f"no pre-trained encoder at {path}: run the study again, it comes first")
     return path

@@ -14,34 +14,24 @@ from backbones.weights.fit import fit_encoder
 
 from ..data.annotations import study_folder
 from ..data.catalog import Data
+from ..data.subsets import Shares
 from ..errors import UserError
 from ..json_files import write_json
 from ..recipe import config
 from ..recipe.tuning import FULL
-from ..records import MANIFEST, RECORD, VERSION, read
+from ..records import MANIFEST, VERSION, Record
 from ..studies import Study, Variant, Words
 from . import pretraining_runs
+from .planned import Run
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, kw_only=True)
+class DetectionRun(Run):
     """One variant at one scale, model size and seed."""
 
-    study: str
-    source: str  # what `studies.find` takes: the study's name, or the path of its file
-    variant: str
-    scale: str
-    size: str
-    seed: int
-    fingerprint: str
-    folder: str  # absolute
-    cfg: DictConfig
-    data: Data
+    KIND, JOB = Record, "experiments.jobs.detection.Detection"
 
-    @property
-    def home(self) -> str:
-        """Folder of its study's files, in that of the scale."""
-        return study_folder(self.study, self.data.name)
+    source: str  # what `studies.find` takes: the study's name, or the path of its file
 
     @property
     def root(self) -> Path:
@@ -59,16 +49,6 @@ class Run:
         if config.is_recipe(word):
             return pretraining_runs.weights(self.root, word)
         return config.init_weights(self.cfg)
-
-    @property
-    def done(self) -> bool:
-        """Whether its record is there.
-
-        Raises:
-            UserError: there is one, but broken or of another version.
-        """
-        path = Path(self.folder) / RECORD
-        return path.is_file() and read(path).fingerprint == self.fingerprint
 
 
 @dataclass(frozen=True)
@@ -104,7 +84,7 @@ def rows(
             "choose rows with VARIANTS="
         )
     size = size or study.sizes.get(scale, "")
-    fitting = [v for v in chosen if v.size or not v.only or size in v.only]
+    fitting = [v for v in chosen if not v.only or size in v.only]
     for v in chosen:
         if v not in fitting and (v.name in variants or not fitting):
             raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")
@@ -140,6 +120,21 @@ def left_random(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def shares(cfgs: Iterable[DictConfig]) -> Shares:
+    """How much of their data all of them read.
+
+    Raises:
+        UserError: they differ, so that a study would be on several sets.
+    """
+    found = list(dict.fromkeys(map(config.shares, cfgs)))
+    if len(found) > 1:
+        raise UserError(
+            "rows differ in dataloader.train.share, .test.share or .share_seed: a study is on one "
+            "set of data, give its share with OVERRIDES="
+        )
+    return found[0]
+
+
 def of_own_set(rows: Sequence[Row], data: Data) -> list[str]:
     """What to say of a set of the user's own: how configs are made to fit it, and what is odd in
     it."""
@@ -165,10 +160,8 @@ def plan(
     seeds: int | Mapping[str, int],
     data: Data,
     runs_root: Path,
-) -> list[Run]:
+) -> list[DetectionRun]:
     """The runs of a study, row by row of each seed: a comparison is complete after each seed.
-
-    A run that another study has finished, or begun, is taken from there.
 
     Args:
         seeds: of each row, or of each by its name.
@@ -185,25 +178,19 @@ def plan(
 
 def run_of(
     study: Study, source: str, scale: str, row: Row, seed: int, data: Data, runs_root: Path
-) -> Run:
+) -> DetectionRun:
     """One of them; see `plan`."""
     cfg = config.fitted(row.cfg, data)
     cfg.train.seed = seed
-    name = row.variant.name
-    mark = config.fingerprint(cfg, data.digest)
-    here = runs_root / scale / study_folder(study.name, data.name)
-    here /= f"{name}-{row.size}-seed{seed}-{mark}"
-    there = sorted((runs_root / scale).glob(f"*/*-{mark}"))
-    folder = here if here in there or not there else there[0]
-    return Run(
-        study.name, source, name, scale, row.size, seed, mark, str(folder.absolute()), cfg, data
-    )
+    name, home = row.variant.name, study_folder(study.name, data.name)
+    words = dict(study=study.name, source=source, home=home, variant=name, scale=scale)
+    return DetectionRun.planned(runs_root, name, cfg, data, size=row.size, **words)
 
 
 def write_manifest(
     study: Study,
     rows: list[Row],
-    runs: list[Run],
+    runs: list[DetectionRun],
     folder: Path,
     command: str,
     sweep: dict[str, Any] | None = None,
@@ -248,12 +235,12 @@ def write_manifest(
     )
 
 
-def _source(study: Study, run: Run) -> str:
+def _source(study: Study, run: DetectionRun) -> str:
     """What `studies.find` takes, from any folder."""
     return run.source if run.source == study.name else str(Path(run.source).absolute())
 
 
-def trainings_first(runs: list[Run]) -> list[Run]:
+def trainings_first(runs: list[DetectionRun]) -> list[DetectionRun]:
     """In order, but runs that only evaluate what one before them trains come last."""
     marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
     repeated = [mark in marks[:i] for i, mark in enumerate(marks)]

@@ -13,13 +13,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..data.catalog import Data
 from ..errors import UserError
 from ..evaluation import reach
 from ..recipe import config
 from ..records import NOT_IDENTITY, RECORD, read
 from ..studies import Study, Words
-from .runs import Row, Run, run_of
+from .runs import DetectionRun, Row
 
 SEED = 1000  # that chooses; those compared are 0, 1, ...
 
@@ -109,25 +108,7 @@ def value(sweep: Sweep, cfg: DictConfig, factor: float) -> float:
     return times
 
 
-def choosing(
-    swept: Mapping[str, Mapping[float, Row]],
-    study: Study,
-    source: str,
-    scale: str,
-    data: Data,
-    runs_root: Path,
-) -> dict[str, dict[float, Run]]:
-    """The runs that choose, by row and factor."""
-    return {
-        name: {
-            factor: run_of(study, source, scale, row, SEED, data, runs_root)
-            for factor, row in at.items()
-        }
-        for name, at in swept.items()
-    }
-
-
-def best(runs: Mapping[float, Run]) -> float:
+def best(runs: Mapping[float, DetectionRun]) -> float:
     """The factor whose run, all of which are done, has the highest box AP; of equal ones that
     nearest to 1. Runs that did not learn the data's cue come last: their AP is luck."""
 
@@ -141,7 +122,7 @@ def best(runs: Mapping[float, Run]) -> float:
 
 def words(
     sweep: Sweep | None,
-    runs: Mapping[str, Mapping[float, Run]],
+    runs: Mapping[str, Mapping[float, DetectionRun]],
     chosen: Mapping[str, float],
     folder: Path,
 ) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import queue
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,9 @@ import submitit
 import torch
 
 from ..errors import UserError
-from ..jobs.runs import Run
-from ..training import distributed
+from ..jobs.planned import Run, Stages
+from .launcher import Launcher
+from .view import Progress
 
 _MINUTES = 60 * 24 * 365  # submitit wants a limit
 _LITTLE = 1 << 20  # bytes, too few for what a process leaves at its end
@@ -29,18 +30,8 @@ _JOB_FOLDER = "job"  # in the run's folder: submitit's files and the process's o
 
 
 @dataclass
-class Progress:
-    """What the launcher knows of one run; how far it is stands in the run's own files."""
-
-    run: Run
-    state: str = "waiting"  # then "running", and "done", "failed" or "stopped"
-    error: str = ""  # last line of what went wrong
-    log: Path | None = None
-
-
-@dataclass
-class Launch:
-    """The runs of one command under way."""
+class LocalLaunch:
+    """Runs under way, in the order of their start."""
 
     runs: list[Progress]
     futures: list[Future] = field(default_factory=list)
@@ -50,7 +41,6 @@ class Launch:
 
     @property
     def finished(self) -> bool:
-        """Whether no run is waiting or running any more."""
         return all(future.done() for future in self.futures)
 
     def stop(self) -> str:
@@ -166,56 +156,52 @@ def check_gpus(processes: int) -> None:
         )
 
 
-def launch(runs: list[Run], jobs: int, processes: int, execute: Callable[[Run], str]) -> Launch:
-    """Start the runs, `jobs` at a time, in order.
+class Local(Launcher):
+    """Processes of this machine; one stage after the other."""
 
-    Args:
-        processes: of each run, each with a GPU of its own if there are any.
-        execute: what a process calls with its run.
-    """
-    launched = Launch([Progress(run) for run in runs])
-    gpus = _gpus()
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
+    def start(self, stages: Stages) -> Iterator[LocalLaunch]:
+        cores = len(os.sched_getaffinity(0))
+        for runs in stages:
+            check_gpus(self.processes)
+            yield self._launch(runs, self.jobs or default_jobs(runs, cores, self.processes))
 
-    def one(progress: Progress) -> None:
-        slot = slots.get()
-        try:
-            folder = Path(progress.run.folder) / _JOB_FOLDER
-            executor = submitit.LocalExecutor(folder)
-            own = [
-                gpus[(slot * processes + i) % len(gpus)] for i in range(processes if gpus else 0)
-            ]
-            executor.update_parameters(
-                timeout_min=_MINUTES,
-                tasks_per_node=processes,
-                gpus_per_node=len(own),
-                visible_gpus=own,
-                stderr_to_stdout=True,
-            )
-            with _stderr_to(folder / "submitit.log"):
-                job = executor.submit(execute, progress.run)
-            launched.jobs.append(job)
-            if launched.stopping.is_set():
-                job.cancel()
-            progress.log = Path(job.paths.stdout)
-            progress.state = "running"
-            job.wait()
-            progress.error, progress.log = first_error(job)
-            progress.state = "failed" if progress.error else "done"
-        except Exception as error:  # of submitit's own files: no space, no permission
-            progress.state, progress.error = "failed", f"{type(error).__name__}: {error}"
-        finally:
+    def _launch(self, runs: list[Run], jobs: int) -> LocalLaunch:
+        """Start the runs, `jobs` at a time, in order."""
+        launched = LocalLaunch([Progress(run) for run in runs])
+        gpus = _gpus()
+        slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(jobs):
             slots.put(slot)
 
-    launched.pool = ThreadPoolExecutor(max_workers=jobs)
-    launched.futures = [launched.pool.submit(one, progress) for progress in launched.runs]
-    return launched
+        def one(progress: Progress) -> None:
+            slot = slots.get()
+            try:
+                folder = Path(progress.run.folder) / _JOB_FOLDER
+                executor = submitit.LocalExecutor(folder)
+                ranks = range(self.processes if gpus else 0)
+                own = [gpus[(slot * self.processes + i) % len(gpus)] for i in ranks]
+                executor.update_parameters(
+                    timeout_min=_MINUTES,
+                    tasks_per_node=self.processes,
+                    gpus_per_node=len(own),
+                    visible_gpus=own,
+                    stderr_to_stdout=True,
+                )
+                with _stderr_to(folder / "submitit.log"):
+                    job = executor.submit(progress.run)
+                launched.jobs.append(job)
+                if launched.stopping.is_set():
+                    job.cancel()
+                progress.log = Path(job.paths.stdout)
+                progress.state = "running"
+                job.wait()
+                progress.error, progress.log = first_error(job)
+                progress.state = "failed" if progress.error else "done"
+            except Exception as error:  # of submitit's own files: no space, no permission
+                progress.state, progress.error = "failed", f"{type(error).__name__}: {error}"
+            finally:
+                slots.put(slot)
 
-
-def here(runs: list[Run], execute: Callable[[Run], str]) -> None:
-    """One run after the other in this process and those that torchrun started with it."""
-    with distributed.process_group():
-        for run in runs:
-            execute(run)
+        launched.pool = ThreadPoolExecutor(max_workers=jobs)
+        launched.futures = [launched.pool.submit(one, progress) for progress in launched.runs]
+        return launched

@@ -7,8 +7,6 @@ read from what it left (record, result, log), because clusters without accountin
 """
 
 import contextlib
-import dataclasses
-import datetime
 import io
 import itertools
 import os
@@ -18,189 +16,36 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, JobPaths
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..jobs import pretraining_runs
-from ..jobs.runs import Run
+from ..jobs.planned import Run, Stages
 from ..json_files import write_json
 from ..recipe import config
 from ..records import VERSION, read_json
-from .local import Progress, first_error
+from .launcher import Launcher
+from .local import first_error
+from .settings import Settings
+from .view import Progress
 
-FILE, VARIABLE = "slurm.toml", "ABLATIONS_SLURM"
-_COMMANDS = ("sbatch", "srun", "squeue", "scontrol")
 _NOTE = "slurm.json"  # in a run's folder: which job of which array
 _EVERY_S = 5.0  # between calls of squeue
 _PATIENCE_S = 30.0  # for an answer of squeue
 _TIME_LIMITS = 1000  # how often a job may reach its time limit
-_WARNING_S = 120  # before the time limit, for finishing a step and writing a checkpoint
 # Of squeue; others are of jobs that go on, or will.
 _ENDED = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "REVOKED", "TIMEOUT",
 )  # fmt: skip
-# Options of sbatch that are not the user's alone.
-_OURS = ("array", "error", "job-name", "nodes", "ntasks", "ntasks-per-node", "output", "time")
-_KINDS = {
-    int: "a whole number",
-    str: "a word in quotes",
-    int | str: 'minutes, or a time in quotes: "24:00:00"',
-    list: "a list of shell lines in quotes",
-    dict: "options of sbatch",
-}
 # A signal to checkpoint that comes before Python listens to it would end the process.
 _PYTHON = ["bash", "-c", 'trap "" USR2; exec "$0" "$@"', sys.executable]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a cluster wants to be told: the keys of slurm.toml, in sbatch's words."""
-
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
-    gres: str = ""  # where a cluster does not know gpus_per_node
-    mem: str = ""  # of a node, e.g. "64G"; a run on a part of one asks for as large a part of it
-    time: int | str = "24:00:00"  # minutes, or as sbatch reads it; a run goes on in the next job
-    gpus_per_node: int = 0
-    ntasks_per_node: int = 0  # processes of a run on one node; 0: one per GPU
-    max_nodes: int = 0  # of one run; 0: any
-    cpus_per_task: int = 0  # of one process; 0: the cluster's default
-    max_jobs: int = 0  # that run at a time; 0: any
-    setup: list = field(default_factory=list)  # shell lines before a run, e.g. "module load cuda"
-    sbatch: dict = field(default_factory=dict)  # any other option, by its long name
-
-    @property
-    def minutes(self) -> int:
-        """The time limit."""
-        return self.time if isinstance(self.time, int) else _minutes(self.time)
-
-    @property
-    def per_node(self) -> int:
-        """Processes that fill a node."""
-        return self.ntasks_per_node or self.gpus_per_node or 1
-
-    def layout(self, processes: int) -> tuple[int, int]:
-        """Nodes, and processes on each, of a run over that many processes.
-
-        Raises:
-            UserError: they do not fill their nodes, or are too many.
-        """
-        per_node = self.per_node
-        if processes <= per_node:
-            return 1, processes
-        nodes, rest = divmod(processes, per_node)
-        if rest:
-            raise UserError(
-                f"GPUS={processes} do not fill nodes of {per_node} (ntasks_per_node or "
-                f"gpus_per_node in {FILE}): give a multiple of {per_node}, or up to {per_node}"
-            )
-        if self.max_nodes and nodes > self.max_nodes:
-            raise UserError(
-                f"GPUS={processes} take {nodes} nodes of {per_node}, max_nodes in {FILE} is "
-                f"{self.max_nodes}: give GPUS={self.max_nodes * per_node} at most"
-            )
-        return nodes, per_node
-
-
-def _minutes(text: str) -> int:
-    """sbatch's time limit, "[days-]hours:minutes:seconds" and shorter, in whole minutes.
-
-    Raises:
-        ValueError: not of that form, or less than a minute.
-    """
-    days, dash, rest = text.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if len(parts) > 3:
-        raise ValueError(text)
-    # Without days, two parts are minutes and seconds, and one is minutes.
-    parts = [0] * (0 if dash or len(parts) == 3 else 1) + parts
-    hours, minutes, seconds = [*parts, 0, 0][:3]
-    limit = datetime.timedelta(
-        int(days) if dash else 0, hours=hours, minutes=minutes, seconds=seconds
-    )
-    whole = -(-limit // datetime.timedelta(minutes=1))
-    if whole < 1:
-        raise ValueError(text)
-    return whole
-
-
-def settings_for(processes: int) -> Settings:
-    """What `launch` needs.
-
-    Args:
-        processes: of one run.
-
-    Raises:
-        UserError: no Slurm here, or as of `read_settings` and `Settings.layout`.
-    """
-    lacking = [command for command in _COMMANDS if not shutil.which(command)]
-    if lacking:
-        raise UserError(f"LAUNCHER=slurm needs {', '.join(lacking)} here: use a node of a cluster")
-    settings = read_settings()
-    settings.layout(processes)
-    return settings
-
-
-def read_settings() -> Settings:
-    """The file that $ABLATIONS_SLURM names, or slurm.toml in this folder; without it, defaults.
-
-    Raises:
-        UserError: it cannot be read, or has a key that is unknown or of another type.
-    """
-    named = os.environ.get(VARIABLE, "")
-    path = Path(named or FILE)
-    if not named and not path.exists():
-        return Settings()
-    try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {why}. docs/cluster.md has an example") from error
-    types = {f.name: f.type for f in dataclasses.fields(Settings)}
-    for key, value in content.items():
-        if key not in types:
-            raise unknown("key", key, types, f" in {path} (other options of sbatch go to [sbatch])")
-        if not isinstance(value, types[key]) or isinstance(value, bool):
-            raise UserError(f"{key} in {path} is {value!r}: it takes {_KINDS[types[key]]}")
-        if isinstance(value, int) and value < 0:
-            raise UserError(f"{key} in {path} is {value}: it takes no negative number")
-    for line in content.get("setup", ()):
-        if not isinstance(line, str):
-            raise UserError(f"setup in {path} has {line!r}: it takes shell lines in quotes")
-    for option, value in content.get("sbatch", {}).items():
-        if option.replace("_", "-") in _OURS:
-            raise UserError(
-                f"{option} of [sbatch] in {path} is not for there: "
-                "GPUS=, the study, or a key above [sbatch] set it"
-            )
-        if not isinstance(value, (str, int, float)) or value is False:
-            raise UserError(f"{option} of [sbatch] in {path} is {value!r}: it takes a word or true")
-    settings = Settings(**content)
-    if "gpu" in settings.gres and not settings.ntasks_per_node:
-        raise UserError(
-            f"gres in {path} is {settings.gres!r}: give ntasks_per_node too, the GPUs of a node"
-        )
-    try:
-        limit = settings.minutes
-    except ValueError:
-        limit = 0
-    if limit < 1:
-        raise UserError(
-            f"time in {path} is {settings.time!r}: it takes minutes, or "
-            '"[days-]hours:minutes:seconds"'
-        )
-    return settings
 
 
 @dataclass(frozen=True)
@@ -279,8 +124,8 @@ def _one_line(words: str) -> str:
 
 
 @dataclass
-class Launch:
-    """The runs of one command as jobs of a cluster; as `experiments.launching.local.Launch`."""
+class SlurmLaunch:
+    """The runs of one command as jobs of a cluster."""
 
     runs: list[Progress]
     jobs: list[_Job]
@@ -289,7 +134,7 @@ class Launch:
 
     @property
     def finished(self) -> bool:
-        """Whether no run is waiting or running any more; asks Slurm now and then."""
+        """Asks Slurm now and then."""
         if time.monotonic() - self._looked > _EVERY_S:
             self._look()
             self._looked = time.monotonic()
@@ -358,116 +203,73 @@ def _error(job: _Job, state: str) -> tuple[str, Path | None]:
     return ": ".join([ended, *(slurm or told)[-1:]]), job.log
 
 
-def launch(
-    runs: list[Run],
-    jobs: int,
-    processes: int,
-    settings: Settings,
-    execute: Callable[[Run], str],
-    before: Launch | None = None,
-) -> Launch:
-    """Submit the runs, but those whose jobs wait or run already.
+class Slurm(Launcher):
+    """Jobs of a cluster. All is submitted at once: whoever called may go."""
 
-    Args:
-        jobs: that run at a time; 0: as the settings say.
-        processes: of one run.
-        execute: what a job calls with its run.
-        before: pre-trainings that were submitted; runs that start from one come after its job,
-            whether somebody follows them here or not.
+    here = False
 
-    Returns:
-        Those before, and the runs.
+    def __init__(self, jobs: int, processes: int, settings: Settings):
+        super().__init__(jobs, processes)
+        self.settings = settings
 
-    Raises:
-        UserError: Slurm refuses, with its own words; none of these runs is submitted then.
-    """
-    before = before or Launch([], [])
-    pretrained = {
-        pretraining_runs.word_of(progress.run): job
-        for progress, job in zip(before.runs, before.jobs, strict=True)
-    }
-    starts = [pretrained.get(run.cfg.train.init_weights) for run in runs]
-    nodes, tasks = settings.layout(processes)
-    noted = [_noted_job(run) for run in runs]
-    queue = _queue([job for job in noted if job])
-    known = [job if job and queue.get(job, _ENDED)[0] not in _ENDED else None for job in noted]
-    # A run that differs from another at test time only takes that one's weights: it comes after.
-    marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
-    for repeated, start in itertools.product((False, True), dict.fromkeys(starts)):
-        new = [
-            i
-            for i, mark in enumerate(marks)
-            if not known[i] and starts[i] == start and (marks.index(mark) < i) == repeated
-        ]
-        first = [known[marks.index(marks[i])] for i in new] if repeated else []
-        after = {job.id for job in (start, *first) if job and job.id}
-        submitted = _submit([runs[i] for i in new], jobs, nodes, tasks, settings, execute, after)
-        for i, job in zip(new, submitted, strict=True):
-            known[i] = job
-    progress = [*before.runs, *(Progress(run) for run in runs)]
-    return Launch(progress, [*before.jobs, *known])
+    def start(self, stages: Stages) -> Iterator[SlurmLaunch]:
+        launched = SlurmLaunch([], [])
+        for runs in stages:
+            self._add(runs, launched)
+        if launched.runs:
+            yield launched
 
+    def _add(self, runs: list[Run], before: SlurmLaunch) -> None:
+        """Submit runs, but those whose jobs wait or run already. Those that start from a
+        pre-training among the ones before come after its job, whether somebody follows them here
+        or not.
 
-def _submit(
-    runs: list[Run],
-    jobs: int,
-    nodes: int,
-    tasks: int,
-    settings: Settings,
-    execute: Callable[[Run], str],
-    after: set[str],
-) -> list[_Job]:
-    """One array of all runs, to start when the jobs `after` have ended."""
-    if not runs:
-        return []
-    name = f"{re.sub(r'[^A-Za-z0-9_-]', '-', runs[0].study)}-{uuid.uuid4().hex[:8]}"
-    folder = Path(runs[0].folder).parents[1] / runs[0].home / "jobs" / name
-    submitted = [_Job(folder, i if len(runs) > 1 else None) for i in range(len(runs))]
-    executor = submitit.SlurmExecutor(folder, _TIME_LIMITS, python=shlex.join(_PYTHON))
-    executor.update_parameters(**_parameters(settings, name, jobs, nodes, tasks, after))
-    # First the notes: whoever comes after a crash right here looks for jobs of that name.
-    for run, job in zip(runs, submitted, strict=True):
-        _write_note(run, job)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
-            executor.map_array(execute, runs)
-    except (FailedJobError, FailedSubmissionError) as error:
-        for run in runs:
-            (Path(run.folder) / _NOTE).unlink()
-        shutil.rmtree(folder)
-        raise UserError(f"sbatch refused: {_one_line(str(error))}") from error
-    return submitted
+        Raises:
+            UserError: Slurm refuses, with its own words; none of these runs is submitted then.
+        """
+        pretrained = {
+            pretraining_runs.word_of(progress.run): job
+            for progress, job in zip(before.runs, before.jobs, strict=True)
+        }
+        starts = [pretrained.get(run.cfg.train.init_weights) for run in runs]
+        noted = [_noted_job(run) for run in runs]
+        queue = _queue([job for job in noted if job])
+        known = [job if job and queue.get(job, _ENDED)[0] not in _ENDED else None for job in noted]
+        # A run that differs from another at test time only takes that one's weights: it is later.
+        marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
+        for repeated, start in itertools.product((False, True), dict.fromkeys(starts)):
+            new = [
+                i
+                for i, mark in enumerate(marks)
+                if not known[i] and starts[i] == start and (marks.index(mark) < i) == repeated
+            ]
+            first = [known[marks.index(marks[i])] for i in new] if repeated else []
+            after = {job.id for job in (start, *first) if job and job.id}
+            submitted = self._submit([runs[i] for i in new], after)
+            for i, job in zip(new, submitted, strict=True):
+                known[i] = job
+        before.runs += [Progress(run) for run in runs]
+        before.jobs += known
 
-
-def _parameters(
-    settings: Settings, name: str, jobs: int, nodes: int, tasks: int, after: set[str]
-) -> dict[str, Any]:
-    """As submitit wants them."""
-    words = ("partition", "account", "qos", "constraint", "cpus_per_task")
-    parameters = {word: getattr(settings, word) or None for word in words}
-
-    # Of a node, as the settings are: a run on a part of one asks for that part.
-    def part(of_node: re.Match) -> str:
-        return str(-(-int(of_node[0]) * tasks // settings.per_node))
-
-    for word in ("gres", "mem"):
-        parameters[word] = re.sub(r"\d+(?=[KMGT]?$)", part, getattr(settings, word)) or None
-    gpus = min(tasks, settings.gpus_per_node)
-    srun = ["--kill-on-bad-exit=1"]  # else the other processes of a run wait for one that died
-    if settings.cpus_per_task:
-        srun.append(f"--cpus-per-task={settings.cpus_per_task}")  # Slurm 22.05: no longer inherited
-    return parameters | dict(
-        job_name=name,
-        time=settings.minutes,
-        nodes=nodes,
-        ntasks_per_node=tasks,
-        gpus_per_node=gpus or None,
-        setup=settings.setup or None,
-        array_parallelism=jobs or settings.max_jobs or 10_000,
-        signal_delay_s=min(_WARNING_S, settings.minutes * 60 // 4),
-        dependency=":".join(["afterany", *sorted(after)]) if after else None,
-        stderr_to_stdout=True,
-        srun_args=srun,
-        wckey=None,
-        additional_parameters={"requeue": True, **settings.sbatch},
-    )
+    def _submit(self, runs: list[Run], after: set[str]) -> list[_Job]:
+        """One array of all runs, to start when the jobs `after` have ended."""
+        if not runs:
+            return []
+        name = f"{re.sub(r'[^A-Za-z0-9_-]', '-', runs[0].study)}-{uuid.uuid4().hex[:8]}"
+        folder = Path(runs[0].folder).parents[1] / runs[0].home / "jobs" / name
+        submitted = [_Job(folder, i if len(runs) > 1 else None) for i in range(len(runs))]
+        executor = submitit.SlurmExecutor(folder, _TIME_LIMITS, python=shlex.join(_PYTHON))
+        words = self.settings.parameters(name, self.jobs, self.processes, after)
+        executor.update_parameters(**words)
+        # First the notes: whoever comes after a crash right here looks for jobs of that name.
+        for run, job in zip(runs, submitted, strict=True):
+            _write_note(run, job)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+                executor.submit_array(runs)
+        except (FailedJobError, FailedSubmissionError) as error:
+            for run in runs:
+                (Path(run.folder) / _NOTE).unlink()
+            shutil.rmtree(folder)
+            raise UserError(f"sbatch refused: {_one_line(str(error))}") from error
+        return submitted

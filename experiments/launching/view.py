@@ -4,16 +4,38 @@ import datetime
 import json
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ..jobs.planned import Run
 from ..records import METRICS
-from .local import Launch, Progress
 
 _LINE_EVERY = 30.0  # seconds between reports where there is no terminal
+
+
+@dataclass
+class Progress:
+    """What the launcher knows of one run; how far it is stands in the run's own files."""
+
+    run: Run
+    state: str = "waiting"  # then "running", and "done", "failed" or "stopped"
+    error: str = ""  # last line of what went wrong
+    log: Path | None = None
+
+
+class Launch(Protocol):
+    """Runs under way: how far they are, whether all have ended, and what to do where the user stops
+    following them, which says what becomes of them."""
+
+    runs: list[Progress]
+    finished: bool
+
+    def stop(self) -> str: ...
 
 
 def follow(launch: Launch, console: Console) -> None:

@@ -5,7 +5,7 @@ import json
 import reprlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -17,6 +17,7 @@ RECORD, MANIFEST = "record.json", "study.json"
 LAST_WEIGHTS = "model_final.pth"  # of a run, beside its record
 RESULT = "result.json"  # of a checkpoint's evaluation outside of studies
 METRICS = "metrics.json"  # of a run: a JSON line per log period
+PRETRAINED = "pretrained"  # folder of pre-trainings, beside the studies of a scale
 FOREIGN = "foreign"  # fingerprint of results that this suite did not make, and their folder
 # Keys of a config that do not change the result of a run, and so are no part of its identity.
 NOT_IDENTITY = (
@@ -51,8 +52,41 @@ COCO_FIGURES = (
 LVIS_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
-@dataclass(frozen=True)
-class Record:
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What every finished run leaves behind."""
+
+    FILE = ""  # its name, beside the run's other files
+
+    scale: str
+    size: str
+    seed: int
+    fingerprint: str
+    params: int | None  # of all that is trained
+    encoder_params: int
+    # Of training: of the run that trained, where several share one and differ at test time only.
+    train_macs: int | None = None  # of one image's forward and backward pass; None: not counted
+    train_seconds: float  # in the training loop, over all resumes
+    images_per_second: float  # in training
+    peak_memory_mib: float  # of one process, up to the end of training; memory_kind says of what
+    memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
+    precision: str  # of training: "bfloat16 autocast", "float32", ...; each, where it changed
+    device: str  # of training; each of them, where it went on on another
+    threads: int  # of a process in training
+    processes: int = 1  # of training: devices, or processes on a CPU
+    skipped: int = 0  # steps left out, see train.may_skip
+    # That trained, see `environment.processor`; several ", then "; empty: a GPU, or not noted.
+    machine: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str]
+    git_commit: str
+    started: str  # ISO 8601, UTC
+    finished: str
+    data: dict[str, Any]  # images (of train and val), train, val (files, or folders), digest
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(Trained):
     """One finished run; or a foreign result, whose unknown fields are None (`analysis.foreign`).
 
     `box` and `mask` map `COCO_FIGURES`, or `LVIS_FIGURES` if `data["kind"]` is "lvis", to 0..100,
@@ -60,46 +94,35 @@ class Record:
     `predictions` is COCO's result format, beside the record: what resampling needs per image.
     """
 
+    FILE = RECORD
+
     study: str
     variant: str
-    scale: str
-    size: str
-    seed: int
-    fingerprint: str
     box: dict[str, float | None]
     mask: dict[str, float | None]
     predictions: str  # file, relative to the record's folder
-    params: int | None  # of the whole detector
     macs: int | None  # of the whole detector, one image, see experiments.costs.detector_cost
     activations: int  # elements that convs, linear layers and attention put out, same image
-    encoder_params: int
     encoder_macs: int
     input_size: tuple[int, int]  # height, width in pixels of the image that macs are for
-    # Of training: of the run that trained, where several share one and differ at test time only.
-    train_seconds: float  # in the training loop, over all resumes
-    images_per_second: float  # in training
     evaluate_seconds: float  # detecting, over all resumes, and scoring; by the clock
-    peak_memory_mib: float  # of one process, up to the end of training; memory_kind says of what
-    memory_kind: str  # "process resident" (CPU) or "allocated on device" (CUDA)
-    precision: str  # of training: "bfloat16 autocast", "float32", ...; each, where it changed
-    device: str  # of training; each of them, where it went on on another
-    threads: int  # of a process in training
-    versions: dict[str, str]
-    git_commit: str
-    started: str  # ISO 8601, UTC
-    finished: str
-    data: dict[str, Any]  # kind, images (of train and val), train, val (files), digest
-    config: dict[str, Any]
-    processes: int = 1  # of training: devices, or processes on a CPU
-    train_macs: int | None = None  # of one image's forward and backward pass; None: not counted
-    skipped: int = 0  # steps left out, see train.may_skip
-    # That trained, see `environment.processor`; several ", then "; empty: a GPU, or not noted.
-    machine: dict[str, str] = field(default_factory=dict)
     # By distance, objects annotated, found, and found with the right cue (evaluation/reach.py);
     # None: the data have no cue.
     reach: dict[str, list[int]] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainingRecord(Trained):
+    """One finished pre-training."""
+
+    FILE = "pretraining.json"
+
+    recipe: str
+    # Of the validation images, see `experiments.jobs.pretraining.validate`.
+    figures: dict[str, float]
+
+
+T = TypeVar("T", bound=Trained)
 _AGAIN = "Move it away and run again"
 _NUMBER = float | int | None
 # What the analysis could not do with another type of.
@@ -143,21 +166,23 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def write(folder: Path, record: Record) -> Path:
+def write(folder: Path, record: Trained) -> Path:
     """Write the record of the run in `folder`."""
-    write_json(folder / RECORD, {"version": VERSION, **asdict(record)})
-    return folder / RECORD
+    write_json(folder / record.FILE, {"version": VERSION, **asdict(record)})
+    return folder / record.FILE
 
 
-def read(path: Path) -> Record:
+def read(path: Path, kind: type[T] = Record) -> T:
     """The record in a file; errors as of `read_json`."""
     content = read_json(path)
     del content["version"]
     what = f"{path} is no whole record"
     try:
-        record = Record(**content)
+        record = kind(**content)
     except TypeError as error:
         raise UserError(f"{what}: {error}. {_AGAIN}") from error
+    if kind is not Record:
+        return record
     _check(what, content, _RECORD)
     for kind in ("box", "mask"):
         _check(f"{what}: {kind}", content[kind], dict.fromkeys(content[kind], _NUMBER))

@@ -1,7 +1,8 @@
 """Which pre-trained encoder's features are worth most to a detector that leaves them as they are?
 
-    make ablation-frozen-probe                        mini scale: a minute a row and seed
-    make ablation-frozen-probe SCALE=coco SIZE=vit-s  COCO, or a set of your own with DATASET= VAL=
+    make ablation-frozen-probe                          mini scale: a minute a row and seed
+    make ablation-frozen-probe SCALE=small              a tenth of COCO, ViT-S (SIZE=vit-b as well)
+    make ablation-frozen-probe SCALE=coco DATASET= VAL= all of a set of your own
 
 The encoder is frozen, each image has one fixed view, and the features of all are computed once and
 kept (docs/tuning.md): a row costs the heads alone, which are few (the detector `probe` of
@@ -55,7 +56,7 @@ study = Study(
     question="Which encoder's features are worth most to a detector that leaves them as they are?",
     words=_FROZEN,
     detector="probe",
-    sizes={"mini": "vit-mini", "coco": "vit-s"},
+    sizes={"mini": "vit-mini", "small": "vit-s", "coco": "vit-s"},
     variants=(
         _row("none", "none"),
         _row("sup-in1k", "sup_in1k"),

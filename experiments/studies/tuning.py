@@ -1,6 +1,7 @@
 """How much of a pre-trained encoder should train?
 
     make ablation-tuning                        mini scale: 2 minutes a row and seed, at most
+    make ablation-tuning SCALE=small            a share of COCO, ViT-S, on one GPU
     make ablation-tuning SCALE=coco SIZE=vit-b  COCO (any plain ViT)
 
 From all of it to nothing; neck and heads train in all rows:

@@ -69,22 +69,24 @@ def process_group() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
+def alone(path: Path, busy: str = "") -> Iterator[None]:
     """One run at a time: process 0 holds the lock, those of another run wait.
 
     Raises:
-        UserError: for a day.
+        UserError: for a day; or, with words for one that is busy, at once.
     """
     with open(path, "a") if comm.is_main_process() else contextlib.nullcontext() as file:
-        of_main(lambda: _lock(file, path))
+        of_main(lambda: _lock(file, path, busy))
         yield
 
 
-def _lock(file: TextIO, path: Path) -> None:
+def _lock(file: TextIO, path: Path, busy: str) -> None:
     end = None
     while True:
         with contextlib.suppress(BlockingIOError):
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if busy:
+            raise UserError(busy)
         if end is None:
             end = time.monotonic() + _LOCKED.total_seconds()
             print(f"waiting for another command, which holds {path}", flush=True)

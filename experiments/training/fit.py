@@ -21,15 +21,8 @@ from ..recipe import config
 from ..recipe.optim import param_groups
 from ..records import METRICS, checkpoints
 from . import distributed, passes
-from .training_loop import (
-    Average,
-    Checkpoints,
-    LearningRates,
-    Meter,
-    Trainer,
-    compile_blocks,
-    parallel,
-)
+from .hooks import Average, Checkpoints, LearningRates, Meter
+from .training_loop import Trainer, compile_blocks, parallel
 
 
 def fit(
@@ -48,7 +41,7 @@ def fit(
         model: on the CPU; called with a list of what the stream gives, it returns losses.
         encoder: the part of it whose blocks `train.compile` compiles.
         stream: makes the training images; called only if there is something to train.
-        macs: of one image's forward and backward pass, or None, see `training_loop.Meter`.
+        macs: of one image's forward and backward pass, or None, see `hooks.Meter`.
 
     Raises:
         FloatingPointError: losses or gradients are not finite, more often than `train.may_skip`.

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import bootstrap
-from analysis.bootstrap import Draws, Estimate
+from analysis import bootstrap, estimates
+from analysis.bootstrap import Draws
+from analysis.estimates import Estimate
 from experiments import records
 from experiments.errors import UserError
 from experiments.evaluation import average_precision, matches
@@ -304,7 +305,7 @@ def test_student(freedom, expected):
 )
 def test_quantiles_are_those_of_published_tables(sides, rows, freedom, expected):
     """Dunnett 1964, Tables 1 and 2, 95 %."""
-    assert bootstrap._quantiles(0.95, sides, freedom, rows, 0.5)[1] == pytest.approx(
+    assert estimates._quantiles(0.95, sides, freedom, rows, 0.5)[1] == pytest.approx(
         expected, abs=0.01
     )
 
@@ -315,7 +316,7 @@ def test_quantiles_are_scipys():
     bounds = stats.dunnett(*samples[1:], control=samples[0]).confidence_interval(0.95)
     half = (bounds.high - bounds.low) / 2
     error = math.sqrt(samples.var(axis=1, ddof=1).mean() * 2 / 6)
-    assert half / error == pytest.approx(bootstrap._quantiles(0.95, 2, 20, 3, 0.5)[1], rel=0.003)
+    assert half / error == pytest.approx(estimates._quantiles(0.95, 2, 20, 3, 0.5)[1], rel=0.003)
 
 
 def study_of(values: np.ndarray, noise: float = 0.0) -> dict[str, dict[int, Draws]]:
@@ -347,7 +348,7 @@ def test_what_a_seed_does_in_all_rows_is_in_no_interval():
     design = np.concatenate([np.equal.outer(part, range(4)) for part in (rows, seeds)], axis=1)
     left = np.linalg.lstsq(design.astype(float), values.ravel(), rcond=None)[0]
     variance = np.square(values.ravel() - design @ left).sum() / (3 * 2)
-    quantile = bootstrap._quantiles(0.97, 2, 6, 3, 0.5)[1]
+    quantile = estimates._quantiles(0.97, 2, 6, 3, 0.5)[1]
     for name, row in zip("bcd", values[1:], strict=True):
         estimate = found[name]["AP"]
         assert (estimate.spread, estimate.freedom, estimate.rows) == ("pooled", 6, 3)

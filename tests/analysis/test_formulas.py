@@ -6,8 +6,9 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.vit import ViT as Detectron2ViT
 from segment_anything.modeling import ImageEncoderViT
 
-from analysis import formulas
-from analysis.formulas import PAPER_SIZES, Amount, total
+from analysis import formula_tables, formulas
+from analysis.formula_tables import PAPER_SIZES
+from analysis.formulas import Amount, total
 from analysis.paper import published
 from backbones import SIZES, build_encoder
 from experiments.costs import detector_cost as cost
@@ -54,7 +55,7 @@ def test_sams_and_detectron2s_encoders(name):
     relative = total(v for part, v in parts.items() if part.endswith("relative positions"))
     closed = formulas.sam_params(size["embed_dim"], depth)
     assert closed == encoder.params - relative.params == SAM_PARAMS[name]
-    shown = formulas.encoder_table([name]).set_index("part").loc["SAM's encoder"]
+    shown = formula_tables.encoder_table([name]).set_index("part").loc["SAM's encoder"]
     assert shown[f"{name} params"] == f"{encoder.params:,}"
     assert shown[f"{name} GMACs"] == f"{encoder.macs / 1e9:,.3f}"
 
@@ -178,23 +179,23 @@ def cascade_over_one_box_head() -> Amount:
 
 
 def test_the_table_adds_up():
-    table = formulas.encoder_table(["vit-mini", "vit-s"], count=1).set_index("part")
+    table = formula_tables.encoder_table(["vit-mini", "vit-s"], count=1).set_index("part")
     for column in table:
         numbers = table[column].str.replace(",", "").astype(float)
         parts = numbers.drop(["encoder", "SAM's encoder"])
         assert parts.sum() == pytest.approx(numbers["encoder"], abs=0.001 * len(parts))
     with pytest.raises(UserError, match="unknown size 'vit-x'"):
-        formulas.encoder_table(["vit-x"])
+        formula_tables.encoder_table(["vit-x"])
 
 
 def test_one_count_per_head_gives_the_estimates_that_circulate():
-    table = formulas.per_head_table()
+    table = formula_tables.per_head_table()
     assert list(table["both x 16 x 2, T"]) == ["15.3", "47.4", "94.9"]
     assert list(table["encoder, TMACs"]) == ["0.48", "1.49", "2.98"]
 
 
 def test_all_global_is_cheapest_only_if_its_products_are_unknown():
-    table = formulas.propagation_table(["vit-b"]).set_index("propagation").astype(float)
+    table = formula_tables.propagation_table(["vit-b"]).set_index("propagation").astype(float)
     assert table["vit-b TMACs"].idxmax() == "all global"
     assert table["vit-b products unknown"].idxmin() == "all global"
     for name, propagation, count in (("none", "none", 0), ("all global", "global", 12)):

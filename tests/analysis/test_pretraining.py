@@ -14,8 +14,8 @@ from PIL import Image
 from analysis import pretraining
 from experiments.data.mini import classes as mini_classes
 from experiments.data.pretraining_images import prepare
-from experiments.jobs.pretraining import pretrain
-from experiments.jobs.pretraining_runs import RECORD, plan
+from experiments.jobs.pretraining_runs import plan
+from experiments.records import PretrainingRecord
 
 WORDS = {
     "train.max_iter": 4,
@@ -44,7 +44,7 @@ def pretrained(tmp_path_factory) -> dict[str, Path]:
         (run,) = plan(
             f"recipe:{recipe}", "mini", "vit-mini", prepare("mini", str(data)), root / "runs", WORDS
         )
-        pretrain(run)
+        run()
         found[recipe] = Path(run.folder)
     return found
 
@@ -57,7 +57,7 @@ def scale(pretrained, tmp_path) -> Path:
 def test_table_curves_and_pictures(analysis, scale, pretrained):
     code, said = analysis("pretraining", scale)
     assert code == 0
-    record = json.loads((pretrained["sup"] / RECORD).read_text())
+    record = json.loads((pretrained["sup"] / PretrainingRecord.FILE).read_text())
     (row,) = [line for line in said.splitlines() if line.startswith("sup ")]
     assert f"accuracy {100 * record['figures']['accuracy']:.1f} %" in row
     assert f"cross entropy, nats {record['figures']['loss_cls']:.3f}" in row
@@ -124,8 +124,9 @@ def test_without_validation_images_training_images_are_drawn(pretrained):
 def test_runs_of_one_name_are_told_apart(analysis, scale):
     (mae,) = (scale / "pretrained").glob("mae-*")
     other = Path(shutil.copytree(mae, mae.with_name("other")))
-    record = json.loads((other / RECORD).read_text()) | {"fingerprint": "0123456789"}
-    (other / RECORD).write_text(json.dumps(record))
+    record = json.loads((other / PretrainingRecord.FILE).read_text())
+    record["fingerprint"] = "0123456789"
+    (other / PretrainingRecord.FILE).write_text(json.dumps(record))
     assert analysis("pretraining", scale)[0] == 0
     curves = pd.read_csv(scale / "pretrained" / "learning-curves.csv")
     assert curves["run"].nunique() == 3
@@ -157,9 +158,9 @@ def test_what_is_not_there_is_one_line(analysis, scale, tmp_path):
     assert (code, said.count("\n")) == (2, 1)
     assert "nothing is pre-trained in" in said
     (mae,) = (scale / "pretrained").glob("mae-*")
-    record = json.loads((mae / RECORD).read_text())
+    record = json.loads((mae / PretrainingRecord.FILE).read_text())
     del record["recipe"]
-    (mae / RECORD).write_text(json.dumps(record))
+    (mae / PretrainingRecord.FILE).write_text(json.dumps(record))
     code, said = analysis("pretraining", scale)
     assert (code, said.count("\n")) == (2, 1)
     assert "is no whole record" in said

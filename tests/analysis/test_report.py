@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import foreign, plots, report, style
+from analysis import foreign, plots, report, report_words, style
 from analysis.report import Picture
 from experiments.errors import UserError
 from experiments.json_files import write_json
@@ -155,13 +155,13 @@ def test_names_are_text(written):
 def test_findings_are_the_tables_numbers(written):
     found = report.results.load(study_of(written))
     row = found.table.set_index("variant").loc[EVIL]
-    text = report._finding(found.table.iloc[1], found)["text"]
+    text = report_words.finding(found.table.iloc[1], found)["text"]
     interval = f"(95 %: {row.ap_box_diff_low:+.1f} .. {row.ap_box_diff_high:+.1f})"
     assert text.startswith(f"{row.ap_box_diff:+.1f} box AP {interval}: {row.ap_box_verdict}; ")
     assert "1.10 x the MACs, 1.00 x the parameters" in text
     assert text.endswith(" of none.")
-    assert report._finding(found.table.iloc[0], found)["text"].startswith("the base: ")
-    assert f"{row.ap_box_verdict}: {EVIL}" in report._overview(found)
+    assert report_words.finding(found.table.iloc[0], found)["text"].startswith("the base: ")
+    assert f"{row.ap_box_verdict}: {EVIL}" in report_words.overview(found)
 
 
 def test_what_is_missing_is_said(written):
@@ -175,7 +175,7 @@ def test_what_is_missing_is_said(written):
 
 
 def test_the_recipe_is_in_short_words():
-    recipe = report._recipe(CONFIG)
+    recipe = report_words.recipe(CONFIG)
     assert recipe == {
         "initial weights": "none",
         "iterations": "9",
@@ -191,16 +191,16 @@ def test_commands_are_those_of_make():
     command = "python -m experiments run count --scale coco --seeds 0 --jobs 0"
     manifest = dict(base="none", variants=rows)
     options = " --overrides 'train.max_iter=4 a=1' --yes"
-    assert report.commands(manifest | dict(command=command)) == [
+    assert report_words.commands(manifest | dict(command=command)) == [
         ("all rows", "make ablation-count SCALE=coco"),
         ("all rows", f".venv/bin/{command}"),
         ("none", "make ablation-count SCALE=coco VARIANTS=none"),
         ("a b", "make ablation-count SCALE=coco VARIANTS='none,a b'"),
     ]
-    made = report.commands(manifest | dict(command=command + options))[0][1]
+    made = report_words.commands(manifest | dict(command=command + options))[0][1]
     assert made == "make ablation-count SCALE=coco OVERRIDES='train.max_iter=4 a=1' YES=1"
     own = "python -m experiments run my/study.py --scale mini"
-    assert report.commands(manifest | dict(command=own)) == [("all rows", f".venv/bin/{own}")]
+    assert report_words.commands(manifest | dict(command=own)) == [("all rows", f".venv/bin/{own}")]
 
 
 def test_the_markdown_shows_the_same(written):

@@ -80,9 +80,9 @@ def test_more_columns_than_a_tile_of_keys_has():
 @pytest.mark.parametrize("rel_pos", [False, True])
 def test_more_tokens_than_a_tile_of_queries_has(rel_pos, monkeypatch):
     """Several tiles of both, and the larger one of queries."""
-    from backbones.kernels import triton_kernels
+    from backbones.kernels import triton_launch
 
-    monkeypatch.setattr(triton_kernels, "_MANY_TOKENS", 100)
+    monkeypatch.setattr(triton_launch, "_MANY_TOKENS", 100)
     check(attention_of(Partition(), rel_pos=rel_pos), (8, 16))
 
 
@@ -187,7 +187,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from backbones import Partition, ShiftedWindows
-from backbones.kernels import gpu_attention, triton_kernels
+from backbones.kernels import gpu_attention, triton_launch
 
 
 class Absent:
@@ -220,8 +220,8 @@ for D in (64, 80):
             partition.labels(*padded, "cpu"),
             gpu_attention._terms(qkv, tables, 1),
         )
-        out = triton_kernels.forward(*inputs, 1, length, length)
-        triton_kernels.backward(out[0], *inputs, *out, 1, length, length)
+        out = triton_launch.forward(*inputs, 1, length, length)
+        triton_launch.backward(out[0], *inputs, *out, 1, length, length)
 """
 
 

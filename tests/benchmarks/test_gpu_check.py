@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import attention_kernels as attention
-from benchmarks import gpu_check, gpu_page
+from benchmarks import gpu_check, gpu_journal, gpu_page
 from benchmarks.cases import OURS, OURS_ON_GPU, PEERS, Case
 from benchmarks.implementations import build
 from experiments.errors import UserError
@@ -46,7 +46,7 @@ def test_settings_are_what_they_say():
 
 def test_every_kernel_has_its_rows():
     """Where it is another one than the rest; the Triton operator before all others."""
-    full = gpu_check.Call("", "cuda", False, "")
+    full = gpu_journal.Call("", "cuda", False, "")
     for items in (gpu_check._errors(full), gpu_check._attention(full)):
         names = [key.split(": ")[0] for key in items]
         assert set(names) == set(attention.kernels("cuda"))
@@ -81,13 +81,13 @@ def test_a_kernel_that_is_wrong_or_not_finite_is_told(monkeypatch, tmp_path):
     monkeypatch.setitem(attention.KERNELS, "broken", attention.Kernel(broken))
     monkeypatch.setitem(attention.KERNELS, "rough", attention.Kernel(rough))
     setting = attention.Setting(64, 16, True, True, "bfloat16")
-    journal = gpu_check.Journal(call(tmp_path), "errors")
+    journal = gpu_journal.Journal(call(tmp_path), "errors")
     for name in ("reference", "broken", "rough"):
         journal.attempt(name, lambda n=name: attention.errors(setting, n, "cpu"))
     rows = journal.rows()
     assert not rows["broken"]["finite"]
     assert rows["broken"]["not_finite"] == "output, qkv, pad, rel_pos_h, rel_pos_w"
-    gpu_page.write(tmp_path, gpu_check.read(tmp_path), journal.mark)
+    gpu_page.write(tmp_path, gpu_journal.read(tmp_path), journal.mark)
     lines = (tmp_path / gpu_page.PAGE).read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("| broken"))
     assert [cell.strip() for cell in line.split("|")[6:8]] == ["broken", ""]
@@ -98,8 +98,8 @@ def test_a_kernel_that_is_wrong_or_not_finite_is_told(monkeypatch, tmp_path):
 # ---- the command ------------------------------------------------------------------------------
 
 
-def call(out, started="2026-01-01T00:00:00+00:00") -> gpu_check.Call:
-    return gpu_check.Call(str(out), "cpu", True, started)
+def call(out, started="2026-01-01T00:00:00+00:00") -> gpu_journal.Call:
+    return gpu_journal.Call(str(out), "cpu", True, started)
 
 
 def row_mark() -> dict:
@@ -119,7 +119,7 @@ def rehearsed(tmp_path_factory):
 
 
 def rows_of(out, part: str) -> list[dict]:
-    return [row for row in gpu_check.read(out) if row["part"] == part and row["key"]]
+    return [row for row in gpu_journal.read(out) if row["part"] == part and row["key"]]
 
 
 def test_every_part_comes_to_its_end(rehearsed):
@@ -132,7 +132,7 @@ def test_every_part_comes_to_its_end(rehearsed):
         wrong = [row for row in rows if row["error"] and not row["key"].startswith("flex")]
         assert wrong == []
         (planned,) = {
-            r["planned"] for r in gpu_check.read(out) if r["part"] == part and not r["key"]
+            r["planned"] for r in gpu_journal.read(out) if r["part"] == part and not r["key"]
         }
         assert planned == len({row["key"] for row in rows})
     measured = [row for row in rows_of(out, "attention") if not row["error"]]
@@ -155,11 +155,11 @@ def test_its_page(rehearsed):
 def test_a_second_call_does_what_is_missing(rehearsed):
     """A row that is not there, one that failed, a torn line: the last rows of a killed call."""
     out = rehearsed[0]
-    lines = (out / gpu_check.ROWS).read_text().splitlines()
+    lines = (out / gpu_journal.ROWS).read_text().splitlines()
     gone = [line for line in lines if '"key": "copy"' in line]
     failed = json.loads(gone[0]) | {"key": "versions", "error": "x", "call": "before"}
     kept = [line for line in lines if line not in gone]
-    (out / gpu_check.ROWS).write_text("\n".join([*kept, json.dumps(failed), gone[0][:40]]))
+    (out / gpu_journal.ROWS).write_text("\n".join([*kept, json.dumps(failed), gone[0][:40]]))
     before = len(rows_of(out, "machine"))
     assert check(out, only="machine")[0]
     new = rows_of(out, "machine")[before:]
@@ -167,7 +167,7 @@ def test_a_second_call_does_what_is_missing(rehearsed):
     assert not any(row["error"] for row in new)
 
 
-def work(journal: gpu_check.Journal) -> None:
+def work(journal: gpu_journal.Journal) -> None:
     """A part whose rows come to every end there is."""
 
     def hang() -> dict:
@@ -194,7 +194,7 @@ def _poison() -> dict:
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-def fails(journal: gpu_check.Journal) -> None:
+def fails(journal: gpu_journal.Journal) -> None:
     raise ValueError("of no row")
 
 
@@ -203,7 +203,7 @@ def test_rows_that_die_or_hang_cost_themselves_only(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "PARTS", parts)
     processes = multiprocessing.get_context("fork")
     assert not gpu_check._run(call(tmp_path), "rows", time.monotonic() + 4, processes)
-    rows = gpu_check.Journal(call(tmp_path), "rows").rows()
+    rows = gpu_journal.Journal(call(tmp_path), "rows").rows()
     errors = {key: row["error"] for key, row in rows.items() if key}
     assert errors["good"] == errors["also good"] == ""
     assert errors["raises"] == "ZeroDivisionError: division by zero"
@@ -213,7 +213,7 @@ def test_rows_that_die_or_hang_cost_themselves_only(tmp_path, monkeypatch):
     assert "behind" not in errors
     # Another call does the missing one first.
     again = call(tmp_path, "2026-01-02T00:00:00+00:00")
-    todo = gpu_check.Journal(again, "rows").todo(list(rows | {"behind": {}}))
+    todo = gpu_journal.Journal(again, "rows").todo(list(rows | {"behind": {}}))
     assert [key for key in todo if key][:2] == ["behind", "raises"]
     assert not gpu_check._run(call(tmp_path), "fails", time.monotonic() + 4, processes)
     (row,) = rows_of(tmp_path, "fails")
@@ -221,12 +221,12 @@ def test_rows_that_die_or_hang_cost_themselves_only(tmp_path, monkeypatch):
     parts["fails"] = gpu_check.Part(1, "", lambda journal: journal.todo([]))
     assert gpu_check._run(call(tmp_path), "fails", time.monotonic() + 4, processes)
     assert not [
-        key for key in gpu_page.latest(gpu_check.read(tmp_path), row_mark()) if "fails" in key
+        key for key in gpu_page.latest(gpu_journal.read(tmp_path), row_mark()) if "fails" in key
     ]
 
 
 def test_rows_of_another_device_do_not_count(tmp_path):
-    journal = gpu_check.Journal(call(tmp_path), "machine")
+    journal = gpu_journal.Journal(call(tmp_path), "machine")
     journal.write("copy", value=1)
     journal.mark = journal.mark | {"device": "another"}
     assert journal.todo(["copy"]) == ["copy"]

@@ -9,7 +9,8 @@ from torch import nn
 
 from benchmarks import training_loop
 from experiments.data import catalog
-from experiments.training.training_loop import Meter, Trainer
+from experiments.training.hooks import Meter
+from experiments.training.training_loop import Trainer
 
 
 @pytest.fixture

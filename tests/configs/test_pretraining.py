@@ -126,7 +126,7 @@ def start(name, folder, runs_root):
     }
     data = images.prepare("mini", str(folder))
     for run in pretraining_runs.plan(f"recipe:{recipe}", "mini", size, data, runs_root, words):
-        record = json.loads(Path(pretraining.pretrain(run)).read_text())
+        record = json.loads(Path(run()).read_text())
     weights = torch.load(Path(run.folder) / pretraining_runs.ENCODER, weights_only=True)["model"]
     assert all(torch.isfinite(w).all() for w in weights.values())
     assert record["train_macs"] > 0

@@ -5,20 +5,23 @@ import re
 import pytest
 from detectron2.config import LazyConfig
 
-from analysis import formulas
-from analysis.formulas import PAPER_SIZES, Amount, total
+from analysis import formula_tables, formulas
+from analysis.formula_tables import PAPER_SIZES
+from analysis.formulas import Amount, total
 from backbones import SIZES
 from experiments.costs import detector_cost as cost
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "cost.md").read_text()
-SHOWN = dict(re.findall(r"<!-- analysis\.formulas\.(\w+) -->\n(.*?)\n<!-- end -->", PAGE, re.S))
+SHOWN = dict(
+    re.findall(r"<!-- analysis\.formula_tables\.(\w+) -->\n(.*?)\n<!-- end -->", PAGE, re.S)
+)
 PROSE = " ".join(PAGE.split())
 
 
 @pytest.mark.parametrize("name", ["encoder_table", "propagation_table", "per_head_table"])
 def test_tables_are_the_functions(name):
-    assert SHOWN[name] == formulas.markdown(getattr(formulas, name)())
+    assert SHOWN[name] == formula_tables.markdown(getattr(formula_tables, name)())
 
 
 def evaluate(text: str, **letters: float) -> float:

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.data import defects
+from experiments.data.kinds_of_defects import KINDS
 from experiments.recipe import config
 from tests.conftest import ROOT
 
@@ -17,7 +18,7 @@ def test_every_required_key_is_named():
 
 def test_what_is_mended_is_told():
     """A row each, and the byte order mark."""
-    mends = [kind for kind, (_, (_, told)) in defects.KINDS.items() if "taken" in told]
+    mends = [kind for kind, (_, (_, told)) in KINDS.items() if "taken" in told]
     rows = PAGE.split("| written | taken for |")[1].split("\n\n")[0].splitlines()[2:]
     assert len(rows) == len({*mends, "polygon without area", "annotation id 0"}) + 1
 

@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from experiments.errors import UserError
-from experiments.launching import slurm
+from experiments.launching.settings import FILE, VARIABLE, Settings, read_settings, settings_for
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
@@ -16,11 +16,11 @@ PAGE = (ROOT / "docs" / "cluster.md").read_text()
 def read(tmp_path, monkeypatch):
     """Settings from the text of a file."""
 
-    def settings(text: str) -> slurm.Settings:
+    def settings(text: str) -> Settings:
         path = tmp_path / "mine.toml"
         path.write_text(text)
-        monkeypatch.setenv(slurm.VARIABLE, str(path))
-        return slurm.read_settings()
+        monkeypatch.setenv(VARIABLE, str(path))
+        return read_settings()
 
     return settings
 
@@ -34,10 +34,10 @@ def test_examples_of_the_guide_are_read(read, text):
 
 def test_without_a_file_there_are_defaults(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(slurm.VARIABLE, raising=False)
-    assert slurm.read_settings() == slurm.Settings()
-    (tmp_path / slurm.FILE).write_text('partition = "here"')
-    assert slurm.read_settings().partition == "here"
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert read_settings() == Settings()
+    (tmp_path / FILE).write_text('partition = "here"')
+    assert read_settings().partition == "here"
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_mistakes_are_told(read, text, told):
 
 
 def test_a_file_that_is_named_must_be_there(monkeypatch, tmp_path):
-    monkeypatch.setenv(slurm.VARIABLE, str(tmp_path / "none.toml"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "none.toml"))
     with pytest.raises(UserError, match=r"cannot read .*none.toml: No such file"):
-        slurm.read_settings()
+        read_settings()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_file_that_is_named_must_be_there(monkeypatch, tmp_path):
     ],
 )
 def test_time_limits_are_read_as_sbatch_does(text, minutes):
-    assert slurm.Settings(time=text).minutes == minutes
+    assert Settings(time=text).minutes == minutes
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,11 @@ def test_time_limits_are_read_as_sbatch_does(text, minutes):
     ],
 )
 def test_processes_are_laid_out_on_nodes(settings, processes, layout):
-    assert slurm.Settings(**settings).layout(processes) == layout
+    assert Settings(**settings).layout(processes) == layout
 
 
 def test_nodes_are_filled_and_limited():
-    settings = slurm.Settings(gpus_per_node=8, max_nodes=2)
+    settings = Settings(gpus_per_node=8, max_nodes=2)
     with pytest.raises(UserError, match="GPUS=12 do not fill nodes of 8"):
         settings.layout(12)
     with pytest.raises(UserError, match=r"GPUS=24 take 3 nodes of 8, max_nodes .* is 2"):
@@ -114,12 +114,12 @@ def test_nodes_are_filled_and_limited():
 def test_no_slurm_here(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="LAUNCHER=slurm needs sbatch, srun, squeue, scontrol here"):
-        slurm.settings_for(1)
+        settings_for(1)
 
 
 def test_a_run_on_a_part_of_a_node_asks_for_that_part():
-    settings = slurm.Settings(gres="gpu:a100:8", mem="480G", ntasks_per_node=8)
-    asked = {n: slurm._parameters(settings, "x", 0, *settings.layout(n), set()) for n in (1, 2, 16)}
+    settings = Settings(gres="gpu:a100:8", mem="480G", ntasks_per_node=8)
+    asked = {n: settings.parameters("x", 0, n, set()) for n in (1, 2, 16)}
     assert {n: (p["gres"], p["mem"], p["nodes"]) for n, p in asked.items()} == {
         1: ("gpu:a100:1", "60G", 1),
         2: ("gpu:a100:2", "120G", 1),
@@ -128,7 +128,7 @@ def test_a_run_on_a_part_of_a_node_asks_for_that_part():
 
 
 def test_gres_alone_does_not_say_how_many_processes_fill_a_node(tmp_path, monkeypatch):
-    (tmp_path / slurm.FILE).write_text('gres = "gpu:8"')
+    (tmp_path / FILE).write_text('gres = "gpu:8"')
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="give ntasks_per_node too"):
-        slurm.read_settings()
+        read_settings()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from experiments import records
+from experiments.records import looks
 from tests.conftest import ROOT, study_folder, write_set
 from tests.slurm import cluster as private
 
@@ -126,7 +127,7 @@ def study(cluster, small_set, tmp_path) -> Iterator[Study]:
     wait(lambda: not study.queue())
 
 
-def wait(ready: Callable[[], bool], process: subprocess.Popen | None = None) -> None:
+def wait(ready: Callable[[], object], process: subprocess.Popen | None = None) -> None:
     """Until something is so, while a process goes on."""
     deadline = time.monotonic() + 300
     while not ready():
@@ -295,6 +296,32 @@ def test_jobs_outlive_their_launcher(study):
     assert code == 0, output
     assert study.starts("none") == [0]
     assert study.arrays() == 1
+
+
+def test_rounds_follow_one_another_with_or_without_their_launcher(study):
+    """A sweep's runs that choose, a first look, and seeds that are added: an array each."""
+    words = ["--variants", "none,global", "--sweep", "optimizer.lr=1,2"]
+    words += ["--seeds", "auto", "--max-seeds", "4", "--delta", "0.001"]
+    short = dict(overrides="train.max_iter=12")
+    process = study.start(*words, **short)
+    wait(study.queue, process)
+    process.kill()
+    process.communicate()
+    wait(lambda: not study.queue())
+
+    code, output = study.call(*words, **short)
+    assert code == 0, output
+    assert re.search(r"optimizer.lr: none x\d, global x\d\n", output)
+    assert "6 runs, 0 of them done" in output
+    assert "with 3 seeds: global undecided" in output
+    assert "8 runs, 6 of them done" in output
+    assert "MAX_SEEDS=4 is spent: not decided: global" in output
+    assert study.arrays() == 3
+    assert len(records.load(study.folder)) == 8
+    assert [look["said"]["global"]["seeds"] for look in looks.read(study.folder)] == [3, 4]
+    code, again = study.call(*words, **short)
+    assert code == 0, again
+    assert study.arrays() == 3
 
 
 def test_cancelled_fails_and_the_same_command_goes_on(study):

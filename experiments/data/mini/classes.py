@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import detection
+from . import detection, outlines
 
-VERSION = 2  # raise it when a change here, or in what it takes from `detection`, changes the files
+VERSION = 2  # raise it when a change here, or in what it takes from others here, changes the files
 IMAGES = {"train": 2400, "val": 400}
 _CLUTTER = (1, 4)  # open outlines, from to
 
@@ -28,7 +28,7 @@ def draw(index: int, split: str) -> tuple[np.ndarray, int]:
         uint8 (128, 128, 3) RGB, and the index in `detection.CATEGORIES`.
     """
     rng = np.random.RandomState(2_000_003 * VERSION + 100_000 * (split == "val") + index)
-    image = detection.background(rng)
+    image = outlines.background(rng)
     color, shape = int(rng.randint(len(detection.COLORS))), int(rng.randint(len(detection.SHAPES)))
     taken: list[tuple[int, int, int]] = []
     objects: list[detection.Object] = []
@@ -36,7 +36,7 @@ def draw(index: int, split: str) -> tuple[np.ndarray, int]:
         objects = detection.place_objects(rng, rng.randint(2, 6), taken, shape)
     detection.draw_objects(rng, image, objects, set(range((len(objects) + 1) // 2)), color)
     for _ in range(rng.randint(*_CLUTTER)):
-        detection.draw_open_outline(rng, image, taken)
+        outlines.draw_open(rng, image, taken)
     image += rng.randint(-6, 7, image.shape)
     return image.clip(0, 255).astype(np.uint8), detection.category(color, shape)
 

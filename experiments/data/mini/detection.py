@@ -24,117 +24,18 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
+from . import outlines
+from .outlines import SHAPES, SIDE
+
 VERSION = 2  # raise it when a change below changes the files
-SIDE = 128  # pixels
 WINDOW = 32  # pixels: an attention window of vit-mini
 # Pixels that convs of vit-mini's detector read: the neck's 3x3 conv at stride 8, and RoIAlign
 # between the centres of that map, beyond a box; the stem beyond a window, to its left and above.
 NECK, STEM = 8 + 4, 7
 IMAGES = {"train": 1200, "val": 300}
 COLORS = {"warm": (225, 120, 40), "cold": (40, 120, 225)}
-SHAPES = ("square", "disk")
 CATEGORIES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 SHOWN = 8  # pixels of the colour, or of an object, that a window has at least to count
-
-# Outlines as corners around (0, 0), within -1000..1000.
-_SHAPES = {
-    "square": [(-880, -880), (880, -880), (880, 880), (-880, 880)],
-    "disk": [
-        *[(1000, 0), (924, 383), (707, 707), (383, 924)],
-        *[(0, 1000), (-383, 924), (-707, 707), (-924, 383)],
-        *[(-1000, 0), (-924, -383), (-707, -707), (-383, -924)],
-        *[(0, -1000), (383, -924), (707, -707), (924, -383)],
-    ],
-}
-# Rotations (cos, sin, denominator) from Pythagorean triples: exact, unlike libm's sine.
-_ROTATIONS = [
-    (1, 0, 1),
-    (12, 5, 13),
-    (12, -5, 13),
-    (4, 3, 5),
-    (4, -3, 5),
-    (24, 7, 25),
-    (24, -7, 25),
-]
-_Y, _X = np.mgrid[0:SIDE, 0:SIDE]
-
-
-def _corners(shape: str, radius: int, center: tuple[int, int], rotation: int) -> np.ndarray:
-    """Corners in half pixels, (n, 2) of (x, y)."""
-    cos, sin, den = _ROTATIONS[rotation]
-    points = np.array(_SHAPES[shape], dtype=np.int64)
-    turned = np.stack(
-        [points[:, 0] * cos - points[:, 1] * sin, points[:, 0] * sin + points[:, 1] * cos], axis=1
-    )
-    return 2 * np.array(center) + (turned * 2 * radius) // (1000 * den)
-
-
-def _inside(corners: np.ndarray) -> np.ndarray:
-    """Pixels whose centre lies inside the polygon (even-odd rule), bool (SIDE, SIDE)."""
-    x, y = 2 * _X + 1, 2 * _Y + 1  # pixel centres in half pixels
-    inside = np.zeros((SIDE, SIDE), dtype=bool)
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        if y0 == y1:
-            continue
-        if y0 > y1:
-            x0, y0, x1, y1 = x1, y1, x0, y0
-        crosses = (y0 <= y) & (y < y1) & ((x - x0) * (y1 - y0) < (x1 - x0) * (y - y0))
-        inside ^= crosses
-    return inside
-
-
-def _outline(shape: str, radius: int, center: tuple[int, int], rotation: int) -> np.ndarray:
-    """The contour, 2 to 4 px wide."""
-    width = 2 + radius // 24
-    outer = _inside(_corners(shape, radius, center, rotation))
-    return outer & ~_inside(_corners(shape, radius - width, center, rotation))
-
-
-def _ink(rng: np.random.RandomState) -> int:
-    """A grey that stands out from the background."""
-    return int(rng.choice([rng.randint(0, 40), rng.randint(216, 256)]))
-
-
-def background(rng: np.random.RandomState) -> np.ndarray:
-    """Uneven grey: no colour but that of the objects that show the image's."""
-    coarse = rng.randint(-14, 15, (SIDE // 8, SIDE // 8, 1)).repeat(8, axis=0).repeat(8, axis=1)
-    fine = rng.randint(-10, 11, (SIDE, SIDE, 3))
-    return rng.randint(90, 166) + coarse + fine
-
-
-def object_radius(rng: np.random.RandomState) -> int:
-    """Half the object's size in pixels: from smaller than a window to most of the image."""
-    tier = rng.choice(4, p=[0.75, 0.15, 0.07, 0.03])
-    low, high = [(6, 11), (12, 22), (23, 44), (45, 61)][tier]
-    return int(rng.randint(low, high + 1))
-
-
-def _place(rng: np.random.RandomState, reach: int, taken: list) -> tuple[int, int] | None:
-    """A centre (x, y) so that contours keep apart; a small shape may lie inside a large one.
-
-    Args:
-        reach: how far the shape extends from its centre, in pixels.
-        taken: (x, y, reach) of what is drawn already.
-
-    Returns:
-        None if there is no room.
-    """
-    if 2 * reach > SIDE:
-        return None
-    for _ in range(20):
-        x, y = (int(v) for v in rng.randint(reach, SIDE - reach + 1, 2))
-        if all(
-            max(abs(x - u), abs(y - v)) > reach + r + 1
-            or max(abs(x - u), abs(y - v)) < abs(reach - r) // 2 - 4
-            for u, v, r in taken
-        ):
-            return x, y
-    return None
-
-
-def _reach(shape: str, radius: int, rotation: int) -> int:
-    """Pixels that a shape extends from its centre along an axis, at most."""
-    return int(np.abs(_corners(shape, radius, (0, 0), rotation)).max() + 1) // 2
 
 
 def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
@@ -153,7 +54,7 @@ def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
     """
     rng = np.random.RandomState(1_000_003 * VERSION + 100_000 * (split == "val") + index)
     color = index % len(COLORS)
-    image = background(rng)
+    image = outlines.background(rng)
     taken: list[tuple[int, int, int]] = []
     crowd = None
     if rng.randint(10) == 0:
@@ -164,7 +65,7 @@ def draw(index: int, split: str) -> tuple[np.ndarray, list[dict]]:
     if crowd is not None:
         annotations.append(crowd)
     for _ in range(rng.randint(1, 4)):
-        draw_open_outline(rng, image, taken)
+        outlines.draw_open(rng, image, taken)
     image += rng.randint(-6, 7, image.shape)
     return image.clip(0, 255).astype(np.uint8), annotations
 
@@ -176,7 +77,7 @@ class Object:
     Args:
         shape: index in `SHAPES`.
         radius: half its size in pixels.
-        rotation: index in `_ROTATIONS`.
+        rotation: index in `outlines.ROTATIONS`.
         center: (x, y) in pixels.
     """
 
@@ -187,8 +88,8 @@ class Object:
 
     @property
     def corners(self) -> np.ndarray:
-        """As of `_corners`."""
-        return _corners(SHAPES[self.shape], self.radius, self.center, self.rotation)
+        """As of `outlines.corners`."""
+        return outlines.corners(SHAPES[self.shape], self.radius, self.center, self.rotation)
 
 
 def place_objects(
@@ -197,17 +98,17 @@ def place_objects(
     """Up to `count` objects, as there is room.
 
     Args:
-        taken: as of `_place`; the objects are added.
+        taken: as of `outlines.place`; the objects are added.
         shape: of all of them; None: each has its own.
     """
     objects = []
     # Large ones first, so that they find room.
-    for radius in sorted((object_radius(rng) for _ in range(count)), reverse=True):
+    for radius in sorted((outlines.object_radius(rng) for _ in range(count)), reverse=True):
         own = int(rng.randint(len(SHAPES)))
-        rotation = int(rng.randint(len(_ROTATIONS)))
+        rotation = int(rng.randint(len(outlines.ROTATIONS)))
         kind = own if shape is None else shape
-        reach = _reach(SHAPES[kind], radius, rotation)
-        center = _place(rng, reach, taken)
+        reach = outlines.extent(SHAPES[kind], radius, rotation)
+        center = outlines.place(rng, reach, taken)
         if center is not None:
             taken.append((*center, reach))
             objects.append(Object(kind, radius, rotation, center))
@@ -243,10 +144,10 @@ def draw_objects(
     """
     masks = []
     for i, thing in enumerate(objects):
-        contour = _outline(SHAPES[thing.shape], thing.radius, thing.center, thing.rotation)
+        contour = outlines.outline(SHAPES[thing.shape], thing.radius, thing.center, thing.rotation)
         filled = thing.radius < 14 and rng.randint(2) == 0
-        masks.append(_inside(thing.corners) if filled else contour)
-        grey, grain = _ink(rng), rng.randint(-30, 31, (int(masks[i].sum()), 3))
+        masks.append(outlines.inside(thing.corners) if filled else contour)
+        grey, grain = outlines.ink(rng), rng.randint(-30, 31, (int(masks[i].sum()), 3))
         image[masks[i]] = list(COLORS.values())[color] + grain if i in shows else grey
     pixels = [_pixels_of_windows(mask) for mask in masks]
     colored = np.zeros((SIDE, SIDE), dtype=bool)
@@ -306,21 +207,6 @@ def categories() -> list[dict]:
     ]
 
 
-def draw_open_outline(rng: np.random.RandomState, image: np.ndarray, taken: list) -> None:
-    """Clutter: at most half of an object's outline, which by itself is no object."""
-    radius = int(rng.randint(10, 40))
-    shape, rotation = SHAPES[rng.randint(len(SHAPES))], int(rng.randint(len(_ROTATIONS)))
-    reach = _reach(shape, radius, rotation)
-    center = _place(rng, reach, taken)
-    if center is None:
-        return
-    taken.append((*center, reach))
-    contour = _outline(shape, radius, center, rotation)
-    u, v = rng.randint(-8, 9, 2)
-    half = (_X - center[0]) * (2 * u + 1) + (_Y - center[1]) * (2 * v + 1) > 0
-    image[contour & half] = _ink(rng)
-
-
 def _draw_crowd(rng: np.random.RandomState, image: np.ndarray, color: int, taken: list) -> dict:
     """A heap of tiny grey shapes of one category, annotated as one crowd region."""
     shape = int(rng.randint(len(SHAPES)))
@@ -329,8 +215,8 @@ def _draw_crowd(rng: np.random.RandomState, image: np.ndarray, color: int, taken
     region = np.zeros((SIDE, SIDE), dtype=bool)
     for _ in range(rng.randint(8, 15)):
         center = (x0 + int(rng.randint(-16, 17)), y0 + int(rng.randint(-16, 17)))
-        inside = _inside(_corners(SHAPES[shape], 4, center, int(rng.randint(7))))
-        image[inside] = _ink(rng)
+        inside = outlines.inside(outlines.corners(SHAPES[shape], 4, center, int(rng.randint(7))))
+        image[inside] = outlines.ink(rng)
         region |= inside
     counts = _uncompressed_rle(region)
     rows, columns = np.nonzero(region.any(axis=1))[0], np.nonzero(region.any(axis=0))[0]

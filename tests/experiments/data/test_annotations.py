@@ -19,6 +19,7 @@ from experiments.data.annotations import Split
 from experiments.errors import UserError
 from experiments.evaluation import evaluate, matches
 from experiments.evaluation.average_precision import coco_figures
+from experiments.evaluation.detections import read_results, run_lengths
 from tests.conftest import ROOT, write_set
 
 CASES = ROOT.parent / "shared" / "cases" / "cases.py"
@@ -104,7 +105,7 @@ def detections(split: Split) -> list[dict]:
     for i, a in enumerate(coco["annotations"]):
         if a["iscrowd"] or i % 3 == 2:
             continue
-        rle = matches.run_lengths(a, sizes[a["image_id"]])
+        rle = run_lengths(a, sizes[a["image_id"]])
         rle = dict(rle, counts=rle["counts"].decode())
         x, y, w, h = a["bbox"]
         found.append(
@@ -204,7 +205,7 @@ def test_results_with_float_ids_are_taken(plain, tmp_path):
         result.update(image_id=float(result["image_id"]), category_id=float(result["category_id"]))
     path = tmp_path / "found.json"
     path.write_text(json.dumps(results))
-    found = matches.compute(plain["val"].json_file, matches.read_results(path))
+    found = matches.compute(plain["val"].json_file, read_results(path))
     expected = matches.compute(plain["val"].json_file, detections(plain["val"]))
     assert coco_figures(found) == coco_figures(expected)
 
@@ -284,7 +285,7 @@ def test_public_reports_are_their_plain_twin_or_one_line(cases):
             continue
         taken.append(name)
         found = matches.compute(
-            splits["val"].json_file, matches.read_results(cases / name / "perfect.json")
+            splits["val"].json_file, read_results(cases / name / "perfect.json")
         )
         assert coco_figures(found)["AP"] == pytest.approx(100), name
         if name != "category_gap":

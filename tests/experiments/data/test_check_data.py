@@ -19,7 +19,8 @@ from pycocotools import mask as masks
 from rich.console import Console
 
 from experiments.data import catalog, images
-from experiments.data.check import KINDS, check_data
+from experiments.data.check import check_data
+from experiments.data.kinds_of_defects import KINDS
 from experiments.data.mini import lvis as mini_lvis
 from experiments.errors import UserError
 from experiments.evaluation.average_precision import coco_figures

@@ -165,5 +165,5 @@ def test_no_other_place_opens_images_of_data_sets():
         for path in (ROOT / room).rglob("*.py")
         if re.search(r"Image\.open\(|imread\(|\bread_image\(|decode_image\(", path.read_text())
     }
-    drawn = {"analysis/report.py", "analysis/prediction_sheet.py"}
+    drawn = {"analysis/inline.py", "analysis/prediction_sheet.py"}
     assert opening - drawn == {"experiments/data/images.py"}

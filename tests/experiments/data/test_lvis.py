@@ -34,7 +34,7 @@ from experiments.errors import UserError
 from experiments.evaluation import average_precision, matches
 from experiments.evaluation.evaluate import evaluate, figures, lvis_figures, set_num_classes
 from experiments.jobs import detection
-from experiments.jobs.runs import Run
+from experiments.jobs.runs import DetectionRun
 from experiments.recipe import config
 from tests.conftest import ROOT
 
@@ -379,15 +379,18 @@ def test_300_detections_per_image_count(val):
 # ---- A run -------------------------------------------------------------------------------------
 
 
-def run_of(base: str, data: catalog.Data, folder: Path, **words) -> Run:
+def run_of(base: str, data: catalog.Data, folder: Path, **words) -> DetectionRun:
     cfg = config.load(ROOT / base)
     config.set_words(cfg, {"train.amp": False, "train.log_period": 1, **words}, "the test")
     mark = config.fingerprint(cfg, data.digest)
     study = "global-vs-conv"
-    return Run(study, study, "none", "mini", "vit-mini", 0, mark, str(folder), cfg, data)
+    return DetectionRun(
+        study=study, source=study, home=study, variant="none", scale="mini", size="vit-mini",
+        seed=0, fingerprint=mark, folder=str(folder), cfg=cfg, data=data,
+    )  # fmt: skip
 
 
-def lvis_run(data: catalog.Data, folder: Path) -> Run:
+def lvis_run(data: catalog.Data, folder: Path) -> DetectionRun:
     words = {
         "train.max_iter": 6,
         "train.checkpoint_period": 3,
@@ -399,7 +402,7 @@ def lvis_run(data: catalog.Data, folder: Path) -> Run:
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
     run = lvis_run(data, tmp_path_factory.mktemp("runs") / "run")
-    return Path(detection.execute(run)).parent
+    return Path(run()).parent
 
 
 def test_a_run_on_lvis(data, finished, tmp_path):
@@ -434,7 +437,7 @@ def test_a_resumed_run_on_lvis_goes_on_as_it_would_have(data, finished, tmp_path
     run = lvis_run(data, resumed)
     detection.fit_run(run.cfg, run)
     (resumed / "model_final.pth").unlink()  # as if it had not come so far
-    detection.execute(lvis_run(data, resumed))
+    lvis_run(data, resumed)()
     assert "Starting training from iteration 3" in (resumed / "log.txt").read_text()
     one, other = (
         torch.load(folder / "model_final.pth", weights_only=True)["model"]
@@ -451,7 +454,7 @@ def test_a_detector_without_masks_is_scored_by_boxes_alone(small_set, data, tmp_
         tmp_path / "run",
         **{"train.max_iter": 2, "model.test_score_thresh": 0.0},
     )
-    record = records.read(Path(detection.execute(run)))
+    record = records.read(Path(run()))
     assert tuple(record.box) == records.COCO_FIGURES
     assert record.mask == {}
     assert record.data["kind"] == "coco"

@@ -18,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from experiments import records
 from experiments.errors import UserError
 from experiments.evaluation import average_precision, matches
+from experiments.evaluation.detections import DETECTIONS, LVIS_DETECTIONS
 from tests.conftest import ROOT
 from tests.experiments.records.test_records import make
 
@@ -209,11 +210,11 @@ def test_the_random_lvis_sets_ask_for_every_rule():
     assert all(found(**changes) != found() for changes in ways)
     assert found(iscrowd=0) == found()
     in_image = [r for r in results if r["image_id"] == results[0]["image_id"]]
-    assert len(in_image) > matches.LVIS_DETECTIONS
+    assert len(in_image) > LVIS_DETECTIONS
     limit = sorted((r["score"] for r in in_image), reverse=True)[299:301]
     assert limit[0] == limit[1]  # the order in the file decides
     ours = matches.compute(truth, results, rules="lvis")
-    assert ours.rank.max() > matches.DETECTIONS
+    assert ours.rank.max() > DETECTIONS
     assert sorted(set(ours.frequency)) == ["c", "f", "r"]
 
 

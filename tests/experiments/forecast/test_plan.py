@@ -1,6 +1,7 @@
 """Plans: published times and memory are met, what fits fits, shared trainings count once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from experiments.costs import devices
 from experiments.costs.training_cost import Step, training_step
 from experiments.errors import UserError
 from experiments.forecast import budget, plan
+from experiments.forecast.request import Request
+from experiments.forecast.seeds import Limits
 from experiments.jobs import runs, sweep
 from experiments.recipe import config
 from tests.conftest import ROOT
@@ -105,13 +108,14 @@ def test_a_frozen_encoder_is_planned_as_it_trains():
     freezing = {"train.tuning": "frozen"}
     keeping = freezing | {"dataloader.train.views": 2}
     words = ({}, freezing, keeping)
+    said = [" ".join(f"{key}={value}" for key, value in w.items()) for w in words]
     found = [estimates("global-vs-conv", variants=["global"], overrides=w)[0] for w in words]
     full, frozen, kept = found
     assert full.hours > frozen.hours > kept.hours
     assert full.memory.of(8) > frozen.memory.of(8) >= kept.memory.of(8)
     assert full.macs == frozen.macs == kept.macs
-    assert "features" not in printed("global-vs-conv", "mini", "h100", 1, freezing, ["global"])
-    text = printed("global-vs-conv", "mini", "h100", 1, keeping, ["global"])
+    assert "features" not in printed("global-vs-conv", "mini", "h100", 1, said[1], "global")
+    text = printed("global-vs-conv", "mini", "h100", 1, said[2], "global")
     # 2,700 views of 16 x 16 x 64 numbers of two bytes.
     assert "features: 0.1 GB for an encoder, computed once for all runs behind it" in text
     (row,) = rows("global-vs-conv", overrides=keeping, variants=["global"])
@@ -182,10 +186,16 @@ def test_a_run_on_several_devices():
     assert math.isnan(plan.hours_spread(12, passes=8, devices=9))
 
 
-def printed(study, scale, device, gpus, overrides=None, variants=(), seeds=0, images=None):
+def printed(
+    study, scale, device, gpus, overrides="", variants="", seeds=0, of="", budget_words="", **own
+):
     console = Console(record=True, width=250)
-    found = rows(study, scale, overrides=overrides, variants=variants)
-    plan.show(studies.find(study), found, scale, seeds, device, gpus, console, images)
+    request = Request(
+        study=studies.find(study), source=study, scale=scale, size="", seeds=seeds,
+        sweep=sweep.parse(of), variants=variants, overrides=overrides,
+        **{"dataset": "", "val": "", **own},
+    )  # fmt: skip
+    plan.show(request, device, gpus, console, budget_words)
     return console.export_text()
 
 
@@ -203,7 +213,8 @@ def test_a_printed_plan():
 def test_a_printed_plan_of_runs_on_several_devices():
     """Both ways to use four GPUs, for two runs of eight passes a step."""
     words = {"dataloader.train.micro_batch_size": 1, "train.max_iter": 10**7}
-    text = printed("count", "mini", "h100", 4, words, variants=["none"], seeds=2)
+    overrides = " ".join(f"{key}={value}" for key, value in words.items())
+    text = printed("count", "mini", "h100", 4, overrides, "none", seeds=2)
     (single,) = estimates("count", "h100", 4, overrides=words, variants=["none"])
     assert single.spread_hours == single.hours / 4
     one, two = (budget.duration(n * single.hours) for n in (1, 2))
@@ -216,17 +227,19 @@ def test_a_printed_plan_of_runs_on_several_devices():
     assert "fewer passes" not in text
 
 
-def test_images_of_a_set_of_ones_own():
-    text = printed("count", "mini", "h100", 1, variants=["none"], seeds=1, images=(853, 10**6))
-    assert "epochs of 853 images: 3.0" in text
-    assert "disk: 50.0 GB" in text  # of detections; the scale's own 300 images take 0.1
+def test_images_of_a_set_of_ones_own(small_set, monkeypatch):
+    monkeypatch.setattr(budget, "_BYTES_PER_DETECTION", 10**9)
+    text = printed("count", "mini", "h100", 1, variants="none", seeds=1, **small_set)
+    assert "images of 128 px a side are as they are" in text
+    assert "epochs of 24 images: 106.7" in text
+    assert "disk: 1000." in text  # of 100 detections on each of its 10 to validate on
 
 
 def test_real_iterations_on_this_cpu():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     threads = torch.get_num_threads()
-    text = printed("global-vs-conv", "mini", "", 0, variants=["none"])
+    text = printed("global-vs-conv", "mini", "", 0, variants="none")
     assert "time: real iterations of each row on this machine" in text
     assert "study: 3 trainings" in text
     assert torch.get_num_threads() == threads
@@ -255,13 +268,58 @@ def test_a_sweep_takes_a_run_more_at_each_value():
     found = rows("system-level", overrides={"train.max_iter": 8})
     study = studies.find("system-level")
     at = sweep.rows_of(sweep.parse("train.max_iter=0.5,1,2"), study, "mini", found, {})
-    more = {name: [row.cfg for row in at[name].values()] for name in at}
     estimates = plan.estimate(study, found, plan.target(found, "a100-40gb", 1), 300)
-    hours = plan._choosing(found, more, estimates)
+    hours = plan._choosing(found, at, estimates)
     one = estimates[0].hours
     assert hours == pytest.approx([0.5 * one, one, 2 * one])  # others share these trainings
-    console = Console(record=True, width=200)
-    plan.show(study, found, "mini", 3, "a100-40gb", 1, console, None, more)
-    printed = console.export_text()
-    assert "study: 6 trainings" in printed
-    assert "sweep: 3 of them choose" in printed
+    words = ("system-level", "mini", "a100-40gb", 1, "train.max_iter=8")
+    text = printed(*words, seeds=3, of="train.max_iter=0.5,1,2")
+    assert "study: 6 trainings" in text
+    assert "sweep: 3 of them choose" in text
+
+
+def test_a_plan_of_seeds_until_verdicts_and_of_what_it_does_not_count():
+    words = ("pretraining", "mini", "h100", 1, "", "none,mae")
+    text = printed(*words, seeds=Limits(5, ""))
+    assert "study: 10 trainings" in text
+    assert "that is with 5 seeds, the most there may be; verdicts are looked at from 3 on" in text
+    assert "Not counted: the pre-training that comes first (recipe:mae)" in text
+
+
+class TestSmallScale:
+    def test_a_run_fits_a_night_on_an_a100(self):
+        """The bar of its recipe: vit-s, a tenth of COCO, 12 epochs, at most eight hours."""
+        found = estimates("global-vs-conv", scale="small", variants=["conv"])  # the longest
+        assert all(3 <= e.hours <= 8 for e in found), [e.hours for e in found]
+
+    def test_what_is_printed(self):
+        text = printed("global-vs-conv", "small", "", 0, variants="global")
+        if not torch.cuda.is_available():
+            assert "scale small, for 1 x NVIDIA A100 40 GB" in text
+        assert "study: 3 trainings" in text
+        assert "epochs of 11,829 images: 12.0" in text
+        assert "0.92 to 1.11 of 20 published times" in text
+        assert "BUDGET=24h buys " in text
+
+    @pytest.mark.parametrize(
+        ("hours", "budget_", "said"),
+        [
+            ([2.0, 2.0], "24h", "buys 6 seeds of each row on one device"),
+            ([2.0, 3.0], "24h", "buys 4 seeds of each row on one device, and 1 trainings more"),
+            ([9.0, 9.0, 9.0], "1d", "buys 2 of the 3 trainings that one seed of each row is"),
+            ([9.0, math.nan], "1d", ": not all rows have hours"),
+        ],
+    )
+    def test_what_a_budget_buys(self, hours, budget_, said):
+        (one,) = estimates("global-vs-conv", variants=["none"])
+        found = [replace(one, hours=h) for h in hours]
+        shared = replace(one, hours=0.0, same_training="none")
+        text = plan._bought(Limits(17, budget_), [*found, shared], 0.0)
+        assert text.startswith(f"BUDGET={budget_}")
+        assert said in text
+
+    def test_of_a_share_and_a_budget_that_were_asked_for(self):
+        words = "dataloader.train.share=0.05"
+        text = printed("count", "small", "", 1, words, "none", 1, budget_words="90m")
+        assert "epochs of 5,914 images: 12.0" in text
+        assert "BUDGET=90m buys " in text

@@ -1,6 +1,8 @@
 """The rounds of a study: those of `SEEDS=auto` follow what its tables say, and are gone on with."""
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,30 +12,33 @@ from rich.console import Console
 from analysis import results, tables
 from experiments import studies
 from experiments.data.mini.detection import SIDE
-from experiments.forecast.rounds import Request, Round, Rounds
+from experiments.forecast.request import Request
+from experiments.forecast.rounds import Rounds
 from experiments.forecast.seeds import Limits
 from experiments.jobs import sweep
+from experiments.jobs.planned import Run, Stages
+from experiments.launching.local import Local
 from experiments.recipe import config
-from experiments.records import looks
+from experiments.records import looks, read_json
 from tests.analysis.conftest import write_run
 
 NOISE = {"none": 0.25, "global": 0.05, "conv": 0.25}  # of boxes, in sides
 
 
-def rounds(small_set, runs: Path, seeds: int | Limits, console: Console, of: str = "") -> Rounds:
+def rounds(
+    small_set, runs: Path, seeds: int | Limits, console: Console, of: str = ""
+) -> Iterator[Stages]:
     request = Request(
         study=studies.find("global-vs-conv"), source="global-vs-conv", scale="mini", size="",
-        seeds=seeds, sweep=sweep.parse(of), variants="none,global,conv", overrides="",
-        images="", runs=runs,
-        command="python -m experiments run global-vs-conv", delta=None, processes=1, here=True,
-        yes=False, **small_set,
+        seeds=seeds, sweep=sweep.parse(of), variants="none,global,conv", overrides="", runs=runs,
+        **small_set,
     )  # fmt: skip
-    return Rounds(request, console)
+    return iter(Rounds(request, Local(0, 1), console))
 
 
-def finish(round_: Round) -> None:
+def finish(todo: list[Run]) -> None:
     """As if they had been trained: detections near the objects, 65 seconds each."""
-    for run in round_.todo:
+    for run in todo:
         truth = json.loads(Path(run.data.val.json_file).read_text())
         # All rows of a seed are a little better or worse together.
         # The recipe is the best one for "global", twice its rate for the others.
@@ -66,34 +71,37 @@ def finish(round_: Round) -> None:
         )
 
 
-def asked(round_: Round) -> dict[str, int]:
-    """Seeds of each row."""
-    return {row: sum(run.variant == row for run in round_.runs) for row in NOISE}
+def asked(scale: Path) -> dict[str, int]:
+    """Seeds of each row, as the manifest of the study in the folder of a scale has them."""
+    (manifest,) = (read_json(path) for path in scale.glob("global-vs-conv@*/study.json"))
+    return dict(Counter(run["variant"] for run in manifest["runs"]))
 
 
 def test_a_number_of_seeds_is_one_round(small_set, tmp_path):
     found = rounds(small_set, tmp_path, 2, Console(record=True, width=200))
-    assert asked(found.next()) == dict.fromkeys(NOISE, 2)
-    assert found.next() is None
+    ((todo,),) = found
+    assert asked(tmp_path / "mini") == dict.fromkeys(NOISE, 2)
+    assert len(todo) == 6
 
 
 def test_rows_get_seeds_until_they_are_decided_or_a_budget_is_spent(small_set, tmp_path):
     console = Console(record=True, width=200)
     found = rounds(small_set, tmp_path, Limits(17, ""), console)
-    one = found.next()
-    assert asked(one) == dict.fromkeys(NOISE, 3)
+    (one,) = next(found)
+    assert asked(tmp_path / "mini") == dict.fromkeys(NOISE, 3)
     finish(one)
-    two = found.next()
-    assert asked(two) == {"none": 4, "global": 3, "conv": 4}
-    assert sorted((r.variant, r.seed) for r in two.todo) == [("conv", 3), ("none", 3)]
+    (two,) = next(found)
+    wanted = {"none": 4, "global": 3, "conv": 4}
+    assert asked(tmp_path / "mini") == wanted
+    assert sorted((r.variant, r.seed) for r in two) == [("conv", 3), ("none", 3)]
     # Stopped here, the same command goes on with that round, and says what was said before.
     found = rounds(small_set, tmp_path, Limits(17, "13m"), console)
-    again = found.next()
-    assert asked(again) == asked(two)
-    assert [run.folder for run in again.todo] == [run.folder for run in two.todo]
+    (again,) = next(found)
+    assert asked(tmp_path / "mini") == wanted
+    assert [run.folder for run in again] == [run.folder for run in two]
     finish(again)
     # Eleven runs take 11.9 minutes, the next two do not fit.
-    assert found.next() is None
+    assert next(found, None) is None
     printed = console.export_text()
     assert "with 3 seeds: global better, conv undecided" in printed
     assert "with 4 seeds: global better, conv undecided" in printed
@@ -111,28 +119,28 @@ def test_a_sweep_compares_rows_at_what_other_seeds_chose(small_set, tmp_path):
     console = Console(record=True, width=200)
     words = (small_set, tmp_path, 2, console, "optimizer.lr=0.5,1,2")
     first = rounds(*words)
-    one = first.next()
-    assert len(one.runs) == 9
-    assert {run.seed for run in one.runs} == {sweep.SEED}
+    (one,) = next(first)
+    assert len(one) == 9
+    assert {run.seed for run in one} == {sweep.SEED}
     (folder,) = (tmp_path / "mini").glob("global-vs-conv@*")
-    finish(Round([], one.runs, one.todo[:4]))
+    finish(one[:4])
     # Stopped here: it goes on with those that are missing, and no table is made of them.
     again = rounds(*words)
-    assert len(again.next().todo) == 5
+    assert [len(stage) for stage in next(again)] == [5]
     (note,) = results.load(folder).notes
     assert note == "a sweep of optimizer.lr: its values are not chosen yet, call it again"
-    finish(Round([], one.runs, one.todo[4:]))
-    two = again.next()
+    finish(one[4:])
+    (two,) = next(again)
     assert "optimizer.lr: none x2, global x1, conv x2" in console.export_text(clear=False)
-    assert sorted({(run.variant, run.cfg.optimizer.lr) for run in two.runs}) == [
+    assert sorted({(run.variant, run.cfg.optimizer.lr) for run in two}) == [
         ("conv", 0.004), ("global", 0.002), ("none", 0.004)
     ]  # fmt: skip
-    assert {run.seed for run in two.runs} == {0, 1}
+    assert {run.seed for run in two} == {0, 1}
     finish(two)
-    assert again.next() is None
+    assert next(again, None) is None
     # All done, the same command has one round, of nothing to do; without the sweep, rows at the
     # recipe are the same runs.
-    assert rounds(*words).next().todo == []
+    assert list(rounds(*words)) == [[]]
     loaded = results.load(folder)
     printed = " ".join(tables.markdown(loaded).split())
     assert "global: optimizer.lr=0.002 (x1), chosen by seed 1000, which is not compared" in printed
@@ -140,5 +148,5 @@ def test_a_sweep_compares_rows_at_what_other_seeds_chose(small_set, tmp_path):
     table = loaded.table.set_index("variant")
     assert table["factor"].to_dict() == {"none": 2, "global": 1, "conv": 2}
     assert table["seeds"].tolist() == [2, 2, 2]
-    plain = rounds(*words[:4]).next()
-    assert {run.variant for run in plain.todo} == {"none", "conv"}
+    ((plain,),) = rounds(*words[:4])
+    assert {run.variant for run in plain} == {"none", "conv"}

@@ -16,8 +16,9 @@ from experiments import records
 from experiments.data import pretraining_images as images
 from experiments.errors import UserError
 from experiments.jobs import pretraining_runs
-from experiments.jobs.pretraining import effective_rank, pretrain, validate
+from experiments.jobs.pretraining import effective_rank, validate
 from experiments.recipe import config
+from experiments.records import PretrainingRecord
 from experiments.training import training_loop
 from tests.conftest import ROOT
 from tests.experiments.test_cli import assert_told, experiments, own
@@ -246,7 +247,7 @@ def test_a_resumed_one_ends_as_if_undisturbed(folder, tmp_path, recipe, monkeypa
         ]
         for name in ("whole", "cut")
     )
-    pretrain(one)
+    one()
 
     step = training_loop.Trainer.run_step
 
@@ -257,14 +258,14 @@ def test_a_resumed_one_ends_as_if_undisturbed(folder, tmp_path, recipe, monkeypa
 
     monkeypatch.setattr(training_loop.Trainer, "run_step", cut)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(two)
+        two()
     monkeypatch.setattr(training_loop.Trainer, "run_step", step)
     assert not two.done
-    pretrain(two)
+    two()
     torch.set_num_threads(threads)
     first, second = state_of(one), state_of(two)
     assert all(torch.equal(first[k], second[k]) for k in first)
-    kept = [records.read_json(Path(run.folder) / pretraining_runs.RECORD) for run in (one, two)]
+    kept = [records.read_json(Path(run.folder) / PretrainingRecord.FILE) for run in (one, two)]
     assert kept[0]["figures"] == kept[1]["figures"]
     assert kept[0]["data"]["images"] == [6, 6]
     assert 1 < kept[0]["figures"]["effective_rank"] < 64
@@ -279,13 +280,13 @@ def test_without_validation_images_there_are_no_figures(tmp_path):
     data = images.prepare("mini", str(root))
     words = SMALL | {"train.max_iter": 1}
     (run,) = pretraining_runs.plan("recipe:sup", "mini", "vit-mini", data, tmp_path / "runs", words)
-    pretrain(run)
+    run()
     torch.set_num_threads(threads)
-    assert records.read_json(Path(run.folder) / pretraining_runs.RECORD)["figures"] == {}
+    assert records.read_json(Path(run.folder) / PretrainingRecord.FILE)["figures"] == {}
     # What others start from is made again if it is gone, from the weights that were trained.
     (Path(run.folder) / pretraining_runs.ENCODER).unlink()
     assert not run.done
-    pretrain(run)
+    run()
     torch.set_num_threads(threads)
     assert run.done
 
@@ -311,7 +312,7 @@ def test_a_study_pre_trains_once_and_starts_from_it(folder, small_set, tmp_path)
     done = experiments(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "before them 1 pre-trainings" in done.stdout
-    (path,) = tmp_path.rglob(pretraining_runs.RECORD)
+    (path,) = tmp_path.rglob(PretrainingRecord.FILE)
     word = config.RECIPE + path.parent.name
     (study,) = (tmp_path / "mini").glob("pretraining@*")
     logs = [p.read_text() for p in study.glob("*/log.txt")]
@@ -339,7 +340,7 @@ def test_torchrun_pre_trains_and_trains_in_its_processes(folder, small_set, tmp_
         command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = tmp_path.rglob(pretraining_runs.RECORD)
+    (path,) = tmp_path.rglob(PretrainingRecord.FILE)
     # Both processes validate; what they find together is what one finds.
     cfg = config.load(path.parent / "config.yaml", config.PRETRAINING_PARTS)
     model = instantiate(cfg.model)

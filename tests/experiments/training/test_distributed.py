@@ -21,7 +21,8 @@ from experiments.errors import UserError
 from experiments.jobs import runs
 from experiments.recipe import config
 from experiments.training import distributed
-from experiments.training.training_loop import Checkpoints, Meter, Trainer, parallel
+from experiments.training.hooks import Checkpoints, Meter
+from experiments.training.training_loop import Trainer, parallel
 from tests.conftest import ROOT
 
 ITERATIONS = 5

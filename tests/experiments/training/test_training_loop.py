@@ -18,7 +18,8 @@ from experiments.recipe import config
 from experiments.records import checkpoints
 from experiments.training import training_loop
 from experiments.training.fit import training_figures
-from experiments.training.training_loop import Average, LearningRates, Meter, Trainer
+from experiments.training.hooks import Average, LearningRates, Meter
+from experiments.training.training_loop import Trainer
 from tests.experiments.training.test_distributed import planned
 
 
@@ -188,7 +189,7 @@ def test_costs_are_counted_once(small_set, tmp_path, monkeypatch):
             name,
             lambda *words, name=name, count=count: counted.append(name) or count(*words),
         )
-    detection.execute(run)
+    run()
     assert counted == ["detector_cost", "training_macs"]
     record = records.read(Path(run.folder) / "record.json")
     assert record.train_macs > record.macs
