@@ -2,20 +2,20 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 # Variables, the same for every target that runs something.
-SCALE ?= mini#      mini: embedded data, minutes on a CPU; coco: COCO 2017, the paper's recipe
+SCALE ?= mini#      mini: embedded data, minutes on a CPU; small: a tenth of COCO, one GPU; coco: the paper's recipe
 SIZE ?=#            model size: vit-mini, vit-ti, vit-b, vit-l, vit-h, swin-b, ...; default: the study's
 SEEDS ?=#           number of seeds; default: the study's; auto: until every verdict is decided
 MAX_SEEDS ?=#       with SEEDS=auto: at most; default: 17
-BUDGET ?=#          with SEEDS=auto: time of all runs, added up, e.g. 90m, 2h, 1.5d
+BUDGET ?=#          with SEEDS=auto: time of all runs, added up, e.g. 90m, 2h, 1.5d; of plan: what it buys
 VARIANTS ?=#        some rows only, comma-separated
 SWEEP ?=#           each row at its best of factors on its own value: optimizer.lr=0.5,1,2
 OVERRIDES ?=#       config keys, e.g. "train.max_iter=4 model.backbone.count=2"
 JOBS ?=#            runs side by side; default: one per GPU or core
-YES ?=#             YES=1: train at coco scale without a GPU, however long it takes
+YES ?=#             YES=1: train at small or coco scale without a GPU, however long it takes
 KEEP ?=#            KEEP=1: keep the tables and plots in results/ too
 DELTA ?=#           AP; smaller differences are of no interest; default: 0.5, at mini scale 2
 WIDE ?=#            WIDE=1: tables of masks, IoUs, object sizes, costs and categories, too
-STUDY ?=#           of plan, export and bundle
+STUDY ?=#           of plan (default: global-vs-conv), export and bundle
 TO ?= csv#          of export: csv, mlflow, trackio or wandb
 OFFLINE ?=#         OFFLINE=1: export into the tracker's own files in runs/export/
 GPUS ?=#            devices of one run; of plan: of one run, or of as many side by side
@@ -29,7 +29,7 @@ IMAGES ?=#          pre-train on your own: a folder of images, in ImageNet's lay
 CONFIG ?=#          of eval-coco: a .py under configs/ or a run's config.yaml
 WEIGHTS ?=#         of eval-coco: checkpoint of a whole detector
 SPLIT ?=#           of eval-coco: val2017, train2017, test-dev2017, lvis_v1_val, ...; default: the config's
-SUITE ?= default#   of bench: default, growth, table-3, full, weights, evaluation, input, training or pretraining
+SUITE ?= default#   of bench: default, growth, table-3, full, weights, evaluation, input, training, pretraining or rotary
 ONLY ?=#            of bench: cases with all these words, e.g. "128 train"; of gpu-check: parts
 OUT ?=#             of gpu-check: folder of its rows and page; default: in results/benchmarks/<device>/
 MINUTES ?= 8#       of gpu-check: all that it may take
@@ -112,8 +112,8 @@ pretrain: $(INSTALLED) ## Pre-train an encoder, show how it learned: RECIPE= SCA
 		$(if $(filter 1,$(YES)),--yes) && $(RUN) analysis pretraining "runs/$$SCALE"
 
 .PHONY: validity
-validity: $(INSTALLED) ## Whether mini runs order rows as the paper does; of the studies that were run
-	@$(RUN) analysis validity $(if $(filter 1,$(KEEP)),--keep)
+validity: $(INSTALLED) ## Whether runs at mini or small scale order rows as the paper does: SCALE= SIZE=
+	@$(RUN) analysis validity --scale "$$SCALE" --size "$$SIZE" $(if $(filter 1,$(KEEP)),--keep)
 
 .PHONY: coverage
 coverage: $(INSTALLED) ## Whether intervals and verdicts hold what they say, on simulated studies: two minutes
@@ -145,8 +145,8 @@ bundle: $(INSTALLED) ## A study as one archive, to hand on: STUDY= SCALE=; runs/
 
 .PHONY: plan
 plan: $(INSTALLED) ## What a study will take before it runs: STUDY= SCALE= GPUS= DEVICE=
-	@$(RUN) experiments plan "$$STUDY" --scale "$$SCALE" --size "$$SIZE" $(seeds) --sweep "$$SWEEP" \
-		--variants "$$VARIANTS" --overrides "$$OVERRIDES" --gpus "$${GPUS:-0}" --device "$$DEVICE" $(data_options)
+	@$(RUN) experiments plan "$${STUDY:-global-vs-conv}" --scale "$$SCALE" --size "$$SIZE" $(seeds) --sweep "$$SWEEP" \
+		--variants "$$VARIANTS" --overrides "$$OVERRIDES" --gpus "$${GPUS:-0}" --device "$$DEVICE" --budget "$$BUDGET" $(data_options)
 
 .PHONY: studies
 studies: $(INSTALLED) ## List the studies: question, rows, runs done
@@ -154,11 +154,11 @@ studies: $(INSTALLED) ## List the studies: question, rows, runs done
 
 .PHONY: data
 data: $(INSTALLED) ## Make or find the data of SCALE, count it, and write a picture sheet
-	@$(RUN) experiments data "$$SCALE" --kind "$${KIND:-coco}" --show $(data_options)
+	@$(RUN) experiments data "$$SCALE" --kind "$${KIND:-coco}" --show $(data_options) --overrides "$$OVERRIDES"
 
 .PHONY: check-data
 check-data: $(INSTALLED) ## Read every image of SCALE's data, or your own, and list what is wrong with it
-	@$(RUN) experiments check-data "$$SCALE" --kind "$${KIND:-coco}" $(data_options)
+	@$(RUN) experiments check-data "$$SCALE" --kind "$${KIND:-coco}" $(data_options) --overrides "$$OVERRIDES"
 
 .PHONY: eval-coco
 eval-coco: $(INSTALLED) ## Evaluate a checkpoint on COCO val2017 (or SPLIT, VAL): CONFIG= WEIGHTS= GPUS=

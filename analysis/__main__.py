@@ -199,20 +199,22 @@ def write_bundle(
 @app.command("validity")
 def write_validity(
     runs: Runs = Path("runs"),
+    scale: Annotated[str, typer.Option(help="mini or small.")] = "mini",
+    size: Annotated[str, typer.Option(help="Model size; default: the scale's.")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Copy it to results/ as well.")] = False,
 ) -> None:
-    """Whether mini runs order rows as the paper does, pair by pair; writes validity.md and .csv."""
+    """Whether a cheap scale orders rows as the paper does, pair by pair; validity.md and .csv."""
     with commands.importing():
         from . import tables, validity
 
-    found = validity.load(runs)
-    console.print(tables.render(validity.cells(found.table), "text") + "\n", highlight=False)
+    found = validity.load(runs, scale, size)
+    console.print(tables.render(validity.cells(found), "text") + "\n", highlight=False)
     for line in (*validity.totals(found), *found.notes):
         console.print(line, highlight=False)
-    written = validity.write(found, runs / validity.SCALE)
+    written = validity.write(found, runs / scale)
     if keep:
         validity.check_publishable(found)
-        written += validity.write(found, Path("results") / validity.SCALE)
+        written += validity.write(found, Path("results") / scale)
     _say(written)
 
 
@@ -445,7 +447,8 @@ def paper_tables(
 
     rows = tables.Rows(runs=runs)
     table = tables.paper_tables(rows)
-    written = tables.write(table, out)
+    todays = tables.todays_encoders()
+    written = tables.write(table, out) + tables.write_todays(todays, out)
     ours = tables.points(rows)
     for number, draw in ((3, figures.figure3), (4, figures.figure4), (5, figures.figure5)):
         written += draw(ours, out / f"figure-{number}")
@@ -453,6 +456,8 @@ def paper_tables(
         part = table[table["table"] == name]
         shown = tabulate(tables.cells(part), headers="keys", showindex=False, disable_numparse=True)
         console.print(f"{title}: {tables.caption(part)}\n{shown}\n", highlight=False)
+    shown = tabulate(tables.todays_cells(todays), headers="keys", showindex=False)
+    console.print(f"Encoders of today\n{shown}\n", highlight=False)
     _say(written)
 
 

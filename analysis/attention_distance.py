@@ -89,7 +89,7 @@ def compute(encoder: nn.Module, images_BCHW: Tensor) -> AttentionDistance:
     return AttentionDistance(heads, uniform[:, 0], np.array(encoder.plan))
 
 
-def _map(x_BHWC: Tensor, sequence: TokenSequence | None = None) -> Tensor:
+def _map(x_BHWC: Tensor, sequence: TokenSequence | None = None, *_: object) -> Tensor:
     """What attention reads, as a map: without registers, which have no place."""
     return x_BHWC if sequence is None else sequence.to_map(x_BHWC)
 

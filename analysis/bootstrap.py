@@ -44,8 +44,8 @@ from .estimates import Estimate
 RESAMPLES = 1000
 _VERSION = 1  # of what is kept; raise it when drawing changes
 # AP: smaller differences are of no interest. At mini scale it is what three seeds can resolve.
-DELTAS = {"mini": 2.0}
-DELTA = 0.5  # of the other scales
+DELTAS = {"mini": 2.0, "small": 0.5, "coco": 0.5}
+DELTA = 0.5  # of a record of anything else
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,11 +47,13 @@ def read(folder: str | Path) -> dict:
 def published(weights: Path) -> Published | None:
     """What is published for a checkpoint: that of a released model, known by its file name, or the
     paper's of the row and size that a run of this suite trained."""
-    models = paper.load("released_models")
+    models = pd.concat([paper.load("released_models"), paper.load("todays_models")])
+    models = models.dropna(subset="checkpoint")
     names = models["checkpoint"].map(lambda name: PurePosixPath(name).name)
     if len(found := models[names == weights.name]):
         row = found.iloc[0]
-        of = f"released model {weights.name} ({row['detector']}, {row['name']}): {row['source']}"
+        model = row["name"] if pd.isna(row["model"]) else row["model"]
+        of = f"released model {weights.name} ({row['detector']}, {model}): {row['source']}"
         return Published(_known(row), of, row["dataset"].lower())
     if not (weights.parent / RECORD).is_file():
         return None
@@ -62,8 +64,11 @@ def published(weights: Path) -> Published | None:
     if not where:
         return None
     where = where.split()[0]
-    of = f"the paper's Table {where[1:].replace(':', ', row ')}: {run.variant}, {run.size}"
-    known = _known(paper.published().loc[where])
+    row = paper.known().loc[where]
+    of = f"the paper's Table {where[1:].replace(':', ', row ')}"
+    if row["table"] == "today":
+        of = f"{row['name']} ({row['detector']}, {row['model']}), {row['source']}"
+    of, known = f"{of}: {run.variant}, {run.size}", _known(row)
     return Published(known, f"{of}; trained by its authors", run.data.get("kind", "coco"))
 
 

@@ -1,4 +1,4 @@
-"""Pairs of rows that the paper separates, and the rows at mini scale that stand for them."""
+"""Pairs of rows that the paper separates, and the rows at a scale that stand for them."""
 
 import itertools
 import json
@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 from experiments import studies
 from experiments.recipe import config
-from experiments.studies import Study, Variant
+from experiments.scales import SCALES
+from experiments.studies import Variant
 
 from .paper import published
 from .results import PAPER_SIZES
 
-SCALE = "mini"
 SEPARATED = 0.5  # box AP; the paper's differences from here on count
 TABLES = ("T1", *(f"T{n}{part}" for part in "abcd" for n in (2, 8)), "T4")
 
 
 class Row(NamedTuple):
-    """A row at mini scale, with the rows of the paper that it stands for, e.g. "T8a:1"."""
+    """A row at a scale, with the rows of the paper that it stands for, e.g. "T8a:1"."""
 
     study: str
     name: str
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows at mini scale, the one that the paper has ahead first.
+    """Two rows at a scale, the one that the paper has ahead first.
 
     Attributes:
         study, names: the first study that has both, and what it calls them.
@@ -76,27 +76,33 @@ class Pair:
 
 
 @cache
-def rows() -> tuple[Row, ...]:
-    """All rows at mini scale that stand for some of `TABLES`, in the tables' order."""
-    found = []
+def rows(scale: str = "mini", size: str = "") -> tuple[Row, ...]:
+    """All rows at a scale that stand for some of `TABLES`, in the tables' order.
+
+    Args:
+        size: of the model; "": the scale's default.
+    """
+    found, size = [], size or SCALES[scale].size
     for name in studies.files():
         study = studies.find(name)
-        for variant in study.rows(SCALE):
-            if printed := _printed(study, variant):
-                cfg = config.resolve(study, variant, SCALE, study.sizes[SCALE], {})
+        for variant in study.rows(scale):
+            if variant.only and size not in variant.only:
+                continue
+            if printed := _printed(variant, size):
+                cfg = config.resolve(study, variant, scale, size, {})
                 setting = json.dumps(config.plain_config(cfg), sort_keys=True)
                 found.append(Row(name, variant.name, setting, printed))
     first = {row.study: TABLES.index(_table(row.printed[0])) for row in reversed(found)}
     return tuple(sorted(found, key=lambda row: first[row.study]))
 
 
-def _printed(study: Study, variant: Variant) -> tuple[str, ...]:
-    words = variant.words_of_size.get(study.sizes[SCALE], {})
+def _printed(variant: Variant, size: str) -> tuple[str, ...]:
+    words = variant.words_of_size.get(size, {})
     where = [
         row
-        for size, rows in (variant.stands_for or variant.published).items()
+        for papers, rows in (variant.stands_for or variant.published).items()
         # A row that the paper has with other words for this size has no counterpart.
-        if variant.stands_for or variant.words_of_size.get(size, {}) == words
+        if variant.stands_for or variant.words_of_size.get(papers, {}) == words
         for row in rows.split()
     ]
     return tuple(row for row in where if _table(row) in TABLES)

@@ -29,7 +29,7 @@ from .bootstrap import Draws, delta_of
 from .comparable import flat_config, of_row
 from .estimates import Estimate
 from .looks import Look
-from .paper import published
+from .paper import known
 
 FIGURES = tuple(figure.lower() for figure in LVIS_FIGURES)  # the first six are COCO's too
 PAPER_SIZES = ("vit-b", "vit-l")
@@ -351,7 +351,7 @@ def _row(
     for size in _paper_sizes(manifest):
         for kind in KINDS:
             where = variant["published"].get(size or variant["size"], "").split()
-            value = published().at[where[0], f"ap_{kind}"] if where else None
+            value = known().at[where[0], f"ap_{kind}"] if where else None
             row[paper_column(kind, size)] = value
     return row
 
@@ -379,7 +379,8 @@ def share_of(column: str, count: int, of: int) -> dict[str, float]:
 def _paper_sizes(manifest: dict) -> tuple[str, ...]:
     """Sizes that the paper's figures are shown for; "": of each row its own."""
     sizes = {variant["size"] for variant in manifest["variants"]} - {""}
-    return PAPER_SIZES if len(sizes) == 1 and sizes <= {"vit-mini", *PAPER_SIZES} else ("",)
+    ours = {"vit-mini", "vit-s", *PAPER_SIZES}
+    return PAPER_SIZES if len(sizes) == 1 and sizes <= ours else ("",)
 
 
 def paper_column(kind: str, size: str) -> str:
@@ -388,10 +389,11 @@ def paper_column(kind: str, size: str) -> str:
 
 
 def paper_data(results: Results) -> tuple[str, bool]:
-    """Which data set the paper's AP are of, and whether the study's are of the same."""
+    """Which data set the paper's AP are of, and whether the study's are of the same, by a recipe of
+    the same length: at small scale none is."""
     runs = results.records
     own = list(runs.loc[runs["fingerprint"] != FOREIGN, "data"]) if len(runs) else []
     kinds = {data.get("kind", "coco") for data in own}
     name, file, images = PAPERS_DATA["lvis" if "lvis" in kinds else "coco"]
     sets = {(Path(data["val"]).name, data.get("images", [0])[-1]) for data in own}
-    return name, sets == {(file, images)}
+    return name, sets == {(file, images)} and results.manifest["scale"] != "small"

@@ -1,8 +1,8 @@
-"""What the mini scale is worth: pairs of rows that the paper separates, and whether mini runs put
+"""What a cheap scale is worth: pairs of rows that the paper separates, and whether its runs put
 them in the same order.
 
 A pair is two rows of one printed table whose box AP differ by `SEPARATED` or more for ViT-B or
-ViT-L. What is the same row at mini scale is one row, whatever studies and tables have it: the
+ViT-L. What is the same row at the scale is one row, whatever studies and tables have it: the
 window-only row of Tables 2a to 2d is one, and its pair with the global one is counted once. If
 ViT-B and ViT-L are separated in opposite directions, the paper has no answer and the pair does not
 count.
@@ -20,48 +20,60 @@ import pandas as pd
 from experiments import records
 from experiments.costs import environment
 from experiments.errors import UserError
+from experiments.scales import SCALES
 
 from . import bootstrap, reach, tables
 from .bootstrap import Draws
 from .estimates import Estimate
-from .paper_pairs import SCALE, SEPARATED, Pair, Row, pairs, rows
+from .paper_pairs import SEPARATED, Pair, Row, pairs, rows
 from .results import PAPER_SIZES
 from .text import interval
 
+OF = ("mini", "small")  # scales
 COMPARED = ("agree", "contradict", "undecided")
 # Words of a command that make its runs other ones than the study's.
-_ALTERED = ("--overrides", "--dataset", "--val", "--images", "--sweep")
+_ALTERED = ("--dataset", "--val", "--images", "--sweep")
 
 
 @dataclass(frozen=True, eq=False)
 class Validity:
-    """The mini scale's verdicts on the paper's.
+    """A scale's verdicts on the paper's.
 
     Attributes:
+        scale, size: of the runs.
         table: a line per pair, the row that the paper has ahead as `better`: study, better, worse,
             tables, `paper_diff_<size>` (the paper's difference in box AP, where the pair is printed
-            for that size), `mini_diff`, `mini_low`, `mini_high` (ours in box AP, with its 95 %
-            interval over images and seeds; better minus worse), `seeds_better`, `seeds_worse`,
-            `verdict`: one of `COMPARED`, or why there is none.
+            for that size), `<scale>_diff`, `<scale>_low`, `<scale>_high` (ours in box AP, with its
+            95 % interval over images and seeds; better minus worse), `seeds_better`,
+            `seeds_worse`, `verdict`: one of `COMPARED`, or why there is none.
         tau: `tau` of the pairs that were compared: value, low, high.
         records: the runs that it is of, one row each.
         notes: what was left out, a line each.
     """
 
+    scale: str
+    size: str
     table: pd.DataFrame
     tau: tuple[float, float, float]
     records: pd.DataFrame
     notes: list[str]
 
 
-def load(runs: Path) -> Validity:
+def load(runs: Path, scale: str = "mini", size: str = "") -> Validity:
     """Compare what was run in `runs`.
+
+    Args:
+        scale: one of `OF`.
+        size: of the model; "": the scale's default.
 
     Raises:
         UserError: no study was run that has a part in it, or a file is broken.
     """
-    known = rows()
-    found, notes = _runs(known, runs / SCALE)
+    if scale not in OF:
+        raise UserError(f"there is no validity of scale {scale!r}: of {' and '.join(OF)} only")
+    size = size or SCALES[scale].size
+    known = rows(scale, size)
+    found, notes = _runs(known, runs / scale, size)
     entered, more = eligible(found)
     draws, unread = _draws(entered)
     entered = entered[entered["path"].isin(draws)]
@@ -95,42 +107,77 @@ def load(runs: Path) -> Validity:
                 worse=pair.names[1],
                 tables=pair.tables,
                 **{_column(size): pair.paper.get(size) for size in PAPER_SIZES},
-                mini_diff=estimate.value if estimate else None,
-                mini_low=low,
-                mini_high=high,
+                **{
+                    f"{scale}_diff": estimate.value if estimate else None,
+                    f"{scale}_low": low,
+                    f"{scale}_high": high,
+                },
                 seeds_better=seeds[0],
                 seeds_worse=seeds[1],
                 verdict=verdict,
             )
         )
-    return Validity(pd.DataFrame(lines), tau(estimates), entered, notes + more + unread)
+    return Validity(
+        scale, size, pd.DataFrame(lines), tau(estimates), entered, notes + more + unread
+    )
 
 
-def _runs(known: Sequence[Row], folder: Path) -> tuple[pd.DataFrame, list[str]]:
+def _runs(known: Sequence[Row], folder: Path, size: str) -> tuple[pd.DataFrame, list[str]]:
     """Finished runs of the rows, each once, with its row's setting and its study's command."""
-    parts, notes = [], []
+    parts, notes, scale = [], [], folder.name
     names = list(dict.fromkeys(row.study for row in known))
     for name in names:
         if not (folder / name / records.MANIFEST).is_file():
             continue
         manifest, done = records.load_study(folder / name)
         command = manifest["command"]
-        if altered := set(shlex.split(command)) & set(_ALTERED):
+        sizes = {variant["size"] for variant in manifest["variants"]}
+        if altered := set(shlex.split(command)) & _altered(scale):
             notes.append(f"{name} is left out: it was run with {', '.join(sorted(altered))}")
+        elif sizes != {size}:
+            notes.append(f"{name} is left out: it was run with {', '.join(sorted(sizes))}")
         elif len(done):
             settings = {row.name: row.setting for row in known if row.study == name}
             done["setting"] = done["variant"].map(settings)
-            parts.append(done.dropna(subset="setting").assign(command=command))
+            done = done.dropna(subset="setting")
+            parts.append(done.assign(command=command, study_run=name))
     if not parts:
         left_out = "".join(f"; {note}" for note in notes)
         raise UserError(
             f"no run to compare with the paper in {folder}{left_out}: run "
             f"{', '.join(names)} first, each with make ablation-<study>"
+            + f" SCALE={scale}"
+            * (scale != "mini")
         )
-    runs = pd.concat(parts, ignore_index=True)
+    runs, of_words = _of_like_words(pd.concat(parts, ignore_index=True))
+    notes += of_words
     runs["path"] = [str(Path(path).resolve()) for path in runs["path"]]
     # Studies share runs.
     return runs.drop_duplicates("path").sort_values("finished").reset_index(drop=True), notes
+
+
+def _altered(scale: str) -> set[str]:
+    """At mini scale any other recipe is another question; at small scale each has its share, its
+    length and its machine, and what is compared has the same (`_of_like_words`)."""
+    return {*_ALTERED, "--overrides"} if scale == "mini" else set(_ALTERED)
+
+
+def _of_like_words(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """The runs of studies whose OVERRIDES= are those of the last run, and a note on others."""
+    words = runs["command"].map(_overrides)
+    last = words[runs["finished"].sort_values(kind="stable").index[-1]]
+    notes = [
+        f"{study} is left out: its OVERRIDES are not those of the last run"
+        for study in runs.loc[words != last, "study_run"].unique()
+    ]
+    return runs[words == last].drop(columns="study_run"), notes
+
+
+def _overrides(command: str) -> tuple[str, ...]:
+    """What a command of a study sets, in one order."""
+    words = shlex.split(command)
+    said = words[words.index("--overrides") + 1] if "--overrides" in words else ""
+    return tuple(sorted(shlex.split(said)))
 
 
 def eligible(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -202,16 +249,16 @@ def tau(estimates: Iterable[Estimate]) -> tuple[float, float, float]:
 # ---- As text ------------------------------------------------------------------------------------
 
 
-def cells(table: pd.DataFrame) -> pd.DataFrame:
+def cells(validity: Validity) -> pd.DataFrame:
     """The table as text cells; the paper's figures and ours in columns that say whose they are."""
-    lines = []
-    for _, r in table.iterrows():
+    lines, scale = [], validity.scale
+    for _, r in validity.table.iterrows():
         line = {"box AP of": f"{r['better']} - {r['worse']}", "tables": r["tables"]}
         for size in PAPER_SIZES:
             value = r[_column(size)]
             line[f"paper {size[-1].upper()}"] = "" if pd.isna(value) else f"{value:+.1f}"
-        ours = interval(r["mini_diff"], r["mini_low"], r["mini_high"], "+z.1f")
-        lines.append(line | {"ours, mini (95 %)": ours, "verdict": r["verdict"]})
+        ours = interval(*(r[f"{scale}_{end}"] for end in ("diff", "low", "high")), "+z.1f")
+        lines.append(line | {f"ours, {scale} (95 %)": ours, "verdict": r["verdict"]})
     return pd.DataFrame(lines)
 
 
@@ -237,11 +284,11 @@ def totals(validity: Validity) -> list[str]:
     return lines
 
 
-CAPTION = f"""\
-All pairs of rows of Tables 1, 2, 4 and 8 (arXiv:2203.16527v2) that exist at mini scale and whose
-published box AP differ by {SEPARATED:g} or more for ViT-B or ViT-L; each pair of mini rows once,
+_CAPTION = """\
+All pairs of rows of Tables 1, 2, 4 and 8 (arXiv:2203.16527v2) that exist at {scale} scale and whose
+published box AP differ by {separated:g} or more for ViT-B or ViT-L; each pair of {scale} rows once,
 in whatever tables it is. A number as a row is the count of global blocks. "paper B" and "paper L"
-are the paper's differences on COCO val2017, "ours, mini" is this suite's on the embedded set, of
+are the paper's differences on COCO val2017, "ours, {scale}" is this suite's on {data}, of
 means over seeds, with its 95 % interval over images and seeds as the study's own table has it, but
 by itself and for a number of seeds that was chosen before, not by looks: only their signs can be
 compared. agree, contradict: that interval is on the paper's side of 0, or on the other; undecided:
@@ -254,20 +301,33 @@ about other seeds and images, not about other rows.
 """
 
 
+def caption(validity: Validity) -> str:
+    """How to read the table."""
+    mini = validity.scale == "mini"
+    data = "the embedded set" if mini else f"COCO with {validity.size} (docs/small.md)"
+    return _CAPTION.format(scale=validity.scale, separated=SEPARATED, data=data)
+
+
+def _command(validity: Validity) -> str:
+    if validity.scale == "mini":
+        return "make validity"
+    return f"make validity SCALE={validity.scale} SIZE={validity.size}"
+
+
 def markdown(validity: Validity) -> str:
     """Table, totals, how to read them, and where the numbers come from."""
     seeds = validity.records.groupby("setting").size()
     lines = [
-        f"# Validity of the {SCALE} scale",
+        f"# Validity of the {validity.scale} scale",
         "",
-        tables.render(cells(validity.table)),
+        tables.render(cells(validity)),
         "",
         *(f"- {line}" for line in totals(validity)),
         "",
-        CAPTION,
+        caption(validity),
         *(f"- {note}" for note in validity.notes),
         *[""] * bool(validity.notes),
-        "- command: `make validity`",
+        f"- command: `{_command(validity)}`",
         *(f"- of: `{command}`" for command in sorted(set(validity.records["command"]))),
         f"- seeds: {seeds.min()} to {seeds.max()} of a row",
         *(f"- {line}" for line in tables.measured(validity.records)),

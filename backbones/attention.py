@@ -1,6 +1,6 @@
 """Multi-head self-attention within the groups of a partition: one function, several kernels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -87,27 +87,43 @@ class Attention(nn.Module):
                     nn.init.trunc_normal_(table, std=0.02)
                 self.register_parameter(f"rel_pos_{axis}", table)
 
-    def forward(self, x_BHWC: Tensor, sequence: TokenSequence | None = None) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); with `sequence`, of its (B, T, 1, C)."""
+    def forward(
+        self,
+        x_BHWC: Tensor,
+        sequence: TokenSequence | None = None,
+        turns: Sequence[Turn | None] | None = None,
+    ) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); with `sequence`, of its (B, T, 1, C).
+
+        Args:
+            turns: as of `turns`, where they are known; None: they are computed.
+        """
+        if turns is None:
+            turns = self.turns(x_BHWC, sequence)
         if sequence is None:
-            return self._attend(x_BHWC, self.partition, self._turn(x_BHWC, x_BHWC.shape[1:3]))
+            return self._attend(x_BHWC, self.partition, turns[0])
         parts = sequence.parts(self.partition)
-        turn = self._turn(x_BHWC, sequence.size)
         xs = x_BHWC.split([part.length for part in parts], 1)
         return torch.cat(
             [
-                self._attend(x, part.partition, turn and part.turned(turn))
-                for x, part in zip(xs, parts, strict=True)
+                self._attend(x, part.partition, turn)
+                for x, part, turn in zip(xs, parts, turns, strict=True)
             ],
             1,
         )
 
-    def _turn(self, x: Tensor, size: tuple[int, int]) -> Turn | None:
-        """What q and k of a map's tokens turn by."""
+    def turns(
+        self, x_BHWC: Tensor, sequence: TokenSequence | None = None
+    ) -> tuple[Turn | None, ...]:
+        """What q and k of the tokens turn by: of the map, or of each part of `sequence`. They are
+        those of every attention with this `rope` and `partition`."""
+        parts = [] if sequence is None else sequence.parts(self.partition)
         if self.rope is None:
-            return None
+            return (None,) * (len(parts) or 1)
+        size = tuple(x_BHWC.shape[1:3]) if sequence is None else sequence.size
         channels = self.proj.out_features // self.num_heads
-        return self.rope.turn(self.partition, tuple(size), channels, x)
+        turn = self.rope.turn(self.partition, size, channels, x_BHWC)
+        return (turn,) if sequence is None else tuple(part.turned(turn) for part in parts)
 
     def _attend(self, x_BHWC: Tensor, partition: Partition, turn: Turn | None) -> Tensor:
         """`turn` is of the tokens of `partition`, padding included."""
@@ -159,7 +175,7 @@ class Attention(nn.Module):
 
     def in_groups(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v of a map's groups, padding included, unscaled: each (G, M, N, D)."""
-        return self._in_groups(x_BHWC, self.partition, self._turn(x_BHWC, x_BHWC.shape[1:3]))
+        return self._in_groups(x_BHWC, self.partition, self.turns(x_BHWC)[0])
 
     def _in_groups(
         self, x_BHWC: Tensor, partition: Partition, turn: Turn | None

@@ -1,6 +1,6 @@
 """A transformer block of the encoder, and its parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from .drop_path import DropPath
 from .kernels import Linear, in_chunks
 from .partition import Partition
 from .registries import MLPS
-from .rope import Rope
+from .rope import Rope, Turn
 from .sequence import TokenSequence
 
 
@@ -118,15 +118,21 @@ class Block(nn.Module):
         """Those of attention and MLP, whose initial values are the owner's of the blocks."""
         return self.attn.qkv, self.attn.proj, *getattr(self.mlp, "linears", ())
 
-    def forward(self, x_BHWC: Tensor, *sequence: TokenSequence) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); with a `sequence`, of its (B, T, 1, C)."""
-        attended = self.ls1(self.attn(self.norm1(x_BHWC), *sequence))
+    def forward(
+        self,
+        x_BHWC: Tensor,
+        sequence: TokenSequence | None = None,
+        turns: Sequence[Turn | None] | None = None,
+    ) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); with a `sequence`, of its (B, T, 1, C). `turns`: as of
+        `Attention`."""
+        attended = self.ls1(self.attn(self.norm1(x_BHWC), sequence, turns))
         x_BHWC = x_BHWC + self.drop_path(attended, 0)
         x_BHWC = x_BHWC + self.drop_path(self.ls2(self.mlp(self.norm2(x_BHWC))), 1)
         if hasattr(self, "residual"):
-            map_BHWC = sequence[0].to_map(x_BHWC) if sequence else x_BHWC
+            map_BHWC = sequence.to_map(x_BHWC) if sequence else x_BHWC
             map_BHWC = self.residual(map_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-            x_BHWC = sequence[0].with_map(x_BHWC, map_BHWC) if sequence else map_BHWC
+            x_BHWC = sequence.with_map(x_BHWC, map_BHWC) if sequence else map_BHWC
         return x_BHWC
 
 

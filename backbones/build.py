@@ -46,16 +46,23 @@ for _letter in "blh":
 # theirs, and a file's kernel is resized when it is loaded.
 _DINOV2 = dict(layer_scale=1.0, pretrain_img_size=37 * 16)
 _DINOV3 = dict(
-    positions="rope", qkv_bias="qv", layer_scale=1e-5, registers=4, block_norm="layer(eps=1e-5)"
+    positions="rope",
+    use_rel_pos=False,
+    qkv_bias="qv",
+    layer_scale=1e-5,
+    registers=4,
+    block_norm="layer(eps=1e-5)",
 )
 _EVA02 = dict(
     positions="learned+rope(unit=token,coordinates=window)",
+    use_rel_pos=False,
     qkv_bias="qv",
     pretrain_img_size=16 * 16,
     window_size=16,
 )
 _PE = dict(
     positions="learned+rope(unit=token,coordinates=window,axes=xy)",
+    use_rel_pos=False,
     pre_norm=True,
     block_norm="layer(eps=1e-5)",
 )

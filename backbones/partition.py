@@ -93,7 +93,7 @@ class Windows(Partition):
     word = "window"
 
     def __init__(self, size: int):
-        self.size = whole_number("window_size", size, least=1)
+        self.size = whole_number("size", size, least=1)
 
     def padded_size(self, H: int, W: int) -> tuple[int, int]:
         return -(-H // self.size) * self.size, -(-W // self.size) * self.size

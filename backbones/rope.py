@@ -56,6 +56,15 @@ class Rope:
         self.pairs = choose("pairs", pairs, ("halves", "neighbours"))
         self.length = number("length", length, least=1)
 
+    @property
+    def words(self) -> dict[str, float | str]:
+        """The arguments that matter, for files: those that are as without them left out, but for
+        unit and coordinates."""
+        plain = vars(Rope(1 if self.unit == "side" else self.length + 1, self.unit))
+        own = vars(self) if self.unit == "token" else vars(self) | {"length": 1}
+        said = ("unit", "coordinates")
+        return {k: v for k, v in own.items() if k in said or v != plain[k]}
+
     def turn(
         self, partition: Partition, size: tuple[int, int], channels: int, like: Tensor
     ) -> Turn:

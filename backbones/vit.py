@@ -22,7 +22,9 @@ from .positions import RESIZE, absolute_positions, read_positions
 from .propagation import EncoderSpec, Propagation, block_count, propagation_blocks, strategy
 from .recompute import recomputed
 from .registries import CONV_BLOCKS, MLPS, STEMS, accepted, choose, lookup, read_word
+from .rope import Rope
 from .sequence import TokenSequence, draw_kept
+from .unseen import Unseen
 
 
 class ViT(Backbone):
@@ -191,6 +193,7 @@ class ViT(Backbone):
                 f"propagation={propagation!r}, count={count}, placement={placement!r} contradict "
                 "window_block_indexes / residual_block_indexes: give the words or the indexes"
             )
+        roles = _shared(roles)
 
         if pre_norm:
             self.norm_pre = norm_layer(embed_dim)
@@ -228,6 +231,8 @@ class ViT(Backbone):
         if registers:
             self.registers = nn.Parameter(torch.empty(1, registers, embed_dim))
             nn.init.normal_(self.registers, std=0.02)
+        if rope is not None or positions_resize != "bicubic":
+            self.unseen = Unseen(_unseen(self, rope))
         self.use_act_checkpoint = use_act_checkpoint
         self._out_features = [*(f"stage{i}_feat" for i in range(1, stages)), out_feature]
         self._out_feature_channels = dict.fromkeys(self._out_features, embed_dim)
@@ -268,30 +273,53 @@ class ViT(Backbone):
         x_BHWC = self.tokens(x)
         sequence = self._sequence(x_BHWC)
         if sequence:
-            x_BHWC = sequence[0].from_map(x_BHWC, self.registers)
+            x_BHWC = sequence.from_map(x_BHWC, self.registers)
+        turns: dict[Partition, tuple] = {}
         features = {}
         for i, block in enumerate(self.blocks):
+            partition = block.attn.partition
+            if partition not in turns:
+                turns[partition] = block.attn.turns(x_BHWC, sequence)
+            inputs = (x_BHWC, sequence, turns[partition])
             if self.use_act_checkpoint and self.training:
-                x_BHWC = recomputed(block, x_BHWC, *sequence, of=block)
+                x_BHWC = recomputed(block, *inputs, of=block)
             else:
-                x_BHWC = block(x_BHWC, *sequence)
+                x_BHWC = block(*inputs)
             if i in self._feature_of_block:
-                map_BHWC = sequence[0].to_map(x_BHWC, self.mask_token) if sequence else x_BHWC
+                map_BHWC = sequence.to_map(x_BHWC, self.mask_token) if sequence else x_BHWC
                 features[self._feature_of_block[i]] = map_BHWC.permute(0, 3, 1, 2)
         if hasattr(self, "neck"):
             features[self._out_features[-1]] = self.neck(features[self._out_features[-1]])
         return features
 
-    def _sequence(self, x_BHWC: Tensor) -> tuple[TokenSequence, ...]:
-        """How the blocks read the map if not as it is: one, or none."""
+    def _sequence(self, x_BHWC: Tensor) -> TokenSequence | None:
+        """How the blocks read the map, if not as it is."""
         masked = self.training and self.mask_ratio > 0
         if not masked and self.registers is None:
-            return ()
+            return None
         size = tuple(x_BHWC.shape[1:3])
         kept_HW = draw_kept(size, self.spec.window_size, self.mask_ratio) if masked else None
         registers = 0 if self.registers is None else self.registers.shape[1]
         partitions = [block.attn.partition for block in self.blocks]
-        return (TokenSequence(size, partitions, registers, kept_HW, x_BHWC.device),)
+        return TokenSequence(size, partitions, registers, kept_HW, x_BHWC.device)
+
+
+def _unseen(encoder: ViT, rope: Rope | None) -> dict:
+    """Of an encoder whose positions no weight shows: those, and what else it takes to tell."""
+    block = encoder.blocks[0]
+    windows: dict[str, list[int]] = {}
+    for i, one in enumerate(encoder.blocks):
+        if not one.attn.partition.is_global:
+            windows.setdefault(one.attn.partition.word, []).append(i)
+    words = dict(
+        rope=rope and rope.words,
+        positions_resize=encoder.positions_resize,
+        num_heads=block.attn.num_heads,
+        norm_eps=getattr(block.norm1, "eps", None),
+        window_size=encoder.spec.window_size,
+        windows=windows,
+    )
+    return {k: v for k, v in words.items() if v is not None}
 
 
 def _check_positions(encoder: ViT, parts: BlockParts, partitions: list, side: int) -> None:
@@ -362,6 +390,20 @@ def _sam_neck(embed_dim: int, out_chans: int) -> nn.Sequential:
 
 
 Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its residual module
+
+
+def _shared(roles: list[Role]) -> list[Role]:
+    """Equal groupings as one object: what depends on them is worked out once in a pass."""
+    found: dict[tuple, Partition] = {}
+    for partition, _ in roles:
+        found.setdefault(_kind(partition), partition)
+    return [(found[_kind(partition)], residual) for partition, residual in roles]
+
+
+def _kind(partition: Partition) -> tuple:
+    said = sorted(vars(partition).items())
+    simple = all(isinstance(value, int | float | str) for _, value in said)
+    return (type(partition), *(said if simple else [id(partition)]))
 
 
 def _roles_of_words(chosen: Propagation, count: int | str | None, placement: str) -> list[Role]:

@@ -26,6 +26,7 @@ from . import (
     input_pipeline,
     pretraining,
     report,
+    rotary,
     training_loop,
     weights,
     worker,
@@ -36,7 +37,7 @@ from .rows import Row
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-_OF_ROWS = (evaluation, input_pipeline, training_loop, pretraining)
+_OF_ROWS = (evaluation, input_pipeline, training_loop, pretraining, rotary)
 OTHERS = (weights.SUITE, gpu_check.SUITE, *(module.SUITE for module in _OF_ROWS))
 
 

@@ -56,6 +56,8 @@ class Case:
     def words(self) -> dict:
         """`build_encoder`'s words for this case."""
         words = dict(size=self.size, img_size=16 * self.tokens, use_rel_pos=self.rel_pos)
+        if self.blocks == "all global" and "rope" in SIZES[self.size].get("positions", ""):
+            words["positions"] = "learned+rope(unit=token)"  # not in windows
         return words | BLOCKS[self.blocks]
 
     def macs(self) -> int | None:

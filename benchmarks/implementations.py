@@ -18,6 +18,13 @@ _NECK = dict(
     in_feature="last_feat", out_channels=256, scale_factors=(4.0, 2.0, 1.0, 0.5), norm="LN"
 )
 
+# Rows of an encoder with rotary positions beside the absolute ones.
+_ROTARY = {
+    "rope": dict(positions="learned+rope"),
+    "rope in windows": dict(positions="learned+rope(unit=token,coordinates=window)"),
+    "rope of tokens": dict(positions="learned+rope(unit=token)"),
+}
+
 # Loaded before a row's memory counts.
 MODULES = (
     "detectron2.modeling.backbone.vit",
@@ -43,9 +50,10 @@ def build(case: Case, implementation: str) -> tuple[nn.Module, Callable[[int], o
     if case.module == "detector":
         return _detector(case, implementation), partial(_labelled_images, case)
     ours = {"fused": "fused", "compiled": "fused", "blocks compiled": "fused"}
-    ours |= {word: word for word in ("reference", "triton")}
+    ours |= {word: word for word in ("reference", "triton")} | dict.fromkeys(_ROTARY, "fused")
     if implementation in ours:
-        net = build_encoder(**case.words(), attention=ours[implementation])
+        words = case.words() | _ROTARY.get(implementation, {})
+        net = build_encoder(**words, attention=ours[implementation])
         if implementation == "compiled":
             net = torch.compile(net, fullgraph=True)
         if implementation == "blocks compiled":
@@ -120,6 +128,17 @@ def _transformers(case: Case) -> nn.Module:
 def _timm(case: Case) -> nn.Module:
     from timm import create_model
 
+    if case.size == "eva02-b":
+        if len(_global_blocks(case)) < SIZES[case.size]["depth"]:
+            raise ValueError("timm's EVA-02 has no windows")
+        return create_model(
+            "eva02_base_patch14_448",
+            patch_size=16,
+            img_size=16 * case.tokens,
+            ref_feat_shape=(16, 16),
+            num_classes=0,
+            global_pool="",
+        )
     names = {"vit-b": "base", "vit-l": "large", "vit-h": "huge"}
     if case.size not in names:
         raise ValueError(f"timm has no samvit of size {case.size}")

@@ -7,13 +7,17 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from . import ROOT, commands
 from .errors import UserError
+from .scales import SCALES
+
+if TYPE_CHECKING:
+    from .data.subsets import Shares
 
 # Of what the libraries under detectron2 call in each other: nothing that a user can change.
 warnings.simplefilter("ignore", FutureWarning)
@@ -26,8 +30,8 @@ app = typer.Typer(
 console = Console(soft_wrap=True, markup=False, quiet=os.environ.get("RANK", "0") != "0")
 
 StudyWord = Annotated[str, typer.Argument(help="Name of a study, or a .py file that defines one.")]
-Scale = Annotated[str, typer.Option(help="mini or coco.")]
-ScaleArgument = Annotated[str, typer.Argument(help="mini or coco.")]
+Scale = Annotated[str, typer.Option(help="mini, small or coco.")]
+ScaleArgument = Annotated[str, typer.Argument(help="mini, small or coco.")]
 Kind = Annotated[str, typer.Option(help="coco or lvis.")]
 Size = Annotated[str, typer.Option(help="Model size; default: the study's.")]
 Variants = Annotated[str, typer.Option(help="Some rows only, comma-separated.")]
@@ -117,7 +121,7 @@ def run(
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, see configs/pretraining.")],
     scale: Scale = "mini",
-    size: Annotated[str, typer.Option(help="Model size; default: vit-mini, or vit-b.")] = "",
+    size: Annotated[str, typer.Option(help="Model size; default: the scale's.")] = "",
     seeds: Annotated[int, typer.Option(help="Number of seeds; 0: one.", min=0)] = 0,
     jobs: Jobs = 0,
     gpus: Gpus = 1,
@@ -133,7 +137,7 @@ def pretrain(
     from .recipe import config
 
     config.check_scale(scale)
-    size = size or {"mini": "vit-mini", "coco": "vit-b"}[scale]
+    size = size or SCALES[scale].size
     by = launching(launcher, jobs, gpus)
     plan = rounds.of_recipe(recipe, scale, size, seeds, overrides, images, runs, yes, by, console)
     raise typer.Exit(by.launch(plan, console))
@@ -153,6 +157,9 @@ def plan(
         int, typer.Option(help="GPUs, of one run or of runs side by side; 0: what there is.", min=0)
     ] = 0,
     device: Annotated[str, typer.Option(help="A GPU by name; default: this machine.")] = "",
+    budget: Annotated[
+        str, typer.Option(help="Time, 90m, 2h or 1.5d: what it buys; at small scale: 24h.")
+    ] = "",
     dataset: Dataset = "",
     val: Val = "",
 ) -> None:
@@ -171,7 +178,7 @@ def plan(
         seeds=adding.parse(seeds, max_seeds, ""), sweep=sweeping.parse(sweep), variants=variants,
         overrides=overrides, dataset=dataset, val=val,
     )  # fmt: skip
-    plans.show(request, device, gpus, console)
+    plans.show(request, device, gpus, console, budget)
 
 
 @app.command()
@@ -182,10 +189,11 @@ def studies(runs: Runs = Path("runs")) -> None:
     for name in package.files():
         study = package.find(name)
         console.print(f"{name}  {study.question}")
-        rows = {scale: ", ".join(v.name for v in study.rows(scale)) for scale in ("coco", "mini")}
-        console.print(f"  rows: {rows['coco']}")
-        if rows["mini"] != rows["coco"]:
-            console.print(f"  rows at mini scale: {rows['mini']}")
+        rows = {scale: ", ".join(v.name for v in study.rows(scale)) for scale in SCALES}
+        console.print(f"  rows: {rows.pop('coco')}")
+        for scale, names in rows.items():
+            if names != ", ".join(v.name for v in study.variants):
+                console.print(f"  rows at {scale} scale: {names}")
         console.print(f"  done: {_state(runs, name)}")
 
 
@@ -193,10 +201,9 @@ def _state(runs: Path, study: str) -> str:
     """How many of the runs that were last asked for are done, at each scale."""
     from . import records
     from .data import annotations
-    from .recipe import config
 
     states = []
-    for scale in config.SCALES:
+    for scale in SCALES:
         own = sorted((runs / scale).glob(annotations.study_folder(study, "*")))
         folders = [f for f in (runs / scale / study, *own) if (f / records.MANIFEST).is_file()]
         for folder in folders:
@@ -220,23 +227,43 @@ def data(
     kind: Kind = "coco",
     dataset: Dataset = "",
     val: Val = "",
+    overrides: Overrides = "",
     runs: Runs = Path("runs"),
 ) -> None:
     """Make or find the data of a scale, and say what it is."""
-    from .data import catalog, sheet
-    from .recipe import config
+    from .data import catalog, sheet, subsets
 
-    config.check_scale(scale)
-    found = catalog.prepare(scale, dataset or None, val or None, kind)
+    shares = _shares(scale, kind, overrides)
+    found = catalog.prepare(scale, dataset or None, val or None, kind, shares)
     for name, split in (("train", found.train), ("val", found.val)):
         console.print(f"{name}: {split.json_file}\n  images in {split.image_root}")
-        for line in sheet.summary(split):
+        for line in (*subsets.told(split), *sheet.summary(split)):
             console.print("  " + line)
+    console.print(f"digest of both annotation files, as records have it: {found.digest}")
     if show:
+        from .recipe import config
+
         path = runs / scale / "data.png"
         config.check_writable(path.parent)
         sheet.write(found.train, path)
         console.print(f"picture sheet: {path}")
+
+
+def _shares(scale: str, kind: str, overrides: str) -> "Shares":
+    """How much of its data a scale reads, with the user's words.
+
+    Raises:
+        UserError: unknown scale, or words that do not fit.
+    """
+    from .recipe import config
+
+    config.check_scale(scale)
+    dataset = "lvis" if kind == "lvis" else "coco"
+    cfg = config.load(config.base_path(scale, SCALES[scale].size, dataset=dataset))
+    words, _ = config.split_overrides(config.parse_overrides(overrides))
+    config.set_words(cfg, words, "OVERRIDES")
+    config.check_shares(cfg, "OVERRIDES")
+    return config.shares(cfg)
 
 
 @app.command("check-data")
@@ -246,15 +273,21 @@ def check_data(
     dataset: Dataset = "",
     val: Val = "",
     jobs: Annotated[int, typer.Option(help="Processes that read; 0: all cores.", min=0)] = 0,
+    overrides: Overrides = "",
     runs: Runs = Path("runs"),
 ) -> None:
     """Read a data set once, every image, and list what is wrong with it."""
     from .data import catalog, check
+    from .data.defects import DefectError
     from .recipe import config
 
-    config.check_scale(scale)
+    shares = _shares(scale, kind, overrides)
     config.check_writable(runs / scale)
-    splits = dict(zip(("train", "val"), catalog.find(scale, dataset, val, kind), strict=True))
+    try:
+        found = catalog.find(scale, dataset, val, kind, shares)
+    except DefectError:  # of which there is no share before it is mended
+        found = catalog.find(scale, dataset, val, kind)
+    splits = dict(zip(("train", "val"), found, strict=True))
     raise typer.Exit(check.check_data(splits, runs / scale / "data-defects.csv", console, jobs))
 
 
@@ -330,7 +363,7 @@ def show_optim(
             metavar="CONFIG_OR_STUDY", help="configs/*.py, a run's config.yaml, or a study's name."
         ),
     ],
-    scale: Annotated[str, typer.Option(help="Of a study: mini or coco.")] = "mini",
+    scale: Annotated[str, typer.Option(help="Of a study: mini, small or coco.")] = "mini",
     size: Annotated[str, typer.Option(help="Of a study: model size.")] = "",
     variants: Annotated[str, typer.Option(help="Of a study: some rows only.")] = "",
     overrides: Overrides = "",
@@ -377,6 +410,8 @@ def main() -> None:
     # A background job of a shell starts with SIGINT ignored, and clusters end jobs with SIGTERM.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    # Processes of runs take their memory in large pages (docs/speed.md), where glibc knows how.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     sys.exit(commands.run(app, console))
 
 

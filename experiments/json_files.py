@@ -4,10 +4,11 @@ import json
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Write a file that is there whole or not at all.
+def write_json(path: Path, content: dict, **form: Any) -> None:
+    """Write a file that is there whole or not at all; `form` as of `json.dumps`.
 
     Raises:
         OSError: with the file's name.
@@ -15,7 +16,7 @@ def write_json(path: Path, content: dict) -> None:
     scratch = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}")
     try:
         with open(scratch, "w") as file:
-            json.dump(content, file, indent=1)
+            file.write(json.dumps(content, **{"indent": 1} | form))
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)

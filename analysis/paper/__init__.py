@@ -1,4 +1,5 @@
-"""What is published about ViTDet (arXiv:2203.16527v2) as data. Never this suite's own figures.
+"""What is published about ViTDet (arXiv:2203.16527v2), and about detectors on encoders of today, as
+data. Never this suite's own figures.
 
 One tidy CSV per kind; `load(kind)` reads one:
 
@@ -12,6 +13,12 @@ One tidy CSV per kind; `load(kind)` reads one:
 - settings: what all runs of a scope share (`all`, a backbone, a table), as text.
 - prose: numbers that only the text or a project's pages give, by `key`; `relation` is =, <= or ~.
 - reproductions: ViT-B Mask R-CNN as others trained it.
+- todays_models: detectors on EVA-02 and Perception Encoder, MIMDet, and DINO in detrex, as the
+  repositories of their authors print them, on COCO val2017 or LVIS v1 val. `encoder`: the size here
+  that it is of.
+- todays_encoders: parameters of named sizes as their authors print them, in their digits (DINOv2's,
+  DINOv3's and EVA-02's in whole millions, Perception Encoder's in hundredths of a thousand million,
+  pooling in front of the head included).
 
 Figures 3 to 5 repeat other numbers or print none: `figure(number)` derives their points.
 
@@ -62,6 +69,13 @@ def load(kind: str) -> pd.DataFrame:
         raise unknown("kind of published data", kind, KINDS)
     na_values = {"layerwise_lr_decay": ["none"]}
     return pd.read_csv(_FOLDER / f"{kind}.csv", dtype={"row": str}, na_values=na_values)
+
+
+@cache
+def known() -> pd.DataFrame:
+    """`published()`, and behind it `todays_models` by their names: "today:eva02_B_coco_bsl"."""
+    todays = load("todays_models").assign(table="today", row=lambda rows: rows["name"])
+    return pd.concat([published(), todays.set_index("today:" + todays["name"])])
 
 
 @cache

@@ -75,6 +75,10 @@ def data(results: Results) -> str:
     if results.manifest["scale"] == "mini":
         return "mini set"
     name, same = paper_data(results)
+    if results.manifest["scale"] == "small" and not results.manifest.get("own_set"):
+        configs = [config for config in results.records["config"] if config]  # foreign: none
+        whole = all(config["dataloader"]["test"]["share"] == 1 for config in configs)
+        return name if whole else f"a part of {name}"
     return name if same else "own set"
 
 

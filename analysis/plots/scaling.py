@@ -14,7 +14,7 @@ from ..style import plt
 from . import pieces
 from .costs import MEMORY
 
-_SIDES = {"mini": range(64, 513, 8), "coco": range(256, 1537, 16)}  # pixels
+_SIDES = {"mini": range(64, 513, 8), "small": range(128, 1025, 16), "coco": range(256, 1537, 16)}
 _PROPAGATIONS = ("none", "global", "conv", "shifted")  # that the closed formulas know
 
 

@@ -23,6 +23,10 @@ _MVIT = _DETECTRON2.format("mvitv2/MViTv2_{}.pyth")
 _MVIT_L_IN1K = "https://dl.fbaipublicfiles.com/mvit/mvitv2_models/MViTv2_L_in1k.pyth"
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_{}.pth"
 _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{0}14/dinov2_vit{0}14_{1}.pth"
+_DINOV3 = "https://huggingface.co/facebook/dinov3-vit{}16-pretrain-lvd1689m"
+_DINOV3_CONVNEXT = "https://huggingface.co/facebook/dinov3-convnext-{}-pretrain-lvd1689m"
+_EVA02 = "https://huggingface.co/Yuxin-CV/EVA-02/resolve/main/eva02/pt/eva02_{}_p14to16.pt"
+_PE = "https://huggingface.co/facebook/{0}/resolve/main/{0}.pt"
 _LAION = "https://huggingface.co/laion/CLIP-ViT-{}/resolve/main/open_clip_pytorch_model.bin"
 
 # Config keys for what the weights expect: a norm before the blocks; pixels by another mean and
@@ -111,9 +115,50 @@ SOURCES = (
         for letter, file in (("b", "b_01ec64"), ("l", "l_0b3195"), ("h", "h_4b8939"))
     ),
     *(
-        Source(word, f"vit-{letter}", _DINOV2.format(letter, file), "timm")
+        Source(word, f"{family}-{letter}", _DINOV2.format(letter, file), "timm")
         for word, file in (("dinov2_lvd142m", "pretrain"), ("dinov2reg_lvd142m", "reg4_pretrain"))
-        for letter in "sbl"
+        for family, letters in (("vit", "sbl"), ("dinov2", "sblg"))
+        for letter in letters
+    ),
+    *(
+        Source(
+            "dinov3_lvd1689m",
+            f"dinov3-{size}",
+            f"{_DINOV3.format(name)}/resolve/main/model.safetensors",
+            "hf-dinov3",
+            saved_as=f"dinov3-vit{name}16.safetensors",
+            note="behind its authors' form",
+        )
+        for size, name in (("s", "s"), ("s+", "splus"), ("b", "b"), ("l", "l"), ("h+", "hplus"))
+    ),
+    *(
+        Source(
+            "dinov3_lvd1689m",
+            f"convnext-{name[0]}",
+            f"{_DINOV3_CONVNEXT.format(name)}/resolve/main/model.safetensors",
+            "convnext",
+            saved_as=f"dinov3-convnext-{name}.safetensors",
+            note="behind its authors' form",
+        )
+        for name in ("tiny", "small", "base", "large")
+    ),
+    Source("eva02_in21k", "eva02-b", _EVA02.format("B_pt_in21k"), "eva02"),
+    Source("eva02_in21k", "eva02-l", _EVA02.format("L_pt_in21k"), "eva02"),
+    Source("eva02_m38m", "eva02-l", _EVA02.format("L_pt_m38m"), "eva02"),
+    *(
+        Source(f"pe_{kind.lower()}", f"pe-{kind.lower()}-{size}", _PE.format(name), "pe")
+        for kind, size, name in (
+            ("Core", "ti", "PE-Core-T16-384"),
+            ("Core", "s", "PE-Core-S16-384"),
+            ("Core", "b", "PE-Core-B16-224"),
+            ("Core", "l", "PE-Core-L14-336"),
+            ("Core", "g", "PE-Core-G14-448"),
+            ("Spatial", "ti", "PE-Spatial-T16-512"),
+            ("Spatial", "s", "PE-Spatial-S16-512"),
+            ("Spatial", "b", "PE-Spatial-B16-512"),
+            ("Spatial", "l", "PE-Spatial-L14-448"),
+            ("Spatial", "g", "PE-Spatial-G14-448"),
+        )
     ),
     *(
         Source(

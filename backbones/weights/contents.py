@@ -46,7 +46,8 @@ class Contents:
             or training adds them; they keep their initial values.
         settings: words of `ViT` that hold for the format but are not seen in a file:
             "norm_eps", "act_layer" (a class; None: it may be any), "num_heads" (None: likewise),
-            "window_size", "window_block_indexes"; and "rope", arguments of `Rope`.
+            "window_size", "window_block_indexes", "positions_resize"; "rope", arguments of `Rope`;
+            and "other_windows", words of those blocks' groups that are no plain windows.
         unfolded: LayerScale and the linear maps in front of it, as in the file, by the keys of
             `ViT`; `encoder` has them multiplied. For an encoder that has LayerScale too.
         notes: what conversion did to tensors beyond their names, a line each.

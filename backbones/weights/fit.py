@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..activations import TanhGELU
 from ..positions import resized_positions, resized_table
 from ..rope import Rope
+from ..unseen import KEY as UNSEEN
 from ..vit import ViT
 from .account import Account, group, sizes
 from .contents import Contents, State, WeightsError, is_finite, square_grid
@@ -91,7 +92,7 @@ def fit_own(contents: Contents) -> tuple[Account, str]:
     if encoder is None:
         account.dropped = dict(contents.dropped)
         account.unexpected = sizes(contents.encoder.items())
-        refusal = f"{_title(contents)}: its encoder is no ViT, no Swin and no MViTv2"
+        refusal = f"{_title(contents)}: its encoder is no ViT, Swin, MViTv2 or ConvNeXt"
     else:
         try:
             _, account = fit_encoder(encoder, contents, strict=True)
@@ -127,7 +128,7 @@ def _fit(
     new_keys: str,
 ) -> tuple[State, Account]:
     _check_turn(encoder, contents)
-    own = module.state_dict()
+    own = {k: v for k, v in module.state_dict().items() if k != prefix + UNSEEN}
     account.dropped |= contents.dropped
     state = dict(state)
     _unfold(state, own, prefix, contents, account)
@@ -222,7 +223,12 @@ def _other_windows(encoder: ViT, contents: Contents) -> str:
         return ""
     size = contents.settings.get("window_size", 14)
     wanted = ["window" if i in theirs else "global" for i in range(len(encoder.blocks))]
-    same = wanted == [block.attn.partition.word for block in encoder.blocks]
+    words = [block.attn.partition.word for block in encoder.blocks]
+    if others := contents.settings.get("other_windows"):
+        if not set(others) <= set(words):
+            return f"its blocks have a {others[0]}; here none has"
+        words = ["global" if word == "global" else "window" for word in words]
+    same = wanted == words
     if same and (not theirs or size == encoder.spec.window_size):
         return ""
     return f"its blocks {theirs} have windows of {size} tokens, the others none; here it is not so"
@@ -389,6 +395,7 @@ def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
         return []
     block = encoder.blocks[0]
     own = dict(
+        positions_resize=encoder.positions_resize,
         norm_eps=getattr(block.norm1, "eps", None),
         act_layer=_activation(block.mlp.act) if hasattr(block.mlp, "act") else None,
         num_heads=block.attn.num_heads,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .contents import State, WeightsError
 
-_ROTARY = "rotary positions, which ViT does not compute"
+_ROTARY = "rotary positions, in keys that are not read"
 _BIASES = "biases by relative position, which ViT does not compute"
 _UNREAD = "its keys are not read: microsoft's and timm's are, of the same function"
 _FRAMES = "it reads video frames, not an image"
@@ -56,7 +56,7 @@ def _line(text: str, at: int) -> str:
 MODELS = (
     Foreign(
         "Co-DETR (or another DETR of mmdetection)",
-        "its encoder is mmdetection's Swin, or EVA-02's ViT with rotary positions",
+        "its encoder is mmdetection's Swin, or EVA-02's ViT in keys that are not read",
         (r"^query_head\.", r"^backbone\."),
     ),
     Foreign("SAM 3", _ROTARY, (r"(^|\.)vision_backbone\.trunk\.blocks\.\d+\.",)),
@@ -81,9 +81,10 @@ MODELS = (
         (r"(^|\.)(patch_generator\.|input_conditioner\.|embeddings\.cls_register_token$)",),
     ),
     Foreign(
-        "PE-Det, a detector on Perception Encoder",
+        "a detector on Perception Encoder that is none of PE-Det's Mask R-CNNs",
         _ROTARY,
         (r"(^|\.)(net|bottom_up)\.transformer\.resblocks\.\d+\.",),
+        lacks=r"^backbone\.net\.rope_win\.freqs_cos$",
     ),
     Foreign(
         "EVA-02-CLIP",

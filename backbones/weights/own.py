@@ -8,6 +8,7 @@ from typing import Any
 from detectron2.modeling import MViT, SwinTransformer
 from torch import nn
 
+from ..convnext import ConvNeXt
 from ..meta import on_meta
 from ..vit import ViT
 from .contents import Contents, WeightsError
@@ -15,8 +16,8 @@ from .words import encoder_words
 
 
 def own_encoder(contents: Contents) -> nn.Module | None:
-    """`ViT`, or detectron2's SwinTransformer or MViT, of the file's sizes on the meta device; None
-    for keys of no such encoder.
+    """`ViT` or `ConvNeXt`, or detectron2's SwinTransformer or MViT, of the file's sizes on the meta
+    device; None for keys of no such encoder.
 
     Raises:
         WeightsError: the keys are of one, the shapes are not.
@@ -28,6 +29,8 @@ def own_encoder(contents: Contents) -> nn.Module | None:
             kind = ViT
         elif any(k.endswith(".attn.relative_position_bias_table") for k in state):
             kind, words = SwinTransformer, _swin_words(shapes)
+        elif "features.1.0.layer_scale" in state:
+            kind, words = ConvNeXt, _convnext_words(shapes)
         elif "blocks.0.attn.pool_q.weight" in state:
             kind, words = MViT, _mvit_words(shapes)
         else:
@@ -67,6 +70,15 @@ def _swin_words(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     if words["ape"]:
         words["pretrain_img_size"] = shapes["absolute_pos_embed"][2] * patch
     return words
+
+
+def _convnext_words(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    depths = []
+    while (block := f"features.{2 * len(depths) + 1}.{{}}.layer_scale").format(0) in shapes:
+        depths.append(next(i for i in range(len(shapes)) if block.format(i) not in shapes))
+    norms = sorted(int(m[1]) for k in shapes if (m := re.match(r"norm(\d)\.weight$", k)))
+    words = dict(embed_dim=shapes["features.0.0.weight"][0], depths=depths)
+    return words | dict(out_indices=norms or range(len(depths)))
 
 
 def _mvit_words(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def _words(contents: Contents) -> dict[str, Any]:
         turning = f"rope({','.join(f'{k}={v}' for k, v in rope.items())})"
         words["positions"] = f"learned+{turning}" if "pos_embed" in state else turning
         words["use_abs_pos"] = True
+    if resize := contents.settings.get("positions_resize"):
+        words["positions_resize"] = resize
     words["num_heads"] = known_heads(contents) or max(1, dim // 64)
     patch = words["patch_size"]
     if len(shapes.get("pos_embed", ())) == 3:

@@ -17,10 +17,13 @@ from ..positions import resized_positions
 from .account import group
 from .contents import Contents, State, WeightsError, is_finite, square_grid
 from .formats.transformers import ACTIVATIONS
-from .words import encoder_words
+from .words import encoder_words, known_heads
 
-# Parts of a block that the readers of these files have not.
-_OF_TODAY = r"\.mlp\.w\d\.|\.ls[12]\.|\.attn\.[qk]_norm\."
+# What the readers of these files have not, but for "safetensors", which is this suite's.
+_OURS = (
+    r"\.mlp\.w\d\.|\.ls[12]\.|\.attn\.[qk]_norm\.|\.norm\d\.running_"
+    r"|^registers$|^norm_pre\.|^patch_embed\.proj\.\d"
+)
 
 
 def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
@@ -51,12 +54,20 @@ def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
             f"{contents.path}: {to} has no place for a {contents.format}'s stem and computed "
             "positions; this suite loads the file as it is"
         )
-    if "rope" in contents.settings:
-        raise WeightsError(
-            f"{contents.path}: {to} has no place for a {contents.format}'s rotary positions, which "
-            "leave no tensor; this suite loads the file as it is"
-        )
+    for unseen, what in (
+        ("rope" in contents.settings, "rotary positions"),
+        (contents.settings.get("positions_resize") == "tile", "tiled positions"),
+    ):
+        if unseen:
+            raise WeightsError(
+                f"{contents.path}: {to} has no place for a {contents.format}'s {what}, which "
+                "leave no tensor; this suite loads the file as it is"
+            )
     contents, added = _with_k_biases(contents)
+    if "mask_token" in contents.encoder and to != "safetensors":
+        kept = {k: v for k, v in contents.encoder.items() if k != "mask_token"}
+        contents = dataclasses.replace(contents, encoder=kept)
+        added.append("left out: mask token, of training only")
     for key, tensor in (contents.encoder | contents.detector).items():
         if tensor.is_floating_point() and not is_finite(tensor):
             raise WeightsError(f"{contents.path}: {key} has values that are NaN or infinite")
@@ -71,6 +82,9 @@ def convert(contents: Contents, to: str, out: str | Path) -> list[str]:
 
 
 def _detectron2(contents: Contents, out: Path) -> list[str]:
+    if words := encoder_words(contents):
+        _refuse(contents, "detectron2's ViT", hint="; --to safetensors has, for this suite")
+        _refuse_conv_blocks(contents, words, "detectron2's ViT")
     state, notes = _detector(contents)
     torch.save({"model": state}, out)
     return notes + _unsaid(contents)
@@ -116,9 +130,9 @@ def _unsaid(contents: Contents) -> list[str]:
 
 def _hf(contents: Contents, out: Path) -> list[str]:
     words = _plain_words(contents, "transformers' VitDet")
-    _refuse(contents, "transformers' VitDet", r"^norm_pre\.|^patch_embed\.proj\.\d")
-    if words.get("conv_block", "bottleneck") != "bottleneck":
-        raise WeightsError(f"{contents.path}: transformers' VitDet has bottleneck conv blocks only")
+    _refuse(contents, "transformers' VitDet")
+    _refuse_conv_blocks(contents, words, "transformers' VitDet")
+    _refuse_unknown_heads(contents, "transformers' VitDet")
     if words["mlp_ratio"] % 1:
         raise WeightsError(
             f"{contents.path}: transformers' VitDet has a whole mlp_ratio, this is "
@@ -186,7 +200,7 @@ def _sam(contents: Contents, out: Path) -> list[str]:
             raise WeightsError(
                 f"{contents.path}: segment-anything's encoder has {what}, it has none"
             )
-    _refuse(contents, "segment-anything", r"^norm_pre\.|\.residual\.|^patch_embed\.proj\.\d")
+    _refuse(contents, "segment-anything", r"\.residual\.")
     side = words["img_size"] // words["patch_size"]
     encoder = dict(contents.encoder)
     pos_1PC, notes = _positions(contents, cls_token=False, grid=(side, side))
@@ -227,12 +241,24 @@ def _plain_words(contents: Contents, whose: str) -> dict[str, Any]:
     return words
 
 
-def _refuse(contents: Contents, whose: str, pattern: str) -> None:
-    keys = [k for k in contents.encoder if re.search(f"{pattern}|{_OF_TODAY}", k)]
+def _refuse(contents: Contents, whose: str, also: str = "(?!)", hint: str = "") -> None:
+    keys = [k for k in contents.encoder if re.search(f"{also}|{_OURS}", k)]
     if keys:
         raise WeightsError(
-            f"{contents.path}: {whose} has no place for its {group(keys[0])}: {keys[0]}"
+            f"{contents.path}: {whose} has no place for its {group(keys[0])}: {keys[0]}{hint}"
         )
+
+
+def _refuse_unknown_heads(contents: Contents, whose: str) -> None:
+    if known_heads(contents) is None:
+        raise WeightsError(
+            f"{contents.path}: {whose} needs the number of heads, which the file does not show"
+        )
+
+
+def _refuse_conv_blocks(contents: Contents, words: dict[str, Any], whose: str) -> None:
+    if words.get("conv_block", "bottleneck") != "bottleneck":
+        raise WeightsError(f"{contents.path}: {whose} has bottleneck conv blocks only")
 
 
 def _left_out(contents: Contents) -> list[str]:

@@ -1,4 +1,6 @@
-"""Hierarchical backbones that the paper compares with: detectron2's Swin and MViTv2, under FPN."""
+"""Hierarchical backbones under FPN: detectron2's Swin and MViTv2, which the paper compares with,
+and
+ConvNeXt."""
 
 from collections.abc import Sequence
 
@@ -7,7 +9,7 @@ from detectron2.modeling import FPN, MViT, SwinTransformer
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from omegaconf import DictConfig
 
-from backbones import LayerNorm2d
+from backbones import ConvNeXt, LayerNorm2d
 from backbones.norms import layer_norm
 
 
@@ -40,6 +42,14 @@ def mvitv2(
             out_features=["scale2", "scale3", "scale4", "scale5"],
         ),
         ["scale2", "scale3", "scale4", "scale5"],
+    )
+
+
+def convnext(embed_dim: int, depth: int, drop_path_rate: float) -> DictConfig:
+    """ConvNeXt (arXiv:2201.03545), 3, 3, `depth` and 3 blocks."""
+    return fpn(
+        L(ConvNeXt)(embed_dim=embed_dim, depths=[3, 3, depth, 3], drop_path_rate=drop_path_rate),
+        ["p0", "p1", "p2", "p3"],
     )
 
 

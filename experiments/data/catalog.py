@@ -11,11 +11,13 @@ from pycocotools import mask as masks
 
 from .. import ROOT
 from ..errors import UserError, unknown
-from . import defects
+from ..scales import SCALES
+from . import defects, subsets
 from .annotations import Split, parse_split, set_name
 from .defects import AnnotationFile
 from .mini import detection as mini
 from .mini import lvis as mini_lvis
+from .subsets import WHOLE, Shares
 
 # What detectron2 calls the published sets, and what has to be in $DETECTRON2_DATASETS for them.
 _PUBLISHED = {
@@ -161,27 +163,36 @@ def dicts(split: Split) -> list[dict]:
 
 
 def prepare(
-    scale: str, train: str | None = None, val: str | None = None, dataset: str = "coco"
+    scale: str,
+    train: str | None = None,
+    val: str | None = None,
+    dataset: str = "coco",
+    shares: Shares = WHOLE,
 ) -> Data:
     """The data of a scale, or the user's own.
 
     Args:
-        scale: "mini" makes its set on first use; "coco" looks where detectron2 does, in
+        scale: "mini" makes its set on first use; the others look where detectron2 does, in
             $DETECTRON2_DATASETS, or ./datasets.
         train, val: both as `parse_split` reads them: a set of the user's instead.
         dataset: "coco", or "lvis" for LVIS v1, or the mini set in its format.
+        shares: of the set, whichever it is.
 
     Raises:
         UserError: another name, or it is not there or broken, with where it was looked for.
     """
     name = set_name(train, val) if train and val else ""
-    return Data.of(*find(scale, train, val, dataset), name)
+    return Data.of(*find(scale, train, val, dataset, shares), name)
 
 
 def find(
-    scale: str, train: str | None = None, val: str | None = None, dataset: str = "coco"
+    scale: str,
+    train: str | None = None,
+    val: str | None = None,
+    dataset: str = "coco",
+    shares: Shares = WHOLE,
 ) -> tuple[Split, Split]:
-    """The splits that `prepare` reads, for training and validation, unread.
+    """The splits that `prepare` reads, for training and validation; unread, if they are whole.
 
     Raises:
         UserError: another name, or they are not there.
@@ -191,11 +202,17 @@ def find(
             raise UserError(
                 "--dataset and --val go together: give annotations.json,images/ for each"
             )
-        return parse_split(train), parse_split(val)
-    if dataset not in _PUBLISHED:
+        whole = parse_split(train), parse_split(val)
+    elif dataset not in _PUBLISHED:
         raise unknown("kind of data set", dataset, _PUBLISHED)
-    of_scale = _mini_split if scale == "mini" else _published_split
-    return of_scale(dataset, "train"), of_scale(dataset, "val")
+    else:
+        of_scale = _mini_split if SCALES[scale].embedded else _published_split
+        whole = of_scale(dataset, "train"), of_scale(dataset, "val")
+    folder = ROOT / "datasets" / "shares"
+    return (
+        subsets.take(whole[0], shares.train, shares.seed, folder),
+        subsets.take(whole[1], shares.val, shares.seed, folder),
+    )
 
 
 def test_split(dataset: str) -> Split:

@@ -40,6 +40,10 @@ _KEYS: dict[str, tuple[_Keys, _Keys, _Keys]] = {
 }
 
 
+class DefectError(UserError):
+    """An annotation file has an error: the first."""
+
+
 class AnnotationFile:
     """An annotation file, mended, with all that is wrong in it.
 
@@ -109,7 +113,7 @@ class AnnotationFile:
         self.defects.append(Defect(self.name, kind, what, number, file, of, sort))
 
     def refuse_errors(self) -> None:
-        """Raises UserError if there are any: the first, and how many more."""
+        """Raises DefectError if there are any: the first, and how many more."""
         groups = [g for (severity, *_), g in grouped(self.defects).items() if severity == "error"]
         if not groups:
             return
@@ -118,7 +122,7 @@ class AnnotationFile:
         more += [f"{count} of another kind" for count in [sum(map(len, groups[1:]))] if count]
         tail = f"; {' and '.join(more)}, make check-data lists all" if more else ""
         at = f"{first.where}: " * bool(first.where)
-        raise UserError(f"{self.split.json_file}: {at}{first.what}{tail}")
+        raise DefectError(f"{self.split.json_file}: {at}{first.what}{tail}")
 
     def notes(self) -> str:
         """How many of each kind there are that stop nothing, one line; "" if there are none."""

@@ -86,7 +86,7 @@ def prepare(scale: str, folder: str | None = None) -> Images:
     """The images of a scale, or the user's own.
 
     Args:
-        scale: "mini" makes its images on first use; "coco" looks for ImageNet-1k in
+        scale: "mini" makes its images on first use; others look for ImageNet-1k in
             $DETECTRON2_DATASETS/imagenet.
         folder: another, in ImageNet's layout; or with images anywhere in it, without labels.
 

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from ..data import annotations, catalog, pretraining_images
 from ..data.catalog import Data
+from ..data.subsets import Shares
 from ..errors import UserError
 from ..jobs import pretraining_runs, sweep
 from ..jobs import runs as planning
@@ -58,6 +59,11 @@ class Request:
         """Raises UserError as of `config.check_pretraining_words`."""
         config.check_pretraining_words(self._cfgs, self._words[1], self.images)
 
+    @property
+    def shares(self) -> Shares:
+        """As of `runs.shares`."""
+        return planning.shares(self._cfgs)
+
     @cached_property
     def folder(self) -> Path:
         own = self.dataset and self.val
@@ -72,7 +78,11 @@ class Request:
         missing = planning.missing_weights(self._cfgs)
         try:
             data = catalog.prepare(
-                self.scale, self.dataset or None, self.val or None, self.study.dataset
+                self.scale,
+                self.dataset or None,
+                self.val or None,
+                self.study.dataset,
+                self.shares,
             )
         except UserError as error:
             raise UserError("; ".join([str(error), *missing])) from error

@@ -25,6 +25,7 @@ from ..jobs.runs import DetectionRun, Row
 from ..launching import Launcher
 from ..recipe import config
 from ..records import PRETRAINED
+from ..scales import SCALES
 from . import seeds as adding
 from .request import Request
 from .seeds import Limits
@@ -177,7 +178,7 @@ def of_recipe(
 
 
 def _announce(scale: str, launcher: Launcher, yes: bool, console: Console, *runs: list) -> None:
-    if scale == "coco" and launcher.here:  # it speaks of this machine
+    if not SCALES[scale].embedded and launcher.here:  # it speaks of this machine
         from . import budget  # takes a second
 
         budget.announce(launcher.processes, yes, console, *runs)

@@ -14,6 +14,7 @@ from backbones.weights.fit import fit_encoder
 
 from ..data.annotations import study_folder
 from ..data.catalog import Data
+from ..data.subsets import Shares
 from ..errors import UserError
 from ..json_files import write_json
 from ..recipe import config
@@ -78,7 +79,7 @@ def rows(
             "choose rows with VARIANTS="
         )
     size = size or study.sizes.get(scale, "")
-    fitting = [v for v in chosen if v.size or not v.only or size in v.only]
+    fitting = [v for v in chosen if not v.only or size in v.only]
     for v in chosen:
         if v not in fitting and (v.name in variants or not fitting):
             raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")
@@ -97,6 +98,21 @@ def alike(rows: Sequence[Row]) -> list[str]:
         for same in names.values()
         if len(same) > 1
     ]
+
+
+def shares(cfgs: Iterable[DictConfig]) -> Shares:
+    """How much of their data all of them read.
+
+    Raises:
+        UserError: they differ, so that a study would be on several sets.
+    """
+    found = list(dict.fromkeys(map(config.shares, cfgs)))
+    if len(found) > 1:
+        raise UserError(
+            "rows differ in dataloader.train.share, .test.share or .share_seed: a study is on one "
+            "set of data, give its share with OVERRIDES="
+        )
+    return found[0]
 
 
 def of_own_set(rows: Sequence[Row], data: Data) -> list[str]:

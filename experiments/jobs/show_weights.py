@@ -23,6 +23,7 @@ _OF_A_SIZE = (
     "out_chans",
     "mlp",
 )
+_DEFAULTS = dict(patch_size=16, stem="patchify", pre_norm=False, out_chans=None, mlp="mlp")
 
 
 def show(path: Path, console: Console) -> None:
@@ -78,30 +79,10 @@ def _read(path: Path) -> Contents:
 
 def _in_words(contents: Contents, words: dict[str, Any]) -> str:
     """The size's name if it is one of ours, the numbers, positions and plan."""
-    defaults = dict(patch_size=16, stem="patchify", pre_norm=False, out_chans=None, mlp="mlp")
-    own = {k: (defaults | words).get(k) for k in _OF_A_SIZE}
-
-    def kind(words: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-        sizes = {k: (defaults | words).get(k) for k in _OF_A_SIZE if k != "patch_size"}
-        return sizes, "rope" in words.get("positions", "")
-
-    # Encoders with rotary positions go by one name whatever their patches.
-    names = [
-        name
-        for name, size in SIZES.items()
-        if kind(size) == kind(words)
-        and (kind(words)[1] or size.get("patch_size", 16) == own["patch_size"])
-    ]
-    if kind(words)[1]:  # several pre-trainings of one shape: PE-Core's, PE-Spatial's
-        tensors = contents.encoder | contents.unfolded
-        shown = _side(words), any(re.search(r"\.ls1\.", key) for key in tensors)
-        alike = [n for n in names if (_side(SIZES[n]), "layer_scale" in SIZES[n]) == shown]
-        name = " or ".join(alike or names)
-    else:
-        name = next(iter(names), "")
-    parts = [f"{k}={v}" for k, v in own.items() if v != defaults.get(k, "")]
+    own = _of_a_size(words)
+    parts = [f"{k}={v}" for k, v in own.items() if v != _DEFAULTS.get(k, "")]
     parts.append(f"norm_eps={words['norm_layer'].keywords['eps']:g}")
-    parts += [f"{k}={words[k]}" for k in ("positions", "qk_norm") if k in words]
+    parts += [f"{k}={words[k]}" for k in ("positions", "positions_resize", "qk_norm") if k in words]
     if "act_layer" in words:
         parts.append(f"act_layer={words['act_layer'].__name__}")
     if "pretrain_img_size" in words:
@@ -111,9 +92,33 @@ def _in_words(contents: Contents, words: dict[str, Any]) -> str:
     if words["use_rel_pos"] or "window_block_indexes" in contents.settings:
         whole = [i for i in range(words["depth"]) if i not in words["window_block_indexes"]]
         parts.append(f"window_size={words['window_size']}, global blocks {whole}")
+    parts += [f"among the others {word}s" for word in contents.settings.get("other_windows", ())]
     if words["residual_block_indexes"]:
         parts.append(f"conv blocks behind {words['residual_block_indexes']}")
-    return f"{name}: " * bool(name) + ", ".join(parts)
+    names = " or ".join(_names(contents, words))
+    return f"{names}: " * bool(names) + ", ".join(parts)
+
+
+def _of_a_size(words: dict[str, Any]) -> dict[str, Any]:
+    return {k: (_DEFAULTS | words).get(k) for k in _OF_A_SIZE}
+
+
+def _names(contents: Contents, words: dict[str, Any]) -> list[str]:
+    """Named sizes that the encoder may be of: the first; with rotary positions, of which several
+    pre-trainings have one shape, those that look like it, whatever their patches."""
+    rotary = "rope" in words.get("positions", "")
+    shape = _of_a_size(words | dict(patch_size=16) if rotary else words)
+    same = {
+        name: size
+        for name, size in SIZES.items()
+        if _of_a_size(size) == shape and ("rope" in size.get("positions", "")) == rotary
+    }
+    if not rotary:
+        return list(same)[:1]
+    tensors = contents.encoder | contents.unfolded
+    shown = _side(words), any(re.search(r"\.ls1\.", key) for key in tensors)
+    alike = [n for n, size in same.items() if (_side(size), "layer_scale" in size) == shown]
+    return alike or list(same)
 
 
 def _side(words: dict[str, Any]) -> int | None:

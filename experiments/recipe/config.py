@@ -28,8 +28,10 @@ from backbones.registries import REGISTRIES
 from backbones.weights import WeightsError, catalog
 
 from .. import CONFIGS
+from ..data.subsets import Shares
 from ..errors import UserError, unknown
 from ..records import NOT_IDENTITY
+from ..scales import SCALES
 from ..studies import Study, Variant, Words
 from . import test_time
 from .optim import param_groups
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from ..data.catalog import Data
 
 PRETRAINING = CONFIGS / "pretraining"
-SCALES = ("mini", "coco")
 _DETECTORS = ("cascade_mask_rcnn", "mask_rcnn", "retinanet")
 RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining
 _NOT_BY_OVERRIDE = {
@@ -50,6 +51,7 @@ _NOT_BY_OVERRIDE = {
 }
 _AT_LEAST = {
     "train.max_iter": 1,
+    "train.epochs": 0,
     "train.log_period": 1,
     "train.checkpoint_period": 1,
     "train.checkpoint_minutes": 0,
@@ -62,6 +64,7 @@ _AT_LEAST = {
     "dataloader.test.batch_size": 1,
     "dataloader.test.num_workers": 0,
 }
+_SHARES = ("dataloader.train.share", "dataloader.test.share")
 # Named sizes of hierarchical encoders, by class, channels and blocks.
 _HIERARCHICAL = {
     ("SwinTransformer", 128, 24): "swin-b",
@@ -69,6 +72,10 @@ _HIERARCHICAL = {
     ("MViT", 96, 24): "mvitv2-b",
     ("MViT", 144, 48): "mvitv2-l",
     ("MViT", 192, 80): "mvitv2-h",
+    ("ConvNeXt", 96, 18): "convnext-t",
+    ("ConvNeXt", 96, 36): "convnext-s",
+    ("ConvNeXt", 128, 36): "convnext-b",
+    ("ConvNeXt", 192, 36): "convnext-l",
 }
 PARALLEL = ("ddp", "fsdp")
 # Part of every run's identity: raise it when the same config comes to train otherwise.
@@ -145,7 +152,7 @@ def _file_and_detector(path: str | Path) -> tuple[Path, str]:
 
 
 def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | None = None) -> None:
-    """Set keys that the config has.
+    """Set keys that the config has. Another named size of an encoder comes with all its words.
 
     Args:
         where: who asks, for the message.
@@ -154,6 +161,10 @@ def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | Non
     Raises:
         UserError: a key that is not there, with the nearest one.
     """
+    for key, value in words.items():
+        parent, _, leaf = key.rpartition(".")
+        if leaf == "size" and _is_encoder(node := OmegaConf.select(cfg, parent)):
+            _take_size(node, value, where)
     for key, value in words.items():
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -170,6 +181,32 @@ def set_words(cfg: DictConfig, words: Words, where: str, kinds: DictConfig | Non
             OmegaConf.update(cfg, key, value, merge=False, force_add=True)
 
 
+def _is_encoder(node: DictConfig | None) -> bool:
+    """Whether a config's node makes a `ViT` of a named size."""
+    if not OmegaConf.is_dict(node) or "_target_" not in node or "size" not in node:
+        return False
+    return _class(node) in ("build_backbone", "build_encoder")
+
+
+def _take_size(encoder: DictConfig, size: str, where: str) -> None:
+    """Give it another named size with all words of that, in place of those that the config has for
+    its own; images keep their size.
+
+    Raises:
+        UserError: there is no such size.
+    """
+    if size not in SIZES:
+        raise unknown("size", str(size), SIZES, f" in {where}")
+    if size == encoder.size:
+        return
+    old, new = SIZES.get(encoder.size, {}), SIZES[size]
+    plain = {k: p.default for k, p in inspect.signature(ViT).parameters.items()}
+    plain["block_norm"] = "layer"
+    for word in ({*old, *new} & {*encoder}) - {"img_size"}:
+        encoder[word] = new.get(word, plain.get(word))
+    encoder.size = size
+
+
 def _unsaid(base: DictConfig | None, node: DictConfig | None) -> Words:
     """Words of a ViT that its config leaves at their defaults, with these.
 
@@ -177,9 +214,7 @@ def _unsaid(base: DictConfig | None, node: DictConfig | None) -> Words:
         base: the config's node before anyone set words in it.
         node: as it is.
     """
-    if not OmegaConf.is_dict(base) or "_target_" not in base or "size" not in base:
-        return {}
-    if _class(base) not in ("build_backbone", "build_encoder"):
+    if not _is_encoder(base):
         return {}
     defaults = {k: p.default for k, p in inspect.signature(ViT).parameters.items()}
     own = SIZES.get(node.size, {})
@@ -320,9 +355,13 @@ def resolve(
     """
     size = variant.size or size
     cfg = load(base_path(scale, size, variant.detector or study.detector, study.dataset))
+    row = {**variant.words, **variant.words_of_size.get(size, {})}
+    # First: what rows and the user say else is over the words of a size.
+    size_key = "model.backbone.size"
+    if named := {**study.words, **row, **overrides}.get(size_key):
+        set_words(cfg, {size_key: named}, f"variant {variant.name!r}")
     base = copy.deepcopy(cfg)
     set_words(cfg, study.words, f"study {study.name!r}", base)
-    row = {**variant.words, **variant.words_of_size.get(size, {})}
     set_words(cfg, row, f"variant {variant.name!r}", base)
     check_overrides(overrides)
     set_words(cfg, overrides, "OVERRIDES", base)
@@ -333,7 +372,37 @@ def resolve(
             raise UserError(f"variant {variant.name!r}: train.init_weights: {error}") from error
     backbone = check(cfg, f"variant {variant.name!r}").backbone
     write_out_count(cfg.model.backbone, getattr(backbone, "net", None))
+    for key in ("train.epochs", *_SHARES):
+        if (value := OmegaConf.select(cfg, key)) is not None:
+            OmegaConf.update(cfg, key, float(value))  # 12 or 12.0, it is the same run
+    if "epochs" in cfg.train:
+        if "train.max_iter" in {**study.words, **row, **overrides}:
+            cfg.train.epochs = 0.0
+        set_length(cfg, round(shares(cfg).train * SCALES[scale].images[study.dataset][0]))
     return cfg
+
+
+def shares(cfg: DictConfig) -> Shares:
+    """How much of its data a config reads; all, if it does not say."""
+    train, test = cfg.dataloader.train, cfg.dataloader.test
+    return Shares(
+        train.get("share", 1.0), test.get("share", 1.0), cfg.dataloader.get("share_seed", 0)
+    )
+
+
+def check_shares(cfg: DictConfig, where: str) -> None:
+    """Raises UserError if a share is none."""
+    for key in _SHARES:
+        value = OmegaConf.select(cfg, key)
+        if value is not None and not 0 < value <= 1:
+            raise UserError(f"{where}: {key}={value} is no share of a set: above 0, up to 1 (all)")
+
+
+def set_length(cfg: DictConfig, images: int) -> None:
+    """Where a config counts in epochs, over so many training images, put their iterations, rounded,
+    in place of `train.max_iter`."""
+    if epochs := cfg.train.get("epochs"):
+        cfg.train.max_iter = max(1, round(epochs * images / batch(cfg)[0]))
 
 
 def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
@@ -342,14 +411,16 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
     Args:
         words: of `encoder`, the `ViT` that they make, or anything else.
     """
-    if isinstance(encoder, ViT) and words.get("count", 0) in (None, "all"):
+    by_words = words.get("propagation") is not None  # else by detectron2's indexes of blocks
+    if isinstance(encoder, ViT) and by_words and words.get("count", 0) in (None, "all"):
         words.count = block_count(strategy(words.propagation, encoder.spec), words.count)
 
 
 def fitted(cfg: DictConfig, data: "Data") -> DictConfig:
-    """A copy of a config that reads these data: if they are the user's own, images of any size, and
-    boxes only where there are no masks."""
+    """A copy of a config that reads these data: for as many iterations as its epochs of them are;
+    if they are the user's own, images of any size, and boxes only where there are no masks."""
     cfg = copy.deepcopy(cfg)
+    set_length(cfg, data.images[0])
     if data.name:
         take_any_size(cfg)
         if not data.has_masks:
@@ -421,6 +492,7 @@ def check_training(cfg: DictConfig, where: str) -> nn.Module:
         value = OmegaConf.select(cfg, key)
         if value is not None and value < least:
             raise UserError(f"{where}: {key}={value} is too small: at least {least}")
+    check_shares(cfg, where)
     # A run's config.yaml of before there were these words can be evaluated.
     parallel, ema = cfg.train.get("parallel", "ddp"), cfg.train.get("ema", 0.0)
     if parallel not in PARALLEL:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, unknown
+from ..scales import SCALES
 
 EPOCHS_100 = 184_375  # iterations on COCO at the paper's batch of 64: configs/common/train.py
 Words = dict[str, Any]  # config key -> value, e.g. {"model.backbone.propagation": "conv"}
@@ -22,11 +23,12 @@ class Variant:
         words_of_size: more words for one model size, where the paper's row differs by size.
         published: rows of the paper with the same setting: size -> "table:row" (analysis/paper/),
             several between spaces.
-        stands_for: of a row at mini scale that is none of the paper's: its counterparts there, in
-            the same form. No table prints their figures beside it; `make validity` compares them.
+        stands_for: of a row that is none of the paper's: its counterparts there, in the same form.
+            No table prints their figures beside it; `make validity` compares them.
         size: model size of this row, in studies that compare models; "": the size that was chosen.
         detector: another than the study's.
-        only: model sizes that the row is for; none: any. A row with a learning rate or a length of
+        only: model sizes that the row is for; none: any. With a size of its own: among
+            whose rows it stands. A row with a learning rate or a length of
             its own says them: what fits one size's batch does not fit another's.
     """
 
@@ -48,7 +50,8 @@ class Study:
         name: as in `make ablation-<name>`.
         question: one line.
         variants: rows; the first is the base that differences are taken to.
-        mini: rows at mini scale, where those of the paper make no sense there; none: the same.
+        mini, small: rows at that scale, where those of the paper make no sense there; none: the
+            same.
         words: config keys that all rows set.
         detector: "mask_rcnn", "cascade_mask_rcnn" or "retinanet".
         dataset: "coco" or "lvis".
@@ -60,15 +63,16 @@ class Study:
     question: str
     variants: tuple[Variant, ...]
     mini: tuple[Variant, ...] = ()
+    small: tuple[Variant, ...] = ()
     words: Words = field(default_factory=dict)
     detector: str = "mask_rcnn"
     dataset: str = "coco"
-    sizes: dict[str, str] = field(default_factory=lambda: {"mini": "vit-mini", "coco": "vit-b"})
-    seeds: dict[str, int] = field(default_factory=lambda: {"mini": 3, "coco": 1})
+    sizes: dict[str, str] = field(default_factory=lambda: {s: SCALES[s].size for s in SCALES})
+    seeds: dict[str, int] = field(default_factory=lambda: {s: SCALES[s].seeds for s in SCALES})
 
     def rows(self, scale: str) -> tuple[Variant, ...]:
         """The rows at a scale."""
-        return self.mini if scale == "mini" and self.mini else self.variants
+        return dict(mini=self.mini, small=self.small).get(scale) or self.variants
 
     def variant(self, name: str, scale: str) -> Variant:
         """The row of that name.

@@ -22,6 +22,8 @@ paper's, see the study pretraining. Relative positions are on, as in the release
 whose AP is Table 10's within 0.1. swin-* and mvitv2-* are Mask R-CNN for Figure 4, which is plotted
 only. Table 7's other rows are the figures of other works and are not run here.
 
+At small scale (docs/small.md): the pre-trainings that there are for vit-s and vit-b.
+
 At mini scale: what repeat-factor sampling and the federated loss do on a long-tailed mini set.
 
 Hardware of the paper: 64 GPUs, one image each. By the released models' training times (A100) a row
@@ -32,12 +34,13 @@ from experiments.studies import Study, Variant, Words
 from experiments.studies.pretraining import SUP_IN21K
 
 _SIDE = 1280  # pixels
+_NO_DECAY: Words = {"param_groups.layer_decay": 1.0}
 
 
 def _supervised(name: str, row: int, weights: Words) -> Variant:
     return Variant(
         name,
-        {"param_groups.layer_decay": 1.0, **weights},
+        {**_NO_DECAY, **weights},
         published={"vit-b": f"T10:{row}B", "vit-l": f"T10:{row}L"},
         only=("vit-b", "vit-l"),
     )
@@ -77,11 +80,17 @@ study = Study(
             for size in ("swin-b", "swin-l", "mvitv2-b", "mvitv2-l", "mvitv2-h")
         ),
     ),
+    small=(
+        Variant("sup-in1k", {**_NO_DECAY, "train.init_weights": "sup_in1k"}),
+        Variant("sup-in21k", {**_NO_DECAY, **SUP_IN21K}, only=("vit-b",)),
+        Variant("mae-in1k", {"train.init_weights": "mae_in1k"}, only=("vit-b",)),
+        Variant("dinov2", {"train.init_weights": "dinov2_lvd142m"}),
+    ),
     mini=(
         Variant("neither", {"dataloader.train.repeat_threshold": 0.0, **_SOFTMAX}),
         Variant("repeat-factor", _SOFTMAX),
         Variant("federated", {"dataloader.train.repeat_threshold": 0.0}),
         Variant("both"),
     ),
-    seeds={"mini": 1, "coco": 1},
+    seeds={"mini": 1, "small": 1, "coco": 1},
 )

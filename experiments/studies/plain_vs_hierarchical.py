@@ -24,6 +24,8 @@ A row is a model and, behind its name, the detector if it is not Mask R-CNN: "-c
 L, and 0.3), MViTv2-H with learning rate 1.6e-4 (8e-5). Their released models reach 53.9 / 46.2
 (Swin-B), 55.0 / 47.2 (Swin-L) and 55.9 / 48.3 (MViTv2-H).
 
+At small scale (docs/small.md): the rows of the three B models, but for those "-released".
+
 At mini scale: a ViT of six blocks, a Swin and an MViTv2 of eight, with about as many parameters,
 all from random weights.
 
@@ -70,25 +72,30 @@ _MINI_VIT: Words = {
 }
 _SWIN_RELEASED = {"optimizer.lr": 4e-5, "model.backbone.bottom_up.drop_path_rate": 0.4}
 
+_ROWS = (
+    *_rows("vit-b", "vit-b", 8, 5),
+    *_rows("vit-l", "vit-l", 9, 6),
+    *_rows("vit-h", "vit-h", 10, 7),
+    *_rows("swin-b-in1k", "swin-b", 0, words=_IN1K),
+    *_rows("swin-b", "swin-b", 1, 0),
+    *_rows("swin-l", "swin-l", 2, 1),
+    *_rows("mvitv2-b-in1k", "mvitv2-b", 3, words=_IN1K),
+    *_rows("mvitv2-l-in1k", "mvitv2-l", 4, words=_IN1K),
+    *_rows("mvitv2-b", "mvitv2-b", 5, 2),
+    *_rows("mvitv2-l", "mvitv2-l", 6, 3),
+    *_rows("mvitv2-h", "mvitv2-h", 7, 4),
+)
+
 study = Study(
     name="plain-vs-hierarchical",
     question="Can a plain backbone compete with hierarchical ones?",
     variants=(
-        *_rows("vit-b", "vit-b", 8, 5),
-        *_rows("vit-l", "vit-l", 9, 6),
-        *_rows("vit-h", "vit-h", 10, 7),
-        *_rows("swin-b-in1k", "swin-b", 0, words=_IN1K),
-        *_rows("swin-b", "swin-b", 1, 0),
-        *_rows("swin-l", "swin-l", 2, 1),
-        *_rows("mvitv2-b-in1k", "mvitv2-b", 3, words=_IN1K),
-        *_rows("mvitv2-l-in1k", "mvitv2-l", 4, words=_IN1K),
-        *_rows("mvitv2-b", "mvitv2-b", 5, 2),
-        *_rows("mvitv2-l", "mvitv2-l", 6, 3),
-        *_rows("mvitv2-h", "mvitv2-h", 7, 4),
+        *_ROWS,
         _released("swin-b", _SWIN_RELEASED),
         _released("swin-l", _SWIN_RELEASED),
         _released("mvitv2-h", {"optimizer.lr": 1.6e-4}),
     ),
+    small=tuple(row for row in _ROWS if row.size in ("vit-b", "swin-b", "mvitv2-b")),
     mini=tuple(
         Variant(
             size.removesuffix("-mini") + suffix,
@@ -99,5 +106,5 @@ study = Study(
         for suffix, detector in _DETECTORS.items()
         for size in ("vit-mini", "swin-mini", "mvitv2-mini")
     ),
-    seeds={"mini": 1, "coco": 1},
+    seeds={"mini": 1, "small": 1, "coco": 1},
 )

@@ -36,5 +36,5 @@ study = Study(
             published={"vit-l": "T3:3"},
         ),
     ),
-    sizes={"mini": "vit-mini", "coco": "vit-l"},
+    sizes={"mini": "vit-mini", "small": "vit-s", "coco": "vit-l"},
 )

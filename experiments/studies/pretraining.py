@@ -18,6 +18,9 @@ and google/vit-*-in21k. So the sup-* rows answer the same question with other we
 need not be the published one. To pre-train here instead: OVERRIDES="train.init_weights=recipe:mae"
 (docs/pretraining.md).
 
+At small scale (docs/small.md) rows have the table's proportions: 36, 6, 6 and 12 epochs of the
+share, learning rates and decays as above. ViT-S has none, sup-in1k and, of no table, dinov2.
+
 At mini scale `windows` is what all other studies start from there: an encoder that was trained on
 the mini set with windows only (docs/mini.md). `sup` and `mae` are pre-trained by
 configs/pretraining/{sup,mae}_vit_mini.py, once, on seed 0, for all seeds of the detector. The row
@@ -47,20 +50,23 @@ _SUPERVISED: Words = {
     "param_groups.layer_decay": 1.0,
     "train.max_iter": EPOCHS_100 // 2,
 }
+_SMALL_SUPERVISED = {k: v for k, v in _SUPERVISED.items() if k != "train.max_iter"}
+_SMALL_SUPERVISED |= {"train.epochs": 6.0}
 # These were pre-trained on pixels in -1..1.
 SUP_IN21K: Words = {
     "train.init_weights": "sup_in21k",
     "model.pixel_mean": [127.5] * 3,
     "model.pixel_std": [127.5] * 3,
 }
+_RANDOM: Words = {
+    "optimizer.lr": 1.6e-4,
+    "optimizer.weight_decay": 0.2,
+    "param_groups.layer_decay": 1.0,
+    "train.init_weights": "none",
+}
 _NONE = Variant(
     "none",
-    {
-        "optimizer.lr": 1.6e-4,
-        "optimizer.weight_decay": 0.2,
-        "param_groups.layer_decay": 1.0,
-        "train.init_weights": "none",
-    },
+    _RANDOM,
     words_of_size={
         "vit-b": {"train.max_iter": 3 * EPOCHS_100},
         "vit-l": {"train.max_iter": 2 * EPOCHS_100},
@@ -97,6 +103,27 @@ study = Study(
             {"train.init_weights": "mae_in1k"},
             published=_rows(3),
         ),
+    ),
+    small=(
+        Variant("none", {**_RANDOM, "train.epochs": 36.0}, stands_for=_rows(0)),
+        Variant(
+            "sup-in1k",
+            {**_SMALL_SUPERVISED, "train.init_weights": "sup_in1k"},
+            stands_for=_rows(1),
+        ),
+        Variant(
+            "sup-in21k",
+            {**_SMALL_SUPERVISED, **SUP_IN21K},
+            stands_for=_rows(2),
+            only=("vit-b",),
+        ),
+        Variant(
+            "mae-in1k",
+            {"train.init_weights": "mae_in1k"},
+            stands_for=_rows(3),
+            only=("vit-b",),
+        ),
+        Variant("dinov2", {"train.init_weights": "dinov2_lvd142m"}),
     ),
     mini=(
         _mini("none", "none", stands_for=_rows(0)),

@@ -16,6 +16,8 @@ COCO val2017, box / mask AP):
 The table's other rows (Swin-L and SwinV2-L with HTC++, CBNetV2, UViT) are the figures of other
 works with detectors of their own; they stand in the table as published and are not run here.
 
+At small scale (docs/small.md) all sides are half of those: 640 px, short edges of 300 to 540.
+
 The rows share one training: the second is an evaluation of the first's weights. The paper states
 neither the kind of soft-NMS nor the sizes of its multi-scale test: linear with IoU 0.3 (the
 default of arXiv:1704.04503), and short edges of 600 to 1080 px, each also flipped, are this suite's
@@ -34,6 +36,14 @@ _OF_SIZE = {"vit-b": _VIT, "vit-l": _VIT, "vit-h": _VIT, "mvitv2-l": _MVIT, "mvi
 _AT_SIDE = {"dataloader.image_size": _SIDE}
 _SOFT_NMS = {"test.soft_nms": "linear"}
 _SIZES = [600, 720, 840, 960, 1080]  # short edges, pixels
+
+
+_HALF: Words = {
+    "dataloader.image_size": _SIDE // 2,
+    "model.backbone.img_size": _SIDE // 2,
+    "test.tta_max_size": 960,
+    **_SOFT_NMS,
+}
 
 
 def _published(kind: str) -> dict[str, str]:
@@ -60,6 +70,10 @@ study = Study(
             _published("m"),
             only=tuple(_OF_SIZE),
         ),
+    ),
+    small=(
+        Variant("single-scale", _HALF),
+        Variant("multi-scale", {**_HALF, "test.tta_sizes": [s // 2 for s in _SIZES]}),
     ),
     mini=(
         Variant("hard-nms"),

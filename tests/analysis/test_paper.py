@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import paper
+from backbones import SIZES
 from experiments import ROOT
 from experiments.errors import UserError
 
@@ -268,7 +269,7 @@ def test_released_models_as_points():
 TEXT = (
     "table row group model pretrain detector strategy test_mode source confirmed_by verified note "
     "released_config dataset config name checkpoint act_checkpoint key fact relation unit scope "
-    "setting"
+    "setting size encoder"
 )
 
 
@@ -363,3 +364,45 @@ def test_figures_are_those_collected(original):
     (gain,) = before.loc[before["figure"] == "F5", "value"]
     prose = paper.load("prose").set_index("key")["value"]
     assert prose["retinanet_vit_h_gain"] == float(gain)
+
+
+# ---- Encoders of today -------------------------------------------------------------------------
+
+
+def test_todays_models_say_where_they_are_from():
+    models = paper.load("todays_models")
+    assert models["name"].is_unique
+    assert models["checkpoint"].dropna().is_unique
+    assert (
+        models["source"].str.fullmatch(r"[\w-]+/[\w-]+ (?:[\w-]+/)*README\.md @[0-9a-f]{7}").all()
+    )
+    assert set(models["dataset"]) == {"COCO", "LVIS"}
+    assert set(models["encoder"].dropna()) <= SIZES.keys()
+    assert models["ap_box"].between(40, 70).all()
+    mask = models["ap_mask"].dropna()
+    assert (mask < models["ap_box"][mask.index]).all()
+    released = models["checkpoint"].dropna().str.removesuffix(".pth")
+    assert (released == models["name"][released.index]).all()
+    # A longer training and a larger encoder are better; so are larger images.
+    rows = models.set_index("name")["ap_box"]
+    for less, more in (
+        ("eva02_B_coco_bsl", "eva02_L_coco_bsl"),
+        ("eva02_B_coco_bsl", "eva02_B_coco_sys"),
+        ("eva02_L_coco_bsl", "eva02_L_coco_sys"),
+        ("mask_rcnn_PEcore_G_coco75ep", "mask_rcnn_PEspatial_G_coco36ep"),
+        ("dino_vitdet_base_4scale_12ep", "dino_vitdet_base_4scale_50ep"),
+        ("dino_vitdet_large_4scale_12ep", "dino_vitdet_large_4scale_50ep"),
+    ):
+        assert rows[less] < rows[more]
+
+
+def test_known_are_the_papers_and_todays():
+    assert list(paper.known().index[: len(paper.published())]) == list(paper.published().index)
+    assert paper.known().index.is_unique
+    row = paper.known().loc["today:eva02_B_coco_bsl"]
+    assert (row["ap_box"], row["ap_mask"], row["encoder"]) == (55.5, 47.1, "eva02-b")
+
+
+def test_todays_encoders_are_named_sizes():
+    printed = paper.load("todays_encoders")
+    assert set(printed["size"]) == {s for s in SIZES if "vit-" not in s and "spatial" not in s}

@@ -320,6 +320,21 @@ def test_on_the_papers_data_its_points_stand_at_our_cost(draw, at_coco_scale):
         assert len(panels) == 6 - 2
 
 
+@pytest.mark.parametrize(("share", "label"), [(1.0, ""), (0.2, "a part of ")])
+def test_small_scale_is_another_recipe_on_the_papers_data(draw, at_coco_scale, share, label):
+    """The paper's points are in panels of their own."""
+    config = dict(dataloader=dict(test=dict(share=share)))
+    records = at_coco_scale.records
+    small = replace(
+        at_coco_scale,
+        manifest=at_coco_scale.manifest | dict(scale="small"),
+        records=records.assign(config=[config] * len(records)),
+    )
+    panels, _ = draw("ap_vs_macs", small)
+    assert len(panels) == 4
+    assert panels[0].get_ylabel() == f"box AP, {label}COCO val2017"
+
+
 def test_a_data_set_of_ones_own_is_not_the_papers(draw, at_coco_scale):
     own = [dict(kind="coco", images=[100, 10], val="mine.json")] * len(at_coco_scale.records)
     results = replace(at_coco_scale, records=at_coco_scale.records.assign(data=own))

@@ -252,7 +252,10 @@ def test_the_papers_data_are_known_by_file_and_number(study, val, images, expect
     found = results.load(study)
     data = dict(kind="coco", val=f"/somewhere/{val}", images=[9, images])
     runs = found.records.assign(data=[data] * len(found.records))
-    assert results.paper_data(dataclasses.replace(found, records=runs)) == expected
+    found = dataclasses.replace(found, records=runs)
+    assert results.paper_data(found) == expected
+    small = dataclasses.replace(found, manifest={**found.manifest, "scale": "small"})
+    assert results.paper_data(small) == (expected[0], False)  # of another recipe
 
 
 def test_how_often_a_row_beats_the_base(study):

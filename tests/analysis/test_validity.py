@@ -15,6 +15,7 @@ import pytest
 from analysis import bootstrap, paper, paper_pairs, validity
 from analysis.estimates import Estimate
 from experiments import records, studies
+from experiments.errors import UserError
 from experiments.json_files import write_json
 from experiments.records import MANIFEST, VERSION
 from tests.analysis.conftest import write_run
@@ -46,6 +47,11 @@ def separated() -> set[frozenset[str]]:
 @pytest.fixture(scope="module")
 def rows() -> tuple[paper_pairs.Row, ...]:
     return paper_pairs.rows()
+
+
+@pytest.fixture(scope="module")
+def small_rows() -> tuple[paper_pairs.Row, ...]:
+    return paper_pairs.rows("small")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +100,7 @@ class TestPairs:
     def test_no_study_prints_figures_of_what_its_rows_only_stand_for(self):
         for name in studies.files():
             study = studies.find(name)
-            for variant in (*study.variants, *study.mini):
+            for variant in (*study.variants, *study.mini, *study.small):
                 assert not (variant.published and variant.stands_for)
                 for where in variant.stands_for.values():
                     assert where in paper.published().index
@@ -132,18 +138,25 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run(made, rows, tmp_path, monkeypatch):
+def run(made, rows, small_rows, tmp_path, monkeypatch):
     """Makes studies that were run in runs/, here an empty folder; they share runs as real ones."""
     monkeypatch.chdir(tmp_path)
     folders: dict[tuple[str, int], Path] = {}
 
-    def call(*names: str, seeds: int = 3, command: str = "python -m experiments run") -> Path:
+    def call(
+        *names: str,
+        seeds: int = 3,
+        command: str = "python -m experiments run",
+        scale: str = "mini",
+        size: str = "vit-mini",
+    ) -> Path:
+        of = rows if scale == "mini" else small_rows
         for name in names:
-            folder = tmp_path / "runs" / "mini" / name
+            folder = tmp_path / "runs" / scale / name
             folder.mkdir(parents=True)
             entries, variants = [], []
-            for row in (row for row in rows if row.study == name):
-                variants.append(dict(name=row.name, size="vit-mini", words={}, published={}))
+            for row in (row for row in of if row.study == name):
+                variants.append(dict(name=row.name, size=size, words={}, published={}))
                 for seed in range(seeds):
                     level = LEVELS.get(f"{name}/{row.name}", "middle")
                     there = folders.get((row.setting, seed))
@@ -155,7 +168,7 @@ def run(made, rows, tmp_path, monkeypatch):
                     where = os.path.relpath(there, folder)
                     entries.append(dict(variant=row.name, seed=seed, folder=where))
             manifest = dict(
-                version=VERSION, study=name, question="What?", scale="mini",
+                version=VERSION, study=name, question="What?", scale=scale,
                 base=variants[0]["name"], command=f"{command} {name}", variants=variants,
                 runs=entries,
             )  # fmt: skip
@@ -269,6 +282,63 @@ class TestVerdicts:
             found.table.set_index(["better", "worse"]).at[("global", "none"), "seeds_better"] == 2
         )
         assert found.notes[0].startswith("global-1 is left out: ")
+
+
+class TestSmallScale:
+    def test_rows_are_the_papers_own(self, small_rows):
+        """Of twelve blocks, as ViT-B; but for MAE's, which has no weights of this size."""
+        found = {row.name: row.printed for row in small_rows if row.study == "count"}
+        assert found == {
+            "none": ("T8d:0", "T2d:0"),
+            "2": ("T8d:1", "T2d:1"),
+            "4": ("T8d:2", "T2d:2"),
+            "all": ("T8d:3", "T2d:3"),
+        }
+        of = {pair.names: pair for pair in paper_pairs.pairs(small_rows)}
+        assert of["conv", "none"].paper["vit-b"] == 2.1  # bottleneck blocks, Table 8a
+        assert of["none", "sup-in1k"].paper == {"vit-b": 0.5, "vit-l": 0.4}
+        assert {row.study for row in small_rows} == set(STUDIES)
+        whole = paper_pairs.rows("small", "vit-b")
+        mae = [row for row in whole if row.study == "pretraining" and "mae" in row.name]
+        assert mae[0].printed == ("T4:3B", "T4:3L")
+
+    def test_verdicts_on_whatever_is_finished(self, run):
+        runs = run("global-vs-conv", scale="small", size="vit-s")
+        found = validity.load(runs, "small")
+        of = verdicts(found)
+        assert (of["global", "none"], of["shifted", "none"]) == ("agree", "contradict")
+        assert of["last", "first"] == "not run"
+        text = validity.markdown(found)
+        assert "# Validity of the small scale" in text
+        assert " ours, small (95 %) |" in text
+        assert "command: `make validity SCALE=small SIZE=vit-s`" in text
+        assert "this suite's on COCO with vit-s (docs/small.md)" in text
+
+    def test_studies_of_the_same_overrides_are_compared(self, run):
+        """A share, a length: what is compared has the same, by the last run."""
+        words = "python -m experiments run --overrides 'dataloader.train.share=0.05 train.epochs=6'"
+        same = "python -m experiments run --overrides 'train.epochs=6 dataloader.train.share=0.05'"
+        run("placement", scale="small", size="vit-s")
+        run("count", scale="small", size="vit-s", command=same)
+        runs = run("global-vs-conv", scale="small", size="vit-s", command=words)
+        for path in runs.glob("small/global-vs-conv/*/record.json"):
+            record = json.loads(path.read_text())
+            path.write_text(json.dumps(record | dict(finished="2030-01-01T00:00:00+00:00")))
+        found = validity.load(runs, "small")
+        note = "placement is left out: its OVERRIDES are not those of the last run"
+        assert found.notes == [note]
+        assert verdicts(found)["4", "2"] in validity.COMPARED
+        assert verdicts(found)["last", "first"] == "not run"
+
+    def test_another_size_is_left_out(self, run):
+        runs = run("global-vs-conv", scale="small", size="vit-s")
+        with pytest.raises(UserError, match="global-vs-conv is left out: it was run with vit-s"):
+            validity.load(runs, "small", "vit-b")
+
+    def test_other_scales_are_told_which_there_are(self, analysis):
+        code, printed = analysis("validity", "--scale", "coco")
+        assert (code, printed.count("\n")) == (2, 1)
+        assert "there is no validity of scale 'coco': of mini and small only" in printed
 
 
 # ---- Kendall's tau -------------------------------------------------------------------------------

@@ -142,6 +142,22 @@ def test_every_kernel_is_the_reference(propagation, words, monkeypatch):
         torch.testing.assert_close(found, expected["output"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("more", [{}, dict(registers=2, mask_ratio=0.3)], ids=str)
+@pytest.mark.parametrize(("propagation", "kinds"), [("global", 2), ("shifted", 2), ("none", 1)])
+def test_tables_are_computed_once_in_a_pass(propagation, kinds, more, monkeypatch):
+    """For the blocks of one grouping together, in training with checkpoints as well."""
+    if propagation != "global":
+        more = {k: v for k, v in more.items() if k != "registers"}
+    calls = []
+    computed = Rope.turn
+    monkeypatch.setattr(Rope, "turn", lambda *args: calls.append(args[1]) or computed(*args))
+    words = dict(propagation=propagation, positions="rope(coordinates=window)", **more)
+    encoder = small(depth=6, use_act_checkpoint=True, **words).train()
+    encoder(IMAGE)["last_feat"].sum().backward()
+    assert len(calls) == kinds
+    assert {id(block.attn.partition) for block in encoder.blocks} == {id(one) for one in calls}
+
+
 @pytest.mark.parametrize("words", WORDS)
 def test_with_registers_dropped_tokens_and_checkpoints(words):
     words = WORDS[words] | dict(registers=2, mask_ratio=0.3)

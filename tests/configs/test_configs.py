@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 DETECTORS = ("mask_rcnn", "cascade_mask_rcnn", "retinanet")
 ALL = [
     str(path.relative_to(ROOT)).replace("mask_rcnn", detector)
-    for folder in ("coco", "lvis", "mini")
+    for folder in ("coco", "lvis", "mini", "small")
     for path in sorted((ROOT / "configs" / folder).glob("*mask_rcnn_*.py"))
     for detector in DETECTORS
     if not ("lvis" in str(path.relative_to(ROOT)) and detector == "retinanet")
@@ -145,11 +145,25 @@ def test_initial_weights_are_known_for_the_encoders_size(path, tmp_path):
         assert cfg.train.init_weights == ("windows_mini" if size else "none")
         return
     assert Path(path).stem.replace("_", "-").endswith(f"-{size}")
-    word = {"vit": "mae_in1k", "swin": "sup_in21k", "mvitv2": "sup_in21k"}[size.split("-")[0]]
-    word = {"vit-ti": "none", "vit-s": "sup_in1k"}.get(size, word)  # MAE released neither
+    words = {"vit": "mae_in1k", "swin": "sup_in21k", "mvitv2": "sup_in21k", "eva02": "eva02_in21k"}
+    words |= {"convnext": "dinov3_lvd1689m", "pe": f"pe_{size[3:-2]}"}
+    word = words[size.split("-")[0]]
+    # MAE released neither; EVA-02's detector of L starts from other images.
+    word = {"vit-ti": "none", "vit-s": "sup_in1k", "eva02-l": "eva02_m38m"}.get(size, word)
     assert cfg.train.init_weights == word
     source = weights.source(cfg.train.init_weights, size)
     assert (source is None) == (size == "vit-ti")
+
+
+@pytest.mark.parametrize(("size", "config_of"), [("vit-b", "eva02-b"), ("vit-l", "eva02-l")])
+def test_eva02s_recipe_is_the_released_row(size, config_of):
+    study = studies.find("modern-encoders")
+    row = config.resolve(study, study.variant("eva02-released", "coco"), "coco", size, {})
+    released = load("coco", config_of, "cascade_mask_rcnn")
+    config.write_out_count(
+        released.model.backbone, config.build_on_meta(released.model).backbone.net
+    )
+    assert config.plain_config(row) == config.plain_config(released)
 
 
 def test_released_recipes_differ_as_documented():

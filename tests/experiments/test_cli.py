@@ -1,6 +1,7 @@
 """A user's mistake: one line that says what, where and what to do; exit code 2; nothing lost."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,18 @@ def experiments(*words, **env):
     return subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env=env or None
     )
+
+
+@pytest.mark.parametrize("own", [{}, {"GLIBC_TUNABLES": ""}])
+def test_what_a_command_starts_takes_large_pages_unless_the_user_says(own):
+    """A shell in the place of a run, which it starts as any process: with its own environment."""
+    words = "import os, sys; sys.argv[1:] = ['--help']; from experiments import __main__ as m\n"
+    words += "try: m.main()\nexcept SystemExit: os.system('echo is $GLIBC_TUNABLES.')"
+    done = subprocess.run(
+        [sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | own,
+    )  # fmt: skip
+    assert done.stdout.endswith(f"is {own.get('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')}.\n")
 
 
 def assert_told(done, *parts):

@@ -1,9 +1,15 @@
 """detectron2's detectors, backbones and encoders, and this suite's, which have their keys."""
 
 import re
+from typing import Any
 
 from torch import Tensor
 
+from ...arguments import number, whole_number
+from ...positions import RESIZE
+from ...registries import choose
+from ...rope import Rope
+from ...unseen import KEY, read_words
 from ..contents import (
     FORMATS,
     NEW_IN_DETECTION,
@@ -19,13 +25,16 @@ from .shared import join_biases
 # pyramid), in a detector without a pyramid, in an encoder alone.
 _IN_FRONT = ("backbone.net.", "backbone.bottom_up.", "net.", "bottom_up.", "backbone.", "")
 VIT_KEYS = re.compile(
-    r"(pos_embed|registers|mask_token)$|patch_embed\.|norm_pre\.|neck\."
+    r"(pos_embed|registers|mask_token|unseen\._extra_state)$|patch_embed\.|norm_pre\.|neck\."
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|attn\.rel_pos_[hw]$|mlp\.fc[12]|residual"
     r"|mlp\.w[123]|mlp\.norm|attn\.[qk]_norm|ls[12]\.gamma$)"
 )
 
 # What mmdetection's detectors have around the encoder.
 MMDETECTION = re.compile(r"(neck|rpn_head|roi_head|bbox_head|mask_head)\.")
+
+# What `Unseen` may say.
+_UNSEEN = {"rope", "positions_resize", "num_heads", "norm_eps", "window_size", "windows"}
 
 # What detection adds to a plain ViT, Swin and MViT.
 _ADDED = re.compile(rf"{NEW_IN_DETECTION}|^norm\d\.|^scale\d_norm\.")
@@ -71,8 +80,38 @@ class Detectron2(Format):
         join_biases(contents)  # EVA-01's detectors
         if "blocks.0.norm1.running_mean" in contents.encoder:
             contents.settings["norm_eps"] = 1e-5
+        if (unseen := contents.encoder.pop(KEY, None)) is not None:
+            contents.drop(front + KEY, unseen, "words that leave no weight: read")
+            contents.settings |= _settings(unseen)
         if "pos_embed" in contents.encoder:
             contents.prefix = cls_tokens(contents.encoder["pos_embed"])
+
+
+def _settings(unseen: Tensor) -> dict[str, Any]:
+    """What a file of this suite says in words.
+
+    Raises:
+        WeightsError: they are of no encoder, or say what this version does not know.
+    """
+    try:
+        words = read_words(unseen)
+        if unknown := words.keys() - _UNSEEN:
+            raise ValueError(f"{KEY} has {min(unknown)}, which this version does not know")
+        if "rope" in words:
+            Rope(**dict(length=1) | words["rope"])
+        if "positions_resize" in words:
+            choose("positions_resize", words["positions_resize"], RESIZE)
+        whole_number("num_heads", words.get("num_heads", 1), least=1)
+        number("norm_eps", words.get("norm_eps", 0.0), least=0)
+        whole_number("window_size", words.get("window_size", 1), least=1)
+        windows = {str(word): list(blocks) for word, blocks in words.pop("windows", {}).items()}
+        windowed = [whole_number("windows", i, least=0) for one in windows.values() for i in one]
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    except (TypeError, AttributeError) as error:
+        raise WeightsError(f"{KEY} has words of another kind") from error
+    others = [word for word in windows if word != "window"]
+    return words | dict(window_block_indexes=sorted(windowed), other_windows=others)
 
 
 def _in_front(state: State) -> str:

@@ -153,7 +153,7 @@ class Eva02(Format):
     def convert(self, state: State) -> Contents:
         for key in ("rope.freqs_cos", "blocks.0.attn.rope.freqs_cos"):
             if key in state:
-                _check_table(state[key], Rope(16, unit="token"))
+                _check_table(state[key], Rope(16, unit="token"), "EVA-02")
         return super().convert(state)
 
     def finish(self, contents: Contents) -> None:
@@ -177,33 +177,8 @@ class Eva02Det(Eva02):
         return is_eva02(_under(_NET, state))
 
     def convert(self, state: State) -> Contents:
-        inner = _under(_NET, state)
-        tables = {
-            int(m[1]): inner[key]
-            for key in inner
-            if (m := re.match(r"blocks\.(\d+)\.attn\.rope\.freqs_cos$", key))
-        }
-        for table in {len(table): table for table in tables.values()}.values():
-            _check_table(table, Rope(16, unit="token"))
-        contents = super().convert(inner)
-        depth = len({k.split(".")[1] for k in contents.encoder if k.startswith("blocks.")})
-        if len(tables) != depth:
-            raise WeightsError(f"has {len(tables)} tables of rotary positions for {depth} blocks")
-        shortest = min(len(table) for table in tables.values())
-        windowed = [i for i in range(depth) if len(tables[i]) == shortest]
-        contents.settings |= dict(
-            window_size=math.isqrt(shortest),
-            window_block_indexes=windowed,
-            rope=contents.settings["rope"] | dict(coordinates="window"),
-        )
-        for key, tensor in state.items():
-            if key.startswith(_NET):
-                continue
-            why = next((why for what, why in Detectron2.drop.items() if re.search(what, key)), "")
-            if why:
-                contents.drop(key, tensor, why)
-            else:
-                contents.detector[key] = tensor
+        contents = super().convert(_under(_NET, state))
+        _in_detector(contents, state, self.title)
         return contents
 
 
@@ -250,6 +225,66 @@ class PerceptionEncoder(Format):
         side = 1 if positions is None else math.isqrt(positions.shape[1] - contents.prefix)
         contents.settings["num_heads"] = {1536: 16}.get(dim, max(1, dim // 64))
         contents.settings["rope"] = dict(unit="token", axes="xy", length=max(1, side))
+
+
+@FORMATS.register("pe-det")
+class PerceptionEncoderDet(PerceptionEncoder):
+    """PE's Mask R-CNNs (facebookresearch/perception_models, apps/detection): detectron2's ViTDet
+    detectors on PE's keys. Windows are seen from tables, as EVA-02-Det's; positions are tiled."""
+
+    title = "PE-Det"
+    drop = Detectron2.drop | PerceptionEncoder.drop | {r"^rope_(win|glb)\.": _TABLES}
+    new = Contents.new  # a detector has all that detection adds
+
+    def recognises(self, state: State) -> bool:
+        return f"{_NET}rope_win.freqs_cos" in state and any(
+            key.startswith(f"{_NET}transformer.resblocks.") for key in state
+        )
+
+    def convert(self, state: State) -> Contents:
+        contents = super().convert(_under(_NET, state))
+        contents.settings["positions_resize"] = "tile"
+        _in_detector(contents, state, self.title, counted_from=1)
+        return contents
+
+
+def _in_detector(contents: Contents, state: State, whose: str, counted_from: int = 0) -> None:
+    """What a detector has beside its encoder: tables of each block's rotary positions, which show
+    windows and heads, pyramid and heads.
+
+    Args:
+        state: of the detector, by the file's keys.
+        counted_from: the place of a map's first token.
+
+    Raises:
+        WeightsError: tables are missing, or of other positions.
+    """
+    tables = {
+        int(m[1]): state[key]
+        for key in state
+        if (m := re.match(rf"{_NET}.*blocks\.(\d+)\.attn\.rope\.freqs_cos$", key))
+    }
+    rope = Rope(**contents.settings["rope"])
+    for table in {len(table): table for table in tables.values()}.values():
+        _check_table(table, rope, whose, counted_from)
+    depth = len({k.split(".")[1] for k in contents.encoder if k.startswith("blocks.")})
+    if len(tables) != depth:
+        raise WeightsError(f"has {len(tables)} tables of rotary positions for {depth} blocks")
+    shortest = min(len(table) for table in tables.values())
+    contents.settings |= dict(
+        num_heads=max(1, _width(contents) // tables[0].shape[1]),
+        window_size=math.isqrt(shortest),
+        window_block_indexes=[i for i in range(depth) if len(tables[i]) == shortest],
+        rope=contents.settings["rope"] | dict(coordinates="window"),
+    )
+    for key, tensor in state.items():
+        if key.startswith(_NET):
+            continue
+        why = next((why for what, why in Detectron2.drop.items() if re.search(what, key)), "")
+        if why:
+            contents.drop(key, tensor, why)
+        else:
+            contents.detector[key] = tensor
 
 
 def _width(contents: Contents) -> int:
@@ -307,15 +342,18 @@ def _without_k_bias(contents: Contents) -> None:
         state[f"{front}qkv.bias"] = torch.cat([q, k, v] if biased else [q, v])
 
 
-def _check_table(cos_ND: Tensor, rope: Rope) -> None:
+def _check_table(cos_ND: Tensor, rope: Rope, whose: str, counted_from: int = 0) -> None:
     """
     Raises:
         WeightsError: the tables of rotary positions are of others than `rope`.
     """
     side = square_grid(cos_ND.shape[0]) if cos_ND.ndim == 2 else None
     if side and cos_ND.shape[1] % 4 == 0 and cos_ND.is_floating_point():
-        cos, _ = rope.turn(Partition(), side, cos_ND.shape[1], cos_ND)
+        cos, sin = rope.turn(Partition(), side, cos_ND.shape[1], cos_ND)
+        if counted_from:  # turned on by the angles of a token's place, 1
+            one = Rope(2, unit="token").turn(Partition(), (2, 2), cos_ND.shape[1], cos_ND)
+            cos = cos * one[0][:, 1:, 1:] - sin * one[1][:, 1:, 1:]
         expected = cos.flatten(0, 2).repeat_interleave(2, -1)
         if torch.allclose(cos_ND.to(expected.dtype), expected, atol=0.02):
             return
-    raise WeightsError("its tables of rotary positions are others than EVA-02's")
+    raise WeightsError(f"its tables of rotary positions are others than {whose}'s")

@@ -25,7 +25,8 @@ _MASK_TOKEN = r"^(mask_token|masked_embed)$"
 # What self-distillation has beside the encoder, in the teacher of DINO, iBOT and DINOv2.
 _HEADS = r"^((dino|ibot)_head|head)\."
 
-# What `ViT` cannot compute, by pattern of its keys. Anything else unknown ends as "unexpected".
+# What is of no file that these formats read, by pattern of its keys, though `ViT` may compute it.
+# Anything else unknown ends as "unexpected".
 _NOT_VIT = {
     r"\.attn\.[qk]_norm\.": "norms of queries and keys",
     r"\.(attn|mlp)\.(sub_)?norm\.": "norms inside attention or MLP",
@@ -77,7 +78,7 @@ class _Timm(Format):
         name = str(config.get("architecture", ""))
         if re.search(r"_(rope|pe|dinov3)(_|$)", name):
             raise WeightsError(
-                f"config.json says it is {name[:80]!a}: its rotary positions are none of ViT's"
+                f"config.json says it is {name[:80]!a}, whose rotary positions are not read"
             )
         if name.startswith("deit3_"):
             contents.doubt = ""
@@ -95,7 +96,7 @@ class _Timm(Format):
             )
         for key in state:
             if what := next((w for p, w in _NOT_VIT.items() if re.search(p, key)), None):
-                raise WeightsError(f"has {key}: {what}, which ViT does not compute")
+                raise WeightsError(f"has {key}: {what}, in keys that are not read")
         if "cls_token" in contents.dropped and "blocks.0.ls1.gamma" in state:
             gated(contents)  # DINOv2's giant: of these no other has one
         blocks = sorted({m[1] for k in state if (m := re.match(r"blocks\.(\d+)\.", k))}, key=int)
@@ -104,7 +105,7 @@ class _Timm(Format):
             if len(into) == len(out_of) == 2 and into[0] != out_of[1]:
                 raise WeightsError(
                     f"blocks.{i}.mlp.fc1 makes {into[0]} channels, fc2 reads {out_of[1]}: gated "
-                    "MLPs (SwiGLU), which ViT does not compute"
+                    "MLPs (SwiGLU), in keys that are not read"
                 )
         scales = [f"blocks.{i}.ls{n}.gamma" for i in blocks for n in (1, 2)]
         scaled = any(k in state for k in scales)
@@ -114,8 +115,8 @@ class _Timm(Format):
         if "norm_pre.weight" in state:
             if "norm.weight" not in contents.dropped or "attn_pool.latent" in contents.dropped:
                 raise WeightsError(
-                    "has norm_pre as Perception Encoders (vit_pe_*) have it, whose rotary "
-                    "positions ViT does not compute; a CLIP tower has norm too, and no attn_pool"
+                    "has norm_pre, but neither the keys of a CLIP tower, which has norm and no "
+                    "attn_pool, nor those of a Perception Encoder (vit_pe_*)"
                 )
             contents.settings |= {"norm_eps": 1e-5, "act_layer": None}  # as all CLIP towers
             unbiased_stem(contents)
@@ -154,7 +155,7 @@ class _Timm(Format):
         """
         shape = _shape(contents.encoder, "pos_embed")
         if not shape:
-            raise WeightsError("has no pos_embed: rotary positions, which ViT does not compute")
+            raise WeightsError("has no pos_embed: rotary positions, in keys that are not read")
         if len(shape) != 3 or not shape[2]:
             raise WeightsError(f"pos_embed is {shape}, not (1, positions, channels)")
         tokens = {k: contents.dropped[k][1] // shape[2] for k in _TOKENS if k in contents.dropped}

@@ -13,6 +13,7 @@ from backbones.weights.catalog import SHIPPED, SOURCES, find, source, table
 from tests.conftest import ROOT
 
 HIERARCHICAL = {"swin-b", "swin-l", "mvitv2-b", "mvitv2-l", "mvitv2-h"}
+HIERARCHICAL |= {f"convnext-{letter}" for letter in "tsbl"}
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ class TestTable:
         assert re.fullmatch(r"[a-z0-9]+_[a-z0-9]+", entry.word)  # no path has this form
         assert entry.size in SIZES or entry.size in HIERARCHICAL
         if entry.address:
-            assert re.fullmatch(r"https://[^ |)]+\.(pth|pyth|bin)", entry.address)
-            assert re.fullmatch(r"[\w.-]+\.(pth|pyth|bin)", entry.file)
+            assert re.fullmatch(r"https://[^ |)]+\.(pth|pyth|bin|pt|safetensors)", entry.address)
+            assert re.fullmatch(r"[\w.-]+\.(pth|pyth|bin|pt|safetensors)", entry.file)
         else:
             assert find(entry.word, entry.size) == SHIPPED / entry.file
         assert entry.format in {word for word, _ in FORMATS}

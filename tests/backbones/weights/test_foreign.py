@@ -61,11 +61,11 @@ VIT = dict(**SIZES, intermediate_size=96)
 VITPOSE = SIZES | dict(image_size=[32, 32], patch_size=[8, 8])
 CASES = {
     "PE-Det": (
-        "PE-Det, a detector on Perception Encoder",
+        "a detector on Perception Encoder that is none of PE-Det's Mask R-CNNs",
         lambda: (
             with_prefix(
                 "backbone.net.",
-                keys("conv1.weight positional_embedding ln_pre.weight rope_win.freqs_cos")
+                keys("conv1.weight positional_embedding ln_pre.weight rope.freqs_cos")
                 | with_prefix(
                     "transformer.resblocks.0.",
                     keys("attn.in_proj_weight ln_1.weight mlp.c_fc.weight ls_1.gamma"),
@@ -245,7 +245,7 @@ def test_rotary_positions_beside_absolute_ones(tmp_path):
         read(tmp_path / "rope.pth")
     saved_by_timm(rope, name, tmp_path / "hub")
     with pytest.raises(
-        WeightsError, match=f"config.json says it is '{name}': its rotary positions"
+        WeightsError, match=f"config.json says it is '{name}', whose rotary positions are not"
     ):
         read(tmp_path / "hub")
     saved_by_timm(

@@ -1,17 +1,26 @@
-"""Swin and MViTv2: their releases are written with detectron2's modules, whose keys are the
+"""ConvNeXt, Swin and MViTv2: the latter's releases are written with detectron2's modules, whose
+keys are the
 releases' own, with what classifiers have beside them."""
 
+import re
 from functools import partial
 
 import pytest
 import timm
 import torch
-from detectron2.modeling import MViT, SwinTransformer
+import torchvision
+import transformers
+from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.modeling import MViT, SwinTransformer, build_backbone
 from torch import nn
+from torchvision.models.convnext import CNBlockConfig
 
-from backbones import build_encoder
-from backbones.weights import WeightsError, load_encoder, read
+from backbones import ConvNeXt, build_encoder
+from backbones.weights import WeightsError, load_detector, load_encoder, read
 from backbones.weights.fit import fit_own
+from backbones.weights.own import own_encoder
+from experiments.recipe import config
+from tests.conftest import ROOT
 
 from .test_detectron2 import assert_same_outputs, assert_whole, randomized, silent
 
@@ -204,3 +213,128 @@ def test_they_are_no_plain_vits(build, path):
     with pytest.raises(WeightsError, match="does not fit: no ") as error:
         load_encoder(build_encoder("vit-mini"), path)
     assert "Its encoder has" not in str(error.value)
+
+
+# ---- ConvNeXt ----------------------------------------------------------------------------------
+
+SMALL_CONVNEXT = dict(embed_dim=8, depths=(1, 2, 3, 1))
+DIMS = (8, 16, 32, 64)
+
+
+def theirs_convnext(whose: str):
+    """A model with random weights, its state dict, and its maps of strides 4 to 32."""
+    torch.manual_seed(0)
+    depths = SMALL_CONVNEXT["depths"]
+    if whose == "transformers":
+        config = transformers.DINOv3ConvNextConfig(hidden_sizes=list(DIMS), depths=list(depths))
+        model = transformers.DINOv3ConvNextModel(config)
+
+        def maps(image):
+            return model(image, output_hidden_states=True).hidden_states[-4:]
+    elif whose == "torchvision":
+        stages = [
+            CNBlockConfig(d, n, k) for d, n, k in zip(DIMS, (*DIMS[1:], None), depths, strict=True)
+        ]
+        model = torchvision.models.ConvNeXt(stages)
+
+        def maps(image):
+            found, x = [], image
+            for i, part in enumerate(model.features):
+                x = part(x)
+                found += [x] if i % 2 else []
+            return found
+    else:
+        model = timm.create_model("convnext_tiny", dims=DIMS, depths=depths)
+
+        def maps(image):
+            return model.forward_intermediates(image, intermediates_only=True)
+
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.eval()
+    state = model.state_dict()
+    return (as_authors(state) if whose in ("its authors", "dinov3") else state), maps
+
+
+def as_authors(state: dict) -> dict:
+    """Of timm's, in the keys of facebookresearch/ConvNeXt, and of DINOv3's, which has norms of all
+    maps, the last one twice."""
+    found = {}
+    for key, tensor in state.items():
+        key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+        key = re.sub(r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1.", key)
+        key = re.sub(r"\.blocks\.(\d+)\.", r".\1.", key)
+        for timms, own in (("conv_dw", "dwconv"), ("mlp.fc1", "pwconv1"), ("mlp.fc2", "pwconv2")):
+            key = key.replace(f".{timms}.", f".{own}.")
+        key = key.replace("head.norm.", "norm.").replace("head.fc.", "head.")
+        found[key] = tensor
+    return found | {k.replace("norm.", "norms.3."): v for k, v in found.items() if k[:5] == "norm."}
+
+
+@pytest.mark.parametrize("whose", ["transformers", "timm", "torchvision", "its authors", "dinov3"])
+def test_convnext(whose, tmp_path):
+    state, maps = theirs_convnext(whose)
+    torch.save(state, tmp_path / "model.pth")
+    assert read(tmp_path / "model.pth").format == "convnext"
+    ours = ConvNeXt(**SMALL_CONVNEXT).eval()
+    account = load_encoder(ours, tmp_path / "model.pth", show=lambda account: None)
+    assert not account.missing
+    assert not account.unexpected
+    assert set(account.new) == {f"norm{i}.{part}" for i in range(4) for part in ("weight", "bias")}
+    for i in range(4):
+        ours.add_module(f"norm{i}", nn.Identity())  # new
+    for size in ((64, 64), (96, 160)):
+        image = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected, found = maps(image), ours(image)
+        for stage, (name, shape) in enumerate(ours.output_shape().items()):
+            theirs, own = expected[stage], found[name]
+            assert own.shape[1:] == (shape.channels, *(s // shape.stride for s in size))
+            assert (own - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+def test_our_own_convnext_and_a_detector_on_it(tmp_path):
+    cfg = config.load(ROOT / "configs" / "mini" / "mask_rcnn_convnext_mini.py")
+    model = instantiate(cfg.model)
+    torch.save({"model": model.state_dict()}, tmp_path / "detector.pth")
+    again = instantiate(cfg.model)
+    account = load_detector(again, tmp_path / "detector.pth", show=lambda account: None)
+    assert not account.new
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    encoder = own_encoder(read(tmp_path / "detector.pth"))
+    assert {k: v.shape for k, v in encoder.state_dict().items()} == {
+        k: v.shape for k, v in model.backbone.bottom_up.state_dict().items()
+    }
+    torch.save(model.backbone.bottom_up.state_dict(), tmp_path / "encoder.pth")
+    assert read(tmp_path / "encoder.pth").format == "convnext"
+    fresh = instantiate(cfg.model.backbone.bottom_up)
+    assert not load_encoder(fresh, tmp_path / "encoder.pth", show=lambda account: None).new
+
+
+def test_convnext_v2_is_refused(tmp_path):
+    model = timm.create_model("convnextv2_tiny", dims=DIMS, depths=(1, 1, 1, 1))
+    torch.save(model.state_dict(), tmp_path / "v2.pth")
+    with pytest.raises(WeightsError, match=r"grn\.\w+: ConvNeXt V2, whose norm"):
+        read(tmp_path / "v2.pth")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (dict(depths=(1, 0)), "depths=0 does not fit"),
+        (dict(depths=()), r"depths=\(\) do not fit"),
+        (dict(embed_dim=0), "embed_dim=0 does not fit"),
+        (dict(drop_path_rate=1.0), "drop_path_rate=1.0 does not fit"),
+        (dict(out_indices=[4]), r"out_indices=\[4\] do not fit"),
+    ],
+)
+def test_convnext_of_what_does_not_fit(words, told):
+    with pytest.raises(ValueError, match=told):
+        ConvNeXt(**words)
+
+
+def test_convnext_in_yacs_configs():
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = "build_convnext_backbone"
+    cfg.MODEL.CONVNEXT = CfgNode(dict(EMBED_DIM=8, DEPTHS=(1, 1, 1, 1)))
+    assert build_backbone(cfg).output_shape()["p3"].channels == 64

@@ -85,7 +85,8 @@ def assert_loaded(account, encoder):
     assert not account.missing
     assert not account.unexpected
     assert not account.new
-    assert account.loaded.keys() | account.resized.keys() == encoder.state_dict().keys()
+    weights = {key for key in encoder.state_dict() if not key.startswith("unseen.")}
+    assert account.loaded.keys() | account.resized.keys() == weights
     assert not any("differs" in note for note in account.notes)
 
 
@@ -395,7 +396,7 @@ def test_clip_of_averaged_tokens_is_no_perception_encoder(tmp_path):
     words = SMALL | dict(img_size=80, global_pool="avg")
     model = timm.create_model("vit_base_patch16_clip_224", **words)
     torch.save(model.state_dict(), tmp_path / "clip.pth")
-    with pytest.raises(WeightsError, match=r"\(timm\): has norm_pre as Perception Encoders"):
+    with pytest.raises(WeightsError, match=r"\(timm\): has norm_pre, but neither"):
         read(tmp_path / "clip.pth")
 
 
@@ -434,6 +435,121 @@ def test_what_turns_is_written_nowhere(to, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+# ---- Files of this suite -----------------------------------------------------------------------
+
+OWN = dict(depth=3, count=1, img_size=128, pretrain_img_size=128, window_size=4)
+
+
+def own_file(path, **words):
+    ours = build_encoder("vit-ti", **OWN, **words).eval()
+    torch.save(ours.state_dict(), path)
+    return ours
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        dict(positions="rope"),
+        dict(positions="rope(base=50,axes=xy)", propagation="shifted"),
+        dict(positions="learned+rope(unit=token,coordinates=window)"),
+        dict(positions_resize="tile"),
+    ],
+    ids=str,
+)
+def test_what_no_weight_shows_is_in_our_own_files(words, tmp_path):
+    """The encoder that they are of is built from them, and no other takes them in silence."""
+    own_file(tmp_path / "own.pth", **words)
+    contents = read(tmp_path / "own.pth")
+    ours = build_encoder("vit-ti", **OWN, **words).eval()
+    account = load_encoder(ours, tmp_path / "own.pth", show=str)
+    assert not account.notes
+    assert_loaded(account, ours)
+    if "propagation" not in words:
+        theirs = ViT(**encoder_words(contents)).eval()
+        theirs.load_state_dict(torch.load(tmp_path / "own.pth"))
+        image = torch.randn(1, 3, 176, 128)
+        assert torch.equal(theirs(image)["last_feat"], ours(image)["last_feat"])
+    plain = build_encoder("vit-ti", **OWN)
+    with pytest.raises(RuntimeError, match="unseen"):
+        plain.load_state_dict(torch.load(tmp_path / "own.pth"))
+    if "positions" in words:
+        with pytest.raises(WeightsError, match="does not fit: its encoder has rotary positions"):
+            load_encoder(plain, tmp_path / "own.pth", show=str)
+    else:
+        notes = load_encoder(plain, tmp_path / "own.pth", show=str).notes
+        assert notes == ["differs: positions_resize is bicubic here, tile in models of this format"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_torch_itself_loads_them_nowhere_else(strict, tmp_path):
+    own_file(tmp_path / "own.pth", positions="rope")
+    other = build_encoder("vit-ti", **OWN, positions="rope(coordinates=window)")
+    with pytest.raises(ValueError, match="the weights are of an encoder with"):
+        other.load_state_dict(torch.load(tmp_path / "own.pth"), strict=strict)
+
+
+def test_plain_encoders_have_detectron2s_keys():
+    """Nothing beside weights, whose files its strict loading takes."""
+    assert not any("unseen" in key for key in build_encoder("vit-ti", **OWN).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "has no words"),
+        ("{", "has no words"),
+        ('{"rope": {"unit": "mile"}}', "unit='mile' is unknown"),
+        ('{"rope": 3}', "has words of another kind"),
+        ('{"windows": {"window": "ab"}}', "windows='a' does not fit"),
+        ('{"windows": 3}', "has words of another kind"),
+        ('{"num_heads": 0}', "num_heads=0 does not fit"),
+        ('{"norm_eps": NaN}', "norm_eps=nan does not fit"),
+        ('{"alibi": 1}', "has alibi, which this version does not know"),
+    ],
+)
+def test_words_that_are_none(text, told, tmp_path):
+    state = build_encoder("vit-ti", **OWN, positions="rope").state_dict()
+    state["unseen._extra_state"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    torch.save(state, tmp_path / "own.pth")
+    with pytest.raises(WeightsError, match=told):
+        read(tmp_path / "own.pth")
+
+
+def test_our_own_detector_with_windows_that_others_have_not(tmp_path):
+    words = dict(positions="learned+rope(unit=token,coordinates=window)", pretrain_img_size=256)
+    torch.save({"model": detector().state_dict()}, tmp_path / "own.pth")
+    account = load_detector(detector(), tmp_path / "own.pth", show=str)
+    assert not account.missing
+    assert not account.notes
+    for other in (dict(count=2), dict(propagation="shifted"), dict(window_size=8)):
+        with pytest.raises(WeightsError, match=r"have windows of 16 tokens|have a|here none has"):
+            load_detector(detector(**words, **other), tmp_path / "own.pth", show=str)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (dict(positions="rope"), "rotary positions"),
+        (dict(positions_resize="tile"), "tiled positions"),
+        (dict(layer_scale=1.0), "LayerScale"),
+        (dict(mlp="swiglu"), "MLPs"),
+        (dict(qk_norm=True), "norms of q and k"),
+        (dict(registers=1), "registers"),
+        (dict(pre_norm=True), "norm before the blocks"),
+        (dict(stem="conv"), "patch embedding"),
+        (dict(block_norm="batch"), "statistics of batch norms"),
+        (dict(propagation="conv", conv_block="naive"), "bottleneck conv blocks only"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("to", ["detectron2", "hf"])
+def test_what_a_reader_does_not_compute_is_not_written(words, what, to, tmp_path):
+    """detectron2's checkpointer would leave it out, and go on."""
+    own_file(tmp_path / "own.pth", **words)
+    with pytest.raises(WeightsError, match=what):
+        convert(read(tmp_path / "own.pth"), to, tmp_path / "out")
+
+
 # ---- EVA-02-Det --------------------------------------------------------------------------------
 
 
@@ -464,6 +580,8 @@ def as_eva02_det(model: nn.Module) -> dict[str, torch.Tensor]:
         for part, table in tables[name].items():
             state[f"backbone.net.blocks.{i}.attn.rope.{part}"] = table
     for key, tensor in model.state_dict().items():
+        if ".unseen." in key:
+            continue  # this suite's own
         key = key.replace(".mlp.norm.", ".mlp.ffn_ln.")
         if key.endswith(".attn.qkv.weight"):
             for part, own in zip("qkv", tensor.chunk(3), strict=True):
@@ -540,3 +658,137 @@ def test_windows_of_eva02s_detectors_are_timms_models(tmp_path):
             expected = patch_features(theirs, image).repeat(1, 1, 1, windows)
             found = net(image.repeat(1, 1, 1, windows))["last_feat"]
         assert_close(found, expected)
+
+
+# ---- PE-Det ------------------------------------------------------------------------------------
+
+
+def pe_detector(**words) -> nn.Module:
+    """Mask R-CNN as PE-Det's, with a small Perception Encoder in 6 x 6 places of windows of 6."""
+    cfg = config.load(ROOT / "configs" / "coco" / "mask_rcnn_pe_spatial_g.py").model
+    small = dict(embed_dim=128, depth=3, num_heads=2, mlp_ratio=2.0, pretrain_img_size=96)
+    windows = dict(img_size=160, square_pad=160, window_size=6, window_block_indexes=[0, 1])
+    cfg.backbone.update(small | windows | words)
+    return instantiate(cfg)
+
+
+class PeRope(nn.Module):
+    """Perception Encoder's rotary positions in its detectors, from their description: places of a
+    side scaled to the pre-training's tokens and counted from 1, columns first, neighbours turn."""
+
+    def __init__(self, side: int, channels: int, length: int = 6):
+        super().__init__()
+        frequencies = 10_000.0 ** -(torch.arange(0, channels // 2, 2) / (channels // 2))
+        angles = (torch.arange(side) / side * length + 1)[:, None] * frequencies
+        angles = angles.repeat_interleave(2, 1)
+        both = torch.broadcast_tensors(angles[None, :], angles[:, None])
+        table = torch.cat(both, -1).flatten(0, 1)
+        self.register_buffer("freqs_cos", table.cos())
+        self.register_buffer("freqs_sin", table.sin())
+
+    def forward(self, x_BMND):
+        a, b = x_BMND.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([-b, a], -1).flatten(-2)
+        return x_BMND * self.freqs_cos + turned * self.freqs_sin
+
+
+def as_pe_det(model: nn.Module) -> dict[str, torch.Tensor]:
+    state = {}
+    for key, tensor in model.state_dict().items():
+        if ".unseen." in key or key.endswith("patch_embed.proj.bias"):
+            continue
+        for ours, theirs in (
+            ("patch_embed.proj.", "conv1."),
+            ("pos_embed", "positional_embedding"),
+            ("norm_pre.", "ln_pre."),
+            ("net.blocks.", "net.transformer.resblocks."),
+            (".norm1.", ".ln_1."),
+            (".norm2.", ".ln_2."),
+            (".ls1.", ".ls_1."),
+            (".ls2.", ".ls_2."),
+            (".attn.qkv.", ".attn.in_proj_"),
+            (".attn.proj.", ".attn.out_proj."),
+            (".mlp.fc1.", ".mlp.c_fc."),
+            (".mlp.fc2.", ".mlp.c_proj."),
+        ):
+            key = key.replace(ours, theirs) if key.startswith("backbone.net.") else key
+        state[key] = tensor
+    for i, block in enumerate(model.backbone.net.blocks):
+        is_global = block.attn.partition.is_global
+        for name, table in PeRope(10 if is_global else 6, 64).named_buffers():
+            state[f"backbone.net.rope_{'glb' if is_global else 'win'}.{name}"] = table
+            state[f"backbone.net.transformer.resblocks.{i}.attn.rope.{name}"] = table
+    return state
+
+
+def pe_map(state: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+    """What the file's encoder computes of an image of 160 px, from its description."""
+    state = {k.removeprefix("backbone.net."): v for k, v in state.items()}
+    x = nn.functional.conv2d(image, state["conv1.weight"], stride=16).permute(0, 2, 3, 1)
+    grid = state["positional_embedding"].reshape(1, 6, 6, -1)
+    x = x + grid.tile(1, 2, 2, 1)[:, :10, :10]
+
+    def norm(x, name):
+        words = (state[f"{name}.weight"], state[f"{name}.bias"], 1e-5)
+        return nn.functional.layer_norm(x, x.shape[-1:], *words)
+
+    def linear(x, name, joint="."):
+        return nn.functional.linear(x, state[f"{name}{joint}weight"], state[f"{name}{joint}bias"])
+
+    x = norm(x, "ln_pre")
+    for i in range(3):
+        front, windowed = f"transformer.resblocks.{i}.", i < 2
+        y = norm(x, f"{front}ln_1")
+        if windowed:
+            y = nn.functional.pad(y, (0, 0, 0, 2, 0, 2)).unflatten(2, (2, 6)).unflatten(1, (2, 6))
+            y = y.transpose(2, 3).reshape(4, 36, -1)
+        else:
+            y = y.flatten(1, 2)
+        qkv = linear(y, f"{front}attn.in_proj", "_").unflatten(-1, (3, 2, 64))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        rope = PeRope(6 if windowed else 10, 64)
+        y = nn.functional.scaled_dot_product_attention(rope(q), rope(k), v)
+        y = linear(y.transpose(1, 2).flatten(2), f"{front}attn.out_proj")
+        if windowed:
+            y = y.reshape(1, 2, 2, 6, 6, -1).transpose(2, 3).reshape(1, 12, 12, -1)[:, :10, :10]
+        else:
+            y = y.unflatten(1, (10, 10))
+        x = x + y * state[f"{front}ls_1.gamma"]
+        y = linear(norm(x, f"{front}ln_2"), f"{front}mlp.c_fc")
+        y = linear(nn.functional.gelu(y), f"{front}mlp.c_proj")
+        x = x + y * state[f"{front}ls_2.gamma"]
+    return x.permute(0, 3, 1, 2)
+
+
+def test_perception_encoders_detectors(tmp_path):
+    model = pe_detector().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    model.backbone.net.patch_embed.proj.bias.data.zero_()
+    path = tmp_path / "mask_rcnn_PEspatial_G_coco36ep.pth"
+    state = as_pe_det(model)
+    torch.save({"model": state}, path)
+    contents = read(path)
+    words = encoder_words(contents)
+    assert contents.format == "pe-det"
+    assert (words["window_size"], words["window_block_indexes"]) == (6, [0, 1])
+    assert (words["positions_resize"], words["num_heads"]) == ("tile", 2)
+    again = pe_detector().eval()
+    account = load_detector(again, path, show=str)
+    assert not account.missing | account.unexpected | account.new | account.resized
+    assert not any("differs" in note for note in account.notes)
+    image = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        for level, features in model.backbone(image).items():
+            assert torch.equal(features, again.backbone(image)[level])
+        assert_close(again.backbone.net(image)["last_feat"], pe_map(state, image))
+    with pytest.raises(WeightsError, match="its encoder has rotary positions"):
+        load_detector(pe_detector(positions="learned+rope(unit=token,axes=xy)"), path, show=str)
+    with pytest.raises(WeightsError, match=r"blocks \[0, 1\] have windows of 6 tokens"):
+        load_detector(pe_detector(window_block_indexes=[0]), path, show=str)
+    state["backbone.net.rope_glb.freqs_cos"] *= 0.5
+    name = "backbone.net.transformer.resblocks.2.attn.rope.freqs_cos"
+    state[name] = state[name] * 0.5
+    torch.save({"model": state}, path)
+    with pytest.raises(WeightsError, match="positions are others than PE-Det's"):
+        read(path)

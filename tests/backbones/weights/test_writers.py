@@ -209,6 +209,13 @@ def test_what_cannot_be_said_is_refused(to, words, message, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["ours.pth"]
 
 
+def test_heads_that_are_not_known_are_not_made_up(tmp_path):
+    ours = encoder(embed_dim=40, num_heads=2, use_rel_pos=False)
+    contents = read(saved(ours, tmp_path / "ours.pth"))
+    with pytest.raises(WeightsError, match="needs the number of heads, which the file does not"):
+        convert(contents, "hf", tmp_path / "out")
+
+
 @pytest.mark.parametrize("to", ["hf", "detectron2"])
 def test_k_without_a_bias_gets_zeros(to, tmp_path):
     ours = encoder(qkv_bias="qv")
@@ -299,7 +306,7 @@ def test_nan_is_not_converted(tmp_path):
 def test_an_activation_that_is_not_known_is_said(tmp_path):
     """timm's SigLIP: a tanh GELU in some sizes, GELU in others, by the same tensors."""
     siglip = timm.create_model(
-        "vit_base_patch16_siglip_224", embed_dim=48, depth=2, num_heads=4, img_size=32
+        "vit_base_patch16_siglip_224", embed_dim=192, depth=2, num_heads=3, img_size=32
     )
     contents = read(saved(siglip, tmp_path / "siglip.pth"))
     assert "not in the written file: act_layer=not known" in convert(

@@ -17,7 +17,8 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.data import MetadataCatalog
 from rich.console import Console
 
-from experiments import records
+from analysis import evaluation
+from experiments import CONFIGS, records
 from experiments.data.catalog import Split
 from experiments.errors import UserError
 from experiments.evaluation import matches, reach
@@ -25,6 +26,7 @@ from experiments.evaluation.evaluate import PREDICTIONS, Result, evaluate
 from experiments.jobs import evaluate_checkpoint
 from experiments.recipe import config
 from experiments.training import distributed
+from tests.backbones.weights.test_rotary import as_eva02_det
 from tests.conftest import ROOT, write_set
 
 IMAGES, BATCH = 7, 2
@@ -452,3 +454,52 @@ def test_reach_is_counted_where_the_data_have_a_cue(splits, alone, tmp_path):
     assert result.reach == reach.of_files(truth, tmp_path / PREDICTIONS)
     assert sum(annotated for annotated, _, _ in result.reach.values()) > 0
     assert all(alone[kind][0].reach is None for kind in KINDS)
+
+
+# ---- Of a detector of today --------------------------------------------------------------------
+
+EVA02 = "coco/cascade_mask_rcnn_eva02_b.py"
+# Of its real config: an image of a window and a margin, and an encoder that a test can run.
+SMALL_EVA02 = (
+    "dataloader.image_size=320 model.backbone.img_size=320 model.backbone.depth=3 "
+    "model.backbone.count=1 model.backbone.embed_dim=128 model.backbone.num_heads=2 "
+    "model.backbone.mlp=swiglu(hidden=341,norm=true) model.roi_heads.num_classes=4 "
+    "model.proposal_generator.post_nms_topk=[20,20] dataloader.test.num_workers=0"
+)
+
+
+def test_a_checkpoint_of_eva02_det(splits, tmp_path):
+    """In the exact layout of a released one, by the suite's config: what `make eval-coco` does,
+    and what is published for a file of that name."""
+    cfg = config.load(CONFIGS / EVA02)
+    words = config.parse_overrides(SMALL_EVA02)
+    config.set_words(cfg, words, "test")
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).eval()
+    weights = tmp_path / "released" / "eva02_B_coco_bsl.pth"
+    weights.parent.mkdir()
+    torch.save({"model": as_eva02_det(model), "iteration": 59_999}, weights)
+    console = Console(record=True, width=200)
+    folder = evaluate_checkpoint.evaluate_checkpoint(
+        CONFIGS / EVA02, weights, SMALL_EVA02, str(splits["coco"]), tmp_path / "out", console
+    )
+    told = console.export_text()
+    assert f"{weights} (eva02-det)" in told
+    assert "missing" not in told
+    assert "tables of rotary positions: computed for each size" in told
+    result = json.loads((folder / "result.json").read_text())
+    assert result["images"] == IMAGES
+    direct = evaluate(model, cfg, splits["coco"], tmp_path / "direct")
+    assert result["box"] == pytest.approx(direct.box, nan_ok=True)
+    table = evaluation.table(folder)
+    assert list(table[table[""] == "published"]["AP"]) == ["55.5", "47.1"]
+    assert any(
+        "eva02_B_coco_bsl.pth (Cascade Mask R-CNN, EVA-02 B): baaivision" in note
+        for note in evaluation.notes(folder)
+    )
+    with pytest.raises(UserError, match=r"does not fit: its blocks \[0, 1\] have windows of 16"):
+        evaluate_checkpoint.evaluate_checkpoint(
+            CONFIGS / "coco/cascade_mask_rcnn_vit_b.py", weights,
+            SMALL_EVA02 + " model.backbone.use_rel_pos=false", str(splits["coco"]),
+            tmp_path / "out", console,
+        )  # fmt: skip

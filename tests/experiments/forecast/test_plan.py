@@ -1,6 +1,7 @@
 """Plans: published times and memory are met, what fits fits, shared trainings count once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,14 +166,16 @@ def test_a_run_on_several_devices():
     assert math.isnan(plan.hours_spread(12, passes=8, devices=9))
 
 
-def printed(study, scale, device, gpus, overrides="", variants="", seeds=0, of="", **own):
+def printed(
+    study, scale, device, gpus, overrides="", variants="", seeds=0, of="", budget_words="", **own
+):
     console = Console(record=True, width=250)
     request = Request(
         study=studies.find(study), source=study, scale=scale, size="", seeds=seeds,
         sweep=sweep.parse(of), variants=variants, overrides=overrides,
         **{"dataset": "", "val": "", **own},
     )  # fmt: skip
-    plan.show(request, device, gpus, console)
+    plan.show(request, device, gpus, console, budget_words)
     return console.export_text()
 
 
@@ -261,3 +264,42 @@ def test_a_plan_of_seeds_until_verdicts_and_of_what_it_does_not_count():
     assert "study: 10 trainings" in text
     assert "that is with 5 seeds, the most there may be; verdicts are looked at from 3 on" in text
     assert "Not counted: the pre-training that comes first (recipe:mae)" in text
+
+
+class TestSmallScale:
+    def test_a_run_fits_a_night_on_an_a100(self):
+        """The bar of its recipe: vit-s, a tenth of COCO, 12 epochs, at most eight hours."""
+        found = estimates("global-vs-conv", scale="small", variants=["conv"])  # the longest
+        assert all(3 <= e.hours <= 8 for e in found), [e.hours for e in found]
+
+    def test_what_is_printed(self):
+        text = printed("global-vs-conv", "small", "", 0, variants="global")
+        if not torch.cuda.is_available():
+            assert "scale small, for 1 x NVIDIA A100 40 GB" in text
+        assert "study: 3 trainings" in text
+        assert "epochs of 11,829 images: 12.0" in text
+        assert "0.92 to 1.11 of 20 published times" in text
+        assert "BUDGET=24h buys " in text
+
+    @pytest.mark.parametrize(
+        ("hours", "budget_", "said"),
+        [
+            ([2.0, 2.0], "24h", "buys 6 seeds of each row on one device"),
+            ([2.0, 3.0], "24h", "buys 4 seeds of each row on one device, and 1 trainings more"),
+            ([9.0, 9.0, 9.0], "1d", "buys 2 of the 3 trainings that one seed of each row is"),
+            ([9.0, math.nan], "1d", ": not all rows have hours"),
+        ],
+    )
+    def test_what_a_budget_buys(self, hours, budget_, said):
+        (one,) = estimates("global-vs-conv", variants=["none"])
+        found = [replace(one, hours=h) for h in hours]
+        shared = replace(one, hours=0.0, same_training="none")
+        text = plan._bought(Limits(17, budget_), [*found, shared], 0.0)
+        assert text.startswith(f"BUDGET={budget_}")
+        assert said in text
+
+    def test_of_a_share_and_a_budget_that_were_asked_for(self):
+        words = "dataloader.train.share=0.05"
+        text = printed("count", "small", "", 1, words, "none", 1, budget_words="90m")
+        assert "epochs of 5,914 images: 12.0" in text
+        assert "BUDGET=90m buys " in text

@@ -115,7 +115,7 @@ def test_what_is_shown_is_what_loading_does(tmp_path):
     [
         (
             "backbone.net.transformer.resblocks.0.ln_1.weight backbone.simfp_2.0.weight",
-            "it is of PE-Det, a detector on Perception Encoder: rotary positions",
+            "it is of a detector on Perception Encoder that is none of PE-Det's Mask R-CNNs",
         ),
         (
             "backbone.bottom_up.encoder.blocks.0.attn.qkv.weight "

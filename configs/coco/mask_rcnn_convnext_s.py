@@ -1,0 +1,6 @@
+"""Mask R-CNN, ConvNeXt-S, COCO, DINOv3's weights: as mask_rcnn_convnext_t.py."""
+
+from ..common.hierarchical import convnext
+from .mask_rcnn_convnext_t import dataloader, model, optimizer, param_groups, schedule, test, train
+
+model.backbone = convnext(embed_dim=96, depth=27, drop_path_rate=0.3)
