@@ -89,12 +89,11 @@ class Detection(Job):
             return checkpoints.read(twin or last)
 
     def finish(self, cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-        run, examples, report = self.run, None, _report_evaluation(self.folder)
+        report, val, examples = _report_evaluation(self.folder), self.run.data.val, None
         if config.keeps_features(cfg) and not cfg.test.tta_sizes:
             features.feed(model)
-            words = model, cfg, "test", run.data.val
-            examples = functools.partial(features.kept, *words, root=run.root)
-        result = evaluate(model, cfg, run.data.val, self.folder, report, examples)
+            examples = functools.partial(features.kept, model, cfg, "test", val, root=self.run.root)
+        result = evaluate(model, cfg, val, self.folder, report, examples)
         return dict(
             box=result.box,
             mask=result.mask,

@@ -105,21 +105,6 @@ def alike(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def left_random(rows: Sequence[Row]) -> list[str]:
-    """What to say of rows that freeze random weights."""
-    names = [
-        row.variant.name
-        for row in rows
-        if config.tuning(row.cfg) != FULL and row.cfg.train.init_weights == "none"
-    ]
-    if not names:
-        return []
-    return [
-        f"note: {', '.join(names)}: the encoder's random weights stay as they are "
-        "(train.tuning, with train.init_weights=none)"
-    ]
-
-
 def shares(cfgs: Iterable[DictConfig]) -> Shares:
     """How much of their data all of them read.
 
@@ -133,6 +118,21 @@ def shares(cfgs: Iterable[DictConfig]) -> Shares:
             "set of data, give its share with OVERRIDES="
         )
     return found[0]
+
+
+def left_random(rows: Sequence[Row]) -> list[str]:
+    """What to say of rows that freeze random weights."""
+    names = [
+        row.variant.name
+        for row in rows
+        if config.tuning(row.cfg) != FULL and row.cfg.train.init_weights == "none"
+    ]
+    if not names:
+        return []
+    return [
+        f"note: {', '.join(names)}: the encoder's random weights stay as they are "
+        "(train.tuning, with train.init_weights=none)"
+    ]
 
 
 def of_own_set(rows: Sequence[Row], data: Data) -> list[str]:
