@@ -268,13 +268,13 @@ def _with_measured(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 _SIDE = 1024  # pixels
 _TODAY = """\
-Encoders of docs/encoder.md, counted on one image of 1024 x 1024 px (docs/cost.md),
-patches of 16 px: with windows of their size and 4 global blocks evenly, as in ViTDet, and with all
-blocks global. "as printed" are the parameters that their authors print, of the encoder with its
-class token and the norm behind the last block, PE's with attention pooling, DINOv2's without
-positions;
-"ours" has none of these. The last column are the best published box / mask AP on COCO val2017 at
-1024 px, of a detector of their authors.
+Encoders of docs/encoder.md, counted on one image of 1024 x 1024 px (docs/cost.md), patches of 16
+px: with windows of their size and 4 global blocks evenly, as in ViTDet, and with all blocks
+global. "as printed" are the parameters that their authors print, of the encoder with its class
+token and the norm behind the last block, PE's with attention pooling, DINOv2's without positions;
+"ours" is how far this suite's encoder, which has none of these, is from that, where more than one
+digit is printed. The last column are the best published box / mask AP on COCO val2017 at 1024 px,
+of a detector of their authors.
 """
 
 

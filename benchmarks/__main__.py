@@ -25,6 +25,7 @@ from . import (
     gpu_check,
     input_pipeline,
     pretraining,
+    probe,
     report,
     rotary,
     training_loop,
@@ -37,7 +38,7 @@ from .rows import Row
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 console = Console(soft_wrap=True, markup=False, highlight=False)
-_OF_ROWS = (evaluation, input_pipeline, training_loop, pretraining, rotary)
+_OF_ROWS = (evaluation, input_pipeline, training_loop, pretraining, rotary, probe)
 OTHERS = (weights.SUITE, gpu_check.SUITE, *(module.SUITE for module in _OF_ROWS))
 
 
@@ -78,7 +79,7 @@ def bench(
             if list_cases:
                 console.print("\n".join(of_rows.ROWS))
                 return 0
-            trains = of_rows in (training_loop, pretraining) and torch.cuda.is_available()
+            trains = of_rows in (training_loop, pretraining, probe) and torch.cuda.is_available()
             provenance = _provenance("cuda" if trains else "cpu")
             of_rows.bench(report.folder(provenance), provenance, console)
             return 0

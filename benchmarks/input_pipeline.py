@@ -47,10 +47,10 @@ def dataset(folder: Path, count: int = IMAGES) -> tuple[str, list[dict]]:
         distinct = len(np.unique(chosen))
         return f"{distinct} images of COCO train2017", [dicts[i] for i in chosen]
     made = f"{count} generated images, {_WIDTH} x {_HEIGHT}, of {_OBJECTS} objects"
-    return made, [_generated(folder / f"{i}.jpg", seed=i) for i in range(count)]
+    return made, [generated(folder / f"{i}.jpg", seed=i) for i in range(count)]
 
 
-def _generated(path: Path, seed: int) -> dict:
+def generated(path: Path, seed: int) -> dict:
     """An image with structure at all scales, as photographs have, and polygons at random."""
     random = np.random.default_rng(seed)
     pixels = np.zeros((_HEIGHT, _WIDTH, 3))

@@ -16,6 +16,7 @@ dataloader = dict(
         loss_batch_size=1,  # images that losses are averaged over, with random numbers of their own
         micro_batch_size=1,  # images of one pass: as many of the above as a device holds
         num_workers=4,
+        views=0,  # of each image, fixed for all runs; 0: another augmentation each time
         repeat_threshold=0.0,  # repeat-factor sampling (arXiv:1908.03195); 0: each image once
         mapper=L(Mapper)(
             is_train=True,

@@ -14,6 +14,7 @@ train = dict(
     amp=True,  # autocast to bfloat16 where the device computes in it, to float16 on older GPUs
     clip_grad_norm=None,
     init_weights="none",  # of the encoder: a word of docs/weights.md, a path, or "none": random
+    tuning="full",  # of the encoder; "last:<n>": its last n blocks; "frozen": nothing of it
     ema=0.0,  # decay, per iteration, of a moving average of the weights to evaluate; 0: none
     may_skip=0,  # iterations with NaN or infinity that are left out before training stops
     parallel="ddp",  # over several devices; "fsdp": weights and optimizer state are spread too

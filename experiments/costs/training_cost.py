@@ -33,8 +33,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from backbones.sequence import TokenSequence
+from backbones.weights import encoder_of
 
 from ..recipe.config import build_on_meta
+from ..recipe.tuning import FULL, freeze
 from .detector_cost import detector_cost, textbook_attention
 
 
@@ -49,6 +51,7 @@ class Step:
     macs: int  # of both passes, and of what checkpointing computes again
     kernels: int  # operators that read or write memory
     peak_bytes: int  # beside parameters, their gradients and the optimizer's state
+    trained: int  # parameters that have gradients
 
 
 def training_step(
@@ -58,6 +61,8 @@ def training_step(
     amp: bool,
     checkpointing: bool | None = None,
     textbook: bool = False,
+    tuning: str = FULL,
+    kept: bool = False,
 ) -> Step:
     """Cost of a training step of the detector that a config describes, on a GPU.
 
@@ -69,9 +74,18 @@ def training_step(
         checkpointing: whether each block's activations are recomputed in the backward pass; None:
             what the config says. For encoders that have `use_act_checkpoint`.
         textbook: attention that keeps all scores, as detectron2's, instead of the suite's kernel.
+        tuning: what of the encoder trains, `train.tuning`.
+        kept: whether its maps are there and are not computed, as `training.features` has them.
     """
     detector = build_on_meta(cfg_model)
-    encoder = getattr(detector.backbone, "net", None)
+    _, encoder = encoder_of(detector)
+    freeze(encoder, tuning)
+    if kept:
+        maps = {
+            name: (images, spec.channels, size[0] // spec.stride, size[1] // spec.stride)
+            for name, spec in encoder.output_shape().items()
+        }
+        encoder.forward = lambda image: {k: image.new_empty(shape) for k, shape in maps.items()}
     if checkpointing is not None:
         encoder.use_act_checkpoint = checkpointing
     attention = textbook_attention(detector) if textbook else contextlib.nullcontext()
@@ -79,12 +93,15 @@ def training_step(
         return count_step(detector, torch.empty(images, 3, *size), amp)
 
 
-def training_macs(cfg_model: DictConfig) -> int | None:
+def training_macs(cfg_model: DictConfig, tuning: str = FULL, kept: bool = False) -> int | None:
     """MACs of one image's forward and backward pass, at the size that `detector_cost` counts, with
     attention in textbook form and without what checkpointing computes again.
 
     Tokens that training leaves out (`mask_ratio`) do not count here; in `detector_cost`, of
     evaluation, they do.
+
+    Args:
+        cfg_model, tuning, kept: as of `training_step`.
 
     Returns:
         None for a variant that trains by the values of its tensors, which are not there to count.
@@ -92,7 +109,7 @@ def training_macs(cfg_model: DictConfig) -> int | None:
     again = False if "use_act_checkpoint" in cfg_model.backbone else None
     size = detector_cost(cfg_model).size
     try:
-        return training_step(cfg_model, 1, size, False, again, textbook=True).macs
+        return training_step(cfg_model, 1, size, False, again, True, tuning, kept).macs
     except (RuntimeError, NotImplementedError) as error:
         logging.getLogger("detectron2").info("no MACs of training: %s", error)
         return None
@@ -101,14 +118,15 @@ def training_macs(cfg_model: DictConfig) -> int | None:
 def count_step(detector: nn.Module, image_BCHW: Tensor, amp: bool) -> Step:
     """Cost of a step on images, on their device: on a CPU the step is computed."""
     detector.train()
-    for parameter in detector.parameters():
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # there from the first micro batch on
     mode = _AsOnGpu(amp)
     standing = [*detector.parameters(), *detector.buffers(), image_BCHW]
-    ledger = _Ledger([*standing, *(p.grad for p in detector.parameters())])
+    ledger = _Ledger([*standing, *(p.grad for p in trained)])
     with _entered_by_blocks(detector, mode, image_BCHW.device), mode, ledger:
         torch.autograd.backward(_loss(detector, image_BCHW))
-    return Step(ledger.macs, ledger.kernels, ledger.peak)
+    return Step(ledger.macs, ledger.kernels, ledger.peak, sum(p.numel() for p in trained))
 
 
 class _Ledger(TorchDispatchMode):

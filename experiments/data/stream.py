@@ -35,6 +35,29 @@ def repeat_factors(dicts: list[dict], threshold: float) -> np.ndarray:
     return np.array([max((1.0, *map(of_category.get, categories))) for categories in present])
 
 
+class Views(Dataset):
+    """Images as a few views that never change: view v of image i has the number i * count + v, and
+    augmentations by (v, i) alone, the same in every run.
+
+    Args:
+        dicts: detectron2 dataset dicts.
+        mapper: turns one into a model input.
+        count: of views of an image.
+    """
+
+    def __init__(self, dicts: list[dict], mapper: Callable[[dict], Any], count: int):
+        self.dicts = DatasetFromList(dicts, copy=False)
+        self.mapper, self.count = mapper, count
+
+    def __len__(self) -> int:
+        return len(self.dicts) * self.count
+
+    def __getitem__(self, number: int) -> Any:
+        image, view = divmod(number, self.count)
+        _seed([view, image])
+        return self.mapper(self.dicts[image])
+
+
 class Stream(Dataset):
     """Endless shuffled epochs over `dicts`, mapped, indexed by position.
 
@@ -44,6 +67,8 @@ class Stream(Dataset):
         seed: of order and augmentation.
         repeat_threshold: of `repeat_factors`; what is fractional in them is rounded at random,
             anew in each epoch, up as often as the fraction says.
+        views: of `dicts`, which are then given in place of what `mapper` makes: of each image the
+            next one in each epoch.
     """
 
     def __init__(
@@ -52,16 +77,21 @@ class Stream(Dataset):
         mapper: Callable[[dict], Any],
         seed: int,
         repeat_threshold: float = 0.0,
+        views: Views | None = None,
     ):
         # As one array: each worker's own copy of so many objects would grow to gigabytes.
         self.dicts = DatasetFromList(dicts, copy=False)
-        self.mapper, self.seed = mapper, seed
+        self.mapper, self.seed, self.views = mapper, seed, views
         self.factors = repeat_factors(dicts, repeat_threshold)
         self._starts = [0]  # position of each epoch's first image, as far as was asked for
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, dtype=int))
 
     def source(self, position: int) -> dict:
         """The dataset dict at a position."""
+        return self.dicts[self._place(position)[1]]
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Epoch, and index of the image."""
         while self._starts[-1] <= position:
             length = self._repeats(len(self._starts) - 1).sum()
             self._starts.append(self._starts[-1] + int(length))
@@ -71,7 +101,7 @@ class Stream(Dataset):
             indexes = np.repeat(np.arange(len(self.dicts)), self._repeats(epoch))
             rng = np.random.default_rng([self.seed, epoch])
             self._order = (epoch, rng.permutation(indexes))
-        return self.dicts[self._order[1][position - self._starts[epoch]]]
+        return epoch, int(self._order[1][position - self._starts[epoch]])
 
     def _repeats(self, epoch: int) -> np.ndarray:
         """int (len(dicts),): how often each image is in an epoch."""
@@ -80,12 +110,19 @@ class Stream(Dataset):
         return (whole + (rng.random(len(whole)) < self.factors - whole)).astype(int)
 
     def __getitem__(self, position: int) -> Any:
-        # detectron2's augmentations draw from numpy's global generator, a user's may from others.
-        words = np.random.SeedSequence([self.seed, position]).generate_state(4)
-        np.random.seed(words)
-        random.seed(int(words[0]))
-        torch.manual_seed(int(words[0]))
+        if self.views is not None:
+            epoch, image = self._place(position)
+            return self.views[image * self.views.count + (image + epoch) % self.views.count]
+        _seed([self.seed, position])
         return self.mapper(self.source(position))
+
+
+def _seed(numbers: list[int]) -> None:
+    # detectron2's augmentations draw from numpy's global generator, a user's may from others.
+    words = np.random.SeedSequence(numbers).generate_state(4)
+    np.random.seed(words)
+    random.seed(int(words[0]))
+    torch.manual_seed(int(words[0]))
 
 
 class _MicroBatches:

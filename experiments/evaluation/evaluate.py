@@ -171,6 +171,7 @@ def evaluate(
     split: Split,
     folder: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    examples: Callable[[list[dict]], Dataset] | None = None,
 ) -> Result:
     """Detect on every image of a split, keep the predictions in `folder`, and score them.
 
@@ -184,6 +185,8 @@ def evaluate(
         cfg: config, for `model`, `dataloader.test` and `test`.
         progress: called with images done and in all, first with those that were done before; of
             other processes' images it takes as many to be done as of this one's.
+        examples: makes the detector's inputs from the split's dataset dicts, in their order; None:
+            as `cfg.dataloader.test.mapper` does.
 
     Returns:
         The same in all processes.
@@ -204,7 +207,11 @@ def evaluate(
     size = cfg.dataloader.test.batch_size
     batches = [range(len(dicts))[i : i + size] for i in range(0, len(dicts), size)]
     parts = _Parts(folder / _PARTS, identity(model, cfg, split))
-    _detect(model, cfg, dicts, batches, categories, parts, progress)
+    if examples is None:
+        images = _Images(dicts, instantiate(cfg.dataloader.test.mapper))
+    else:
+        images = examples(dicts)
+    _detect(model, cfg, images, batches, categories, parts, progress)
     distributed.wait()
     progress(len(dicts), len(dicts))
 
@@ -240,7 +247,7 @@ def identity(model: nn.Module, cfg: DictConfig, split: Split) -> str:
 def _detect(
     model: nn.Module,
     cfg: DictConfig,
-    dicts: list[dict],
+    examples: Dataset,
     batches: list[range],
     categories: list[int],
     parts: "_Parts",
@@ -252,14 +259,14 @@ def _detect(
     mine = [number for number in range(len(batches)) if number not in done][rank::processes]
     test = cfg.dataloader.test
     loader = DataLoader(
-        _Images(dicts, instantiate(test.mapper)),
+        examples,
         batch_sampler=[batches[number] for number in mine],
         num_workers=min(test.num_workers, distributed.cores()),
         collate_fn=list,
     )
-    images = sum(len(batches[number]) for number in done)
-    _LOGGER.info("detecting on %d images, on %d of them it was done before", len(dicts), images)
-    progress(images, len(dicts))
+    total, images = sum(map(len, batches)), sum(len(batches[number]) for number in done)
+    _LOGGER.info("detecting on %d images, on %d of them it was done before", total, images)
+    progress(images, total)
     start = time.perf_counter()
     # In float32, as detectron2 does: bfloat16 scores have ties, whose order decides AP.
     with (
@@ -287,7 +294,7 @@ def _detect(
             )
             start = now
             images += len(inputs) * processes
-            progress(min(images, len(dicts)), len(dicts))
+            progress(min(images, total), total)
 
 
 class _Parts:

@@ -22,7 +22,8 @@ from ..jobs.pretraining import step_macs
 from ..jobs.pretraining_runs import PretrainingRun, copied
 from ..jobs.runs import DetectionRun
 from ..recipe import config
-from ..training import passes
+from ..recipe.tuning import FULL
+from ..training import features, passes
 from ..training.training_loop import Trainer
 
 _FREE_HOURS = 3.0  # on a CPU; what takes longer must be wanted
@@ -78,12 +79,18 @@ def measured_seconds(cfg: DictConfig) -> float:
     try:
         torch.set_num_threads(cfg.train.threads or threads)
         model = instantiate(cfg.model).to(device)
+        config.tune(model, cfg)
         groups = passes.groups(model, micro, group)
         micro = groups * group
+        images = [_image(side) for _ in range(micro)]
+        if config.keeps_features(cfg):
+            features.feed(model)
+            maps = {name: torch.zeros(shape) for name, shape in features.shapes_of(model).items()}
+            images = [image | {"features": maps} for image in images]
         trainer = Trainer(
             model,
-            itertools.repeat([_image(side) for _ in range(micro)]),
-            torch.optim.AdamW(model.parameters(), lr=0.0),
+            itertools.repeat(images),
+            torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0),
             micro_batches=accumulate,
             groups=groups,
             precision=precision(cfg.train.amp),
@@ -119,8 +126,10 @@ def cpu_seconds(cfg: DictConfig) -> float:
     """Seconds per image on this CPU, from its rate of large products."""
     dtype = precision(cfg.train.amp)
     size = detector_cost(cfg.model).size
-    macs = training_step(cfg.model, 1, size, dtype is not torch.float32, textbook=True).macs
-    return macs / (_CPU_SHARE * macs_per_second(dtype))
+    low = dtype is not torch.float32
+    trains = config.tuning(cfg), config.keeps_features(cfg)
+    step = training_step(cfg.model, 1, size, low, None, True, *trains)
+    return step.macs / (_CPU_SHARE * macs_per_second(dtype))
 
 
 # ---- Memory and disk -----------------------------------------------------------------------------
@@ -144,18 +153,27 @@ class Memory:
 
 
 def memory(
-    cfg_model: DictConfig, params: int, size: tuple[int, int], amp: bool, checkpointing: bool | None
+    cfg_model: DictConfig,
+    params: int,
+    size: tuple[int, int],
+    amp: bool,
+    checkpointing: bool | None,
+    tuning: str = FULL,
+    kept: bool = False,
 ) -> Memory:
-    """What training with AdamW takes: float32 weights, gradients and two averages, and what
-    `training_step` counts of one image and of two.
+    """What training with AdamW takes: float32 weights, gradients and two averages of those that
+    train, and what `training_step` counts of one image and of two.
 
     Args:
         params: of the detector; others as of `training_step`.
     """
-    one, two = (training_step(cfg_model, n, size, amp, checkpointing).peak_bytes for n in (1, 2))
-    per_image = two - one
+    one, two = (
+        training_step(cfg_model, n, size, amp, checkpointing, False, tuning, kept) for n in (1, 2)
+    )
+    per_image = two.peak_bytes - one.peak_bytes
+    fixed = 4 * params + 12 * one.trained
     # torch's AdamW on a GPU holds one more number per weight while it steps.
-    return Memory(16 * params + one - per_image, per_image, 20 * params)
+    return Memory(fixed + one.peak_bytes - per_image, per_image, fixed + 4 * one.trained)
 
 
 _CHECKPOINTS = 3  # the last two and the final one, each with the optimizer's state
@@ -180,6 +198,14 @@ def disk_bytes(cfg: DictConfig, params: int, val_images: int, trains: bool = Tru
     bytes_per_param = _BYTES_PER_PARAM + 4 * bool(cfg.train.ema)
     training = _CHECKPOINTS * bytes_per_param * params + logs
     return val_images * detections * _BYTES_PER_DETECTION + trains * training
+
+
+def features_bytes(cfg: DictConfig, train_images: int, val_images: int) -> int:
+    """Of kept features, which all runs on an encoder read; 0 where none are."""
+    if not config.keeps_features(cfg):
+        return 0
+    row = features.row_bytes(features.shapes_of(config.build_on_meta(cfg.model)))
+    return (train_images * cfg.dataloader.train.views + val_images) * row
 
 
 # ---- Before a run --------------------------------------------------------------------------------

@@ -114,9 +114,10 @@ def estimate(study: Study, rows: Iterable[Row], where: Target, val_images: int) 
         same = trained.get(mark, "")
         trained.setdefault(mark, row.variant.name)
         amp = row.cfg.train.amp and where.low_precision
-        network = (str(row.cfg.model), amp)
+        trains = config.tuning(row.cfg), config.keeps_features(row.cfg)
+        network = (str(row.cfg.model), amp, *trains)
         if network not in counts:
-            counts[network] = _count(row.cfg.model, amp)
+            counts[network] = _count(row.cfg.model, *network[1:])
         counted = counts[network]
         estimates.append(_estimate(row, counted, where, reserve, val_images, same))
     return estimates
@@ -162,11 +163,12 @@ def _estimate(
     )
 
 
-def _count(cfg_model: DictConfig, amp: bool) -> _Counted:
+def _count(cfg_model: DictConfig, amp: bool, tuning: str, kept: bool) -> _Counted:
     cost = detector_cost(cfg_model)
     modes = (False, True) if "use_act_checkpoint" in cfg_model.backbone else (None,)
-    memory = [budget.memory(cfg_model, cost.detector.params, cost.size, amp, m) for m in modes]
-    steps = [training_step(cfg_model, 1, cost.size, amp, m, textbook=True) for m in modes]
+    params, size = cost.detector.params, cost.size
+    memory = [budget.memory(cfg_model, params, size, amp, m, tuning, kept) for m in modes]
+    steps = [training_step(cfg_model, 1, size, amp, m, True, tuning, kept) for m in modes]
     checkpointed = memory[1] if len(modes) == 2 else None
     return _Counted(cost.detector, memory[0], checkpointed, (steps[0], steps[-1]))
 
@@ -233,7 +235,7 @@ def show(
     console.print(f"{study.question}\nscale {request.scale}, for {where.devices} x {where.title}")
     console.print(_table(estimates, where), highlight=False)
     more = _choosing(rows, request.swept, estimates)
-    for line in _notes(study, rows, images[0], count, where, estimates, more):
+    for line in _notes(study, rows, images, count, where, estimates, more):
         console.print(line, highlight=False)
     if bought.budget:
         console.print(_bought(bought, estimates, sum(more)), highlight=False)
@@ -323,7 +325,7 @@ def _hours(hours: float) -> str:
 def _notes(
     study: Study,
     rows: Sequence[Row],
-    train_images: int,
+    images: tuple[int, int],
     seeds: int,
     where: Target,
     estimates: Sequence[Estimate],
@@ -348,11 +350,16 @@ def _notes(
         yield f"sweep: {len(more)} of them choose; a row's best is taken to last as the row does"
     runs = seeds + len(more) // len(trained)
     yield f"disk: {runs * sum(e.disk_bytes for e in estimates) / 1e9:.1f} GB"
+    if kept := max(budget.features_bytes(row.cfg, *images) for row in rows):
+        yield (
+            f"features: {kept / 1e9:.1f} GB for an encoder, computed once for all runs behind it, "
+            "which is not in the hours"
+        )
     lengths = {}
     for row in rows:
-        images = row.cfg.train.max_iter * row.cfg.dataloader.train.total_batch_size
-        lengths[f"{images / train_images:.1f}"] = None
-    yield f"epochs of {train_images:,} images: {', '.join(lengths)}"
+        seen = row.cfg.train.max_iter * row.cfg.dataloader.train.total_batch_size
+        lengths[f"{seen / images[0]:.1f}"] = None
+    yield f"epochs of {images[0]:,} images: {', '.join(lengths)}"
     if _spreads(where):
         yield (
             f"hours / {n}: one run on {n} (GPUS={n}), which share the passes of a step; the time "

@@ -119,7 +119,7 @@ class Rounds:
             f"{len(these) - len(todo)} of them done, in {asked.folder}"
             + (f"; before them {len(needed)} pre-trainings" if needed else "")
         )
-        for line in planning.alike(rows) if first else ():
+        for line in [*planning.alike(rows), *planning.left_random(rows)] if first else ():
             self.console.print(line, highlight=False)
         if todo:
             _announce(asked.scale, self.launcher, asked.yes, self.console, todo, needed)

@@ -1,6 +1,7 @@
 """A run that trains a detector: its steps."""
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -22,11 +23,11 @@ from backbones.weights import encoder_of, load_encoder
 from .. import studies
 from ..costs.detector_cost import detector_cost
 from ..costs.training_cost import training_macs
-from ..data.stream import Stream
+from ..data.stream import Stream, Views
 from ..evaluation.evaluate import PREDICTIONS, evaluate, set_num_classes
 from ..recipe import config, initial_values
 from ..records import LAST_WEIGHTS, METRICS, checkpoints
-from ..training import distributed
+from ..training import distributed, features
 from ..training.fit import fit
 from .job import Job
 from .runs import DetectionRun
@@ -49,8 +50,9 @@ class Detection(Job):
         # What is read, whatever the scale's own set is called.
         cfg.dataloader.train.dataset = str(data.train)
         cfg.dataloader.test.dataset = str(data.val)
+        trains = config.tuning(cfg), config.keeps_features(cfg)
         cost, macs = distributed.of_main(
-            lambda: (detector_cost(cfg.model), training_macs(cfg.model))
+            lambda: (detector_cost(cfg.model), training_macs(cfg.model, *trains))
         )
         return cfg, dict(
             study=run.study,
@@ -87,8 +89,11 @@ class Detection(Job):
             return checkpoints.read(twin or last)
 
     def finish(self, cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-        report = _report_evaluation(self.folder)
-        result = evaluate(model, cfg, self.run.data.val, self.folder, report)
+        report, val, examples = _report_evaluation(self.folder), self.run.data.val, None
+        if config.keeps_features(cfg) and not cfg.test.tta_sizes:
+            features.feed(model)
+            examples = functools.partial(features.kept, model, cfg, "test", val, root=self.run.root)
+        result = evaluate(model, cfg, val, self.folder, report, examples)
         return dict(
             box=result.box,
             mask=result.mask,
@@ -126,16 +131,24 @@ def fit_run(cfg: DictConfig, run: DetectionRun, macs: float | None = None) -> No
     if weights := run.weights:
         load_encoder(encoder, weights, show=logging.getLogger("detectron2").info)
 
+    if run.data.has_rle:
+        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+
+    @functools.cache
+    def dicts() -> list[dict]:
+        return get_detection_dataset_dicts(run.data.train.register())
+
+    kept = None
+    if config.keeps_features(cfg):
+        features.feed(model)
+        kept = features.kept(model, cfg, "train", run.data.train, dicts(), run.root)
+
     def stream() -> Stream:
-        name = run.data.train.register()
-        if run.data.has_rle:
-            cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
-        return Stream(
-            get_detection_dataset_dicts(name),
-            instantiate(cfg.dataloader.train.mapper),
-            cfg.train.seed,
-            cfg.dataloader.train.repeat_threshold,
-        )
+        words = cfg.dataloader.train
+        mapper, views = instantiate(words.mapper), kept
+        if words.get("views", 0) and views is None:
+            views = Views(dicts(), mapper, words.views)
+        return Stream(dicts(), mapper, cfg.train.seed, words.repeat_threshold, views)
 
     fit(cfg, Path(run.folder), model, encoder, stream, macs)
 

@@ -18,6 +18,7 @@ from ..data.subsets import Shares
 from ..errors import UserError
 from ..json_files import write_json
 from ..recipe import config
+from ..recipe.tuning import FULL
 from ..records import MANIFEST, VERSION, Record
 from ..studies import Study, Variant, Words
 from . import pretraining_runs
@@ -33,6 +34,11 @@ class DetectionRun(Run):
     source: str  # what `studies.find` takes: the study's name, or the path of its file
 
     @property
+    def root(self) -> Path:
+        """Folder of the runs of its scale."""
+        return Path(self.folder).parents[1]
+
+    @property
     def weights(self) -> Path | None:
         """The file of the encoder's initial weights; None: random.
 
@@ -41,8 +47,7 @@ class DetectionRun(Run):
         """
         word = self.cfg.train.init_weights
         if config.is_recipe(word):
-            root = Path(self.folder).parents[1]
-            return pretraining_runs.weights(root, word)
+            return pretraining_runs.weights(self.root, word)
         return config.init_weights(self.cfg)
 
 
@@ -113,6 +118,21 @@ def shares(cfgs: Iterable[DictConfig]) -> Shares:
             "set of data, give its share with OVERRIDES="
         )
     return found[0]
+
+
+def left_random(rows: Sequence[Row]) -> list[str]:
+    """What to say of rows that freeze random weights."""
+    names = [
+        row.variant.name
+        for row in rows
+        if config.tuning(row.cfg) != FULL and row.cfg.train.init_weights == "none"
+    ]
+    if not names:
+        return []
+    return [
+        f"note: {', '.join(names)}: the encoder's random weights stay as they are "
+        "(train.tuning, with train.init_weights=none)"
+    ]
 
 
 def of_own_set(rows: Sequence[Row], data: Data) -> list[str]:

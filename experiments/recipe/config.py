@@ -25,7 +25,7 @@ from backbones import SIZES, ViT
 from backbones.meta import on_meta
 from backbones.propagation import block_count, strategy
 from backbones.registries import REGISTRIES
-from backbones.weights import WeightsError, catalog
+from backbones.weights import WeightsError, catalog, encoder_of
 
 from .. import CONFIGS
 from ..data.subsets import Shares
@@ -35,12 +35,13 @@ from ..scales import SCALES
 from ..studies import Study, Variant, Words
 from . import test_time
 from .optim import param_groups
+from .tuning import FROZEN, FULL, freeze
 
 if TYPE_CHECKING:
     from ..data.catalog import Data
 
 PRETRAINING = CONFIGS / "pretraining"
-_DETECTORS = ("cascade_mask_rcnn", "mask_rcnn", "retinanet")
+_DETECTORS = ("cascade_mask_rcnn", "mask_rcnn", "probe", "retinanet")
 RECIPE = "recipe:"  # in train.init_weights: pre-trained here, by a recipe of configs/pretraining
 _NOT_BY_OVERRIDE = {
     "train.seed": "choose with SEEDS=",
@@ -61,6 +62,7 @@ _AT_LEAST = {
     "dataloader.train.loss_batch_size": 1,
     "dataloader.train.micro_batch_size": 1,
     "dataloader.train.num_workers": 0,
+    "dataloader.train.views": 0,
     "dataloader.test.batch_size": 1,
     "dataloader.test.num_workers": 0,
 }
@@ -78,6 +80,8 @@ _HIERARCHICAL = {
     ("ConvNeXt", 192, 36): "convnext-l",
 }
 PARALLEL = ("ddp", "fsdp")
+# Words that came later, where runs of before have none: at these values a run is theirs.
+_SINCE = {"train.tuning": FULL, "dataloader.train.views": 0}
 # Part of every run's identity: raise it when the same config comes to train otherwise.
 # 2: initial values follow from seed and name, heads' random numbers from their own seeds.
 PROCEDURE = 2
@@ -483,6 +487,11 @@ def check(cfg: DictConfig, where: str) -> nn.Module:
             f"{where}: images of dataloader.image_size={side} do not fit into the "
             f"model.backbone.square_pad={square} that they are padded to"
         )
+    if keeps_features(cfg) and not square:
+        raise UserError(
+            f"{where}: dataloader.train.views with train.tuning={FROZEN} keeps features, which are "
+            "of images padded alike: set model.backbone.square_pad"
+        )
     return check_training(cfg, where)
 
 
@@ -512,11 +521,36 @@ def check_training(cfg: DictConfig, where: str) -> nn.Module:
         )
     try:
         model = build_on_meta(cfg.model)
+        tune(model, cfg)
         param_groups(model, cfg.optimizer.lr, cfg.optimizer.weight_decay, **cfg.param_groups)
         return model
     except Exception as error:
         message = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{where}: {message}") from error
+
+
+def tuning(cfg: DictConfig) -> str:
+    """What of the encoder trains, see `tuning.freeze`."""
+    return cfg.train.get("tuning", FULL)  # a run's config.yaml of before there was this word
+
+
+def tune(model: nn.Module, cfg: DictConfig) -> None:
+    """Freeze what the config says of a model that it describes.
+
+    Raises:
+        UserError: as of `tuning.freeze`; the model is no detector, whose encoder it is.
+    """
+    if tuning(cfg) == FULL:
+        return
+    if not hasattr(model, "backbone"):
+        raise UserError(f"train.tuning={tuning(cfg)} is for detectors")
+    freeze(encoder_of(model)[1], tuning(cfg))
+
+
+def keeps_features(cfg: DictConfig) -> bool:
+    """Whether the encoder's output is computed once and kept, see `training.features`: where it is
+    frozen and sees fixed views."""
+    return tuning(cfg) == FROZEN and cfg.dataloader.train.get("views", 0) > 0
 
 
 def batch(cfg: DictConfig) -> tuple[int, int]:
@@ -602,21 +636,31 @@ def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     # The weights themselves count, not the word or the folder that they are found by.
     no_part = (*without, "train.init_weights", "dataloader.train.loss_batch_size")
     plain = without_keys(plain_config(cfg), no_part)
+    unsaid = [key for key, value in _SINCE.items() if OmegaConf.select(cfg, key) == value]
+    plain = without_keys(plain, unsaid)
     # By the names of before there was `loss_batch_size`: runs of this `PROCEDURE` are found.
     plain["dataloader"]["train"]["micro_batch_size"] = group(cfg)
     if "use_act_checkpoint" in cfg.model.get("backbone", {}):
         plain["model"]["backbone"]["use_act_checkpoint"] = False
     encoder = plain["model"].get("backbone") or plain["model"].get("encoder", {})
+    parts = [plain, data_digest, _weights_digest(cfg), foreign(encoder), PROCEDURE]
+    identity = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def foreign(encoder: dict) -> dict[str, str]:
+    """Source files of what an encoder's words name that is not part of this suite, by word.
+
+    Args:
+        encoder: of a plain config.
+    """
     words = {name for v in encoder.values() for name in re.findall(r"[\w-]+", str(v))}
-    foreign = {
+    return {
         word: inspect.getsource(inspect.getmodule(entry))
         for registry in REGISTRIES
         for word, entry in registry
         if word in words and not entry.__module__.startswith("backbones.")
     }
-    parts = [plain, data_digest, _weights_digest(cfg), foreign, PROCEDURE]
-    identity = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def without_keys(plain: dict, keys: Sequence[str]) -> dict:

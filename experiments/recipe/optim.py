@@ -23,23 +23,27 @@ _NORMS = (
 )
 
 
+def layers(encoder: ViT) -> list[list[nn.Module | nn.Parameter]]:
+    """Parts of each layer, from the image on: patch embedding, positions, registers and CLIP's norm
+    behind them are layer 0, block i is layer i + 1. What comes behind the blocks is in none."""
+    below = (encoder.patch_embed, encoder.pos_embed, encoder.registers)
+    first = [part for part in (*below, getattr(encoder, "norm_pre", None)) if part is not None]
+    return [first, *([block] for block in encoder.blocks)]
+
+
 def lr_factors(encoder: ViT, layer_decay: float) -> dict[nn.Parameter, float]:
     """Learning-rate factor of each encoder parameter (BEiT, arXiv:2106.08254).
 
-    Patch embedding, positions, registers and CLIP's norm behind them are layer 0, block i is layer
-    i + 1; a factor of `layer_decay` per layer below the head. Residual conv blocks are new, not
-    pre-trained, and keep factor 1, as in detectron2; so does SAM's neck.
+    A factor of `layer_decay` per layer below the head, see `layers`. Residual conv blocks are new,
+    not pre-trained, and keep factor 1, as in detectron2; so does SAM's neck.
     """
     depth = len(encoder.blocks)
-    factors = dict.fromkeys(encoder.patch_embed.parameters(), layer_decay ** (depth + 1))
-    if encoder.pos_embed is not None:
-        factors[encoder.pos_embed] = layer_decay ** (depth + 1)
-    if encoder.registers is not None:
-        factors[encoder.registers] = layer_decay ** (depth + 1)
-    if hasattr(encoder, "norm_pre"):
-        factors |= dict.fromkeys(encoder.norm_pre.parameters(), layer_decay ** (depth + 1))
-    for i, block in enumerate(encoder.blocks):
-        factors |= dict.fromkeys(block.parameters(), layer_decay ** (depth - i))
+    factors: dict[nn.Parameter, float] = {}
+    for i, layer in enumerate(layers(encoder)):
+        for part in layer:
+            own = [part] if isinstance(part, nn.Parameter) else part.parameters()
+            factors |= dict.fromkeys(own, layer_decay ** (depth + 1 - i))
+    for block in encoder.blocks:
         if hasattr(block, "residual"):
             factors |= dict.fromkeys(block.residual.parameters(), 1.0)
     return factors

@@ -13,6 +13,7 @@ from backbones.weights.account import group
 
 from . import config
 from .optim import param_groups
+from .tuning import FULL
 
 # Layers of encoders, and how they are called; of all else, as in the account of loading.
 _LAYERS = (
@@ -25,7 +26,8 @@ _LAYERS = (
 
 
 def rows(cfg: DictConfig, model: nn.Module) -> list[tuple[str, float, float, int, int]]:
-    """(layer, learning rate, weight decay, tensors, parameters), from the image to the heads.
+    """(layer, learning rate, weight decay, tensors, parameters) of what trains, from the image to
+    the heads.
 
     Args:
         model: the config's, which may be on the meta device.
@@ -57,7 +59,8 @@ def show(cfg: DictConfig, title: str, console: Console) -> None:
         UserError: as of `config.check`.
     """
     lr = cfg.optimizer.lr
-    found = rows(cfg, config.check(cfg, title))
+    model = config.check(cfg, title)
+    found = rows(cfg, model)
     cells: list[Sequence] = [
         (layer, f"{rate:.3g}", f"{rate / lr:.3g}", f"{decay:g}", tensors, f"{parameters:,}")
         for layer, rate, decay, tensors, parameters in found
@@ -76,3 +79,10 @@ def show(cfg: DictConfig, title: str, console: Console) -> None:
         cells, headers, "simple", colalign=("left", *["right"] * 5), disable_numparse=True
     )
     console.print(table, highlight=False)
+    if config.tuning(cfg) != FULL:
+        frozen = sum(p.numel() for p in encoder_of(model)[1].parameters() if not p.requires_grad)
+        console.print(
+            f"train.tuning {config.tuning(cfg)}: {frozen:,} parameters of the encoder stay as they "
+            "are",
+            highlight=False,
+        )

@@ -53,7 +53,7 @@ class Study:
         mini, small: rows at that scale, where those of the paper make no sense there; none: the
             same.
         words: config keys that all rows set.
-        detector: "mask_rcnn", "cascade_mask_rcnn" or "retinanet".
+        detector: "mask_rcnn", "cascade_mask_rcnn", "retinanet" or "probe".
         dataset: "coco" or "lvis".
         sizes: default model size of each scale.
         seeds: default number of seeds of each scale.

@@ -47,6 +47,7 @@ def fit(
         FloatingPointError: losses or gradients are not finite, more often than `train.may_skip`.
     """
     device = distributed.device()
+    config.tune(model, cfg)
     batch, micro_batch = config.batch(cfg)
     group = config.group(cfg)
     groups = passes.groups(model, micro_batch, group)

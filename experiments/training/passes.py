@@ -46,11 +46,13 @@ def _inseparable(model: nn.Module) -> str:
     encoder = getattr(getattr(model, "backbone", None), "net", None)
     if not isinstance(model, GeneralizedRCNN | RetinaNet) or not isinstance(encoder, ViT):
         return "only detectors with a plain ViT run several groups at once"
-    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         return "batch norm is over a group"
     modules = list(model.backbone.modules())
-    drops = [m for m in modules if isinstance(m, _DropoutNd | StochasticDepth)]
-    if encoder.mask_ratio or any(m.p and not isinstance(m, DropPath) for m in drops):
+    draws = (_DropoutNd, StochasticDepth)
+    drops = [m for m in modules if isinstance(m, draws) and m.training]
+    masks = encoder.training and encoder.mask_ratio
+    if masks or any(m.p and not isinstance(m, DropPath) for m in drops):
         return "the encoder draws for a group as a whole"
     if foreign := [m for m in modules if not type(m).__module__.startswith(_OURS)]:
         return f"{type(foreign[0]).__name__} may know its group"
@@ -103,7 +105,9 @@ class Together:
 
     def _draw(self, parts: list[list[dict]]) -> None:
         """What drop path draws for each group by itself; for none, it draws as it goes."""
-        paths = [block.drop_path for block in self.detector.backbone.net.blocks]
+        # Frozen blocks draw nothing.
+        blocks = [block for block in self.detector.backbone.net.blocks if block.training]
+        paths = [block.drop_path for block in blocks]
         drawn: list[list[Tensor]] = [[] for _ in paths]
         for i, part in enumerate(parts):
             self.begin(i)

@@ -194,6 +194,7 @@ class TestNormsAndActivations:
     def test_defaults_are_unchanged(self):
         found, expected = build_encoder("vit-ti"), ViT(embed_dim=192, num_heads=3)
         assert found.state_dict().keys() == expected.state_dict().keys()
+        assert found.pos_embed.std().item() == pytest.approx(0.02, rel=0.05)
         block = found.blocks[0]
         assert (block.norm1.eps, type(block.mlp.act)) == (1e-6, nn.GELU)
 

@@ -14,6 +14,7 @@ from detectron2.data import get_detection_dataset_dicts
 from analysis import paper
 from backbones.weights import catalog as weights
 from experiments import studies
+from experiments.costs.detector_cost import detector_cost
 from experiments.data import catalog
 from experiments.errors import UserError
 from experiments.recipe import config
@@ -106,6 +107,22 @@ def test_retinanet_is_detectron2s():
     assert model.anchor_generator.sizes[0][1] == pytest.approx(32 * 2 ** (1 / 3))
     assert list(model.anchor_generator.aspect_ratios) == [0.5, 1.0, 2.0]
     assert model.head.num_anchors == 9
+
+
+def test_a_probe_is_a_small_detector_of_boxes():
+    """Under a tenth of what is behind the encoder in Mask R-CNN at 512 px."""
+    macs = {}
+    for detector in ("mask_rcnn", "probe"):
+        cfg = copy.deepcopy(load("coco", "vit-s", detector))
+        cfg.dataloader.image_size = cfg.model.backbone.img_size = 512
+        cost = detector_cost(cfg.model)
+        macs[detector] = cost.detector.macs - cost.encoder.macs
+    assert not config.check(cfg, "probe").roi_heads.mask_on
+    assert not cfg.dataloader.train.mapper.use_instance_mask
+    assert macs["probe"] < 0.1 * macs["mask_rcnn"]
+    with pytest.raises(UserError, match="the detector probe is for a plain ViT"):
+        config.load("configs/coco/probe_swin_b.py")
+    assert load("mini", "vit-mini", "probe").model.roi_heads.mask_head
 
 
 def test_pretraining_recipes():

@@ -36,6 +36,7 @@ def test_every_table_has_its_study():
         "count",
         "encoder-recipe",
         "feature-pyramid",
+        "frozen-probe",
         "global-vs-conv",
         "lvis",
         "modern-encoders",
@@ -46,6 +47,7 @@ def test_every_table_has_its_study():
         "practical-cost",
         "pretraining",
         "system-level",
+        "tuning",
         "window-layout",
     }
 

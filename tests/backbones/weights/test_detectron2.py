@@ -139,6 +139,9 @@ def test_this_suites_encoders_alone(words, tmp_path):
     """Its own stems, norm before the blocks and SAM's neck are known too."""
     saved = randomized(build_encoder("vit-mini", **words))
     torch.save(saved.state_dict(), tmp_path / "encoder.pth")
+    told, stride = encoder_words(read(tmp_path / "encoder.pth")), saved._out_feature_strides
+    front = told["stem"], told["in_chans"], told["patch_size"]
+    assert front == (words["stem"], 3, stride["last_feat"])
     loaded = build_encoder("vit-mini", **words)
     account = load_encoder(loaded, tmp_path / "encoder.pth", show=silent)
     assert "(detectron2)" in account.title

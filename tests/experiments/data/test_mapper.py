@@ -268,3 +268,22 @@ def test_same_on_coco(coco):
     theirs, ours = mappers(RECIPES["test"])
     for source in dicts[:10]:
         assert_same(theirs, ours, source, seed=0)
+
+
+@pytest.mark.parametrize("recipe", set(RECIPES) - {"other colours"})
+def test_blank_images_have_the_size_and_the_objects_of_real_ones(recipe, tmp_path):
+    real, blank = (mappers(RECIPES[recipe])[1] for _ in range(2))
+    blank.reads = False
+    bitmasks = RECIPES[recipe].get("instance_mask_format") == "bitmask"
+    for seed in range(20):
+        source = entry(tmp_path, seed, run_lengths=bitmasks)
+        np.random.seed(seed)
+        expected = real(source)
+        np.random.seed(seed)
+        found = blank(source | {"file_name": "nowhere.png"})
+        state = found["image"].dtype, found["image"].shape
+        assert state == (expected["image"].dtype, expected["image"].shape)
+        assert found["image"].is_contiguous()
+        assert found.keys() == expected.keys()
+        if "instances" in expected:
+            assert_same_instances(found["instances"], expected["instances"])

@@ -10,7 +10,7 @@ from detectron2.data import get_detection_dataset_dicts
 
 from experiments import studies
 from experiments.data import catalog
-from experiments.data.stream import Stream, training_loader
+from experiments.data.stream import Stream, Views, training_loader
 from experiments.recipe import config
 
 
@@ -82,3 +82,24 @@ def test_rows_with_one_seed_see_the_same_images_with_the_same_flips(small_set):
         *(sorted(i, key=lambda image: image["image_id"]) for i in (one, other)), strict=True
     )
     assert len({torch.equal(a["image"], b["image"]) for a, b in pairs}) == 2  # some flipped alike
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_never_change_and_take_turns(workers):
+    """The same in every run, another in each epoch; images keep their order."""
+
+    def epochs(seed, count=6):
+        views = Views(DICTS, mapper, 3)
+        loader = training_loader(Stream(DICTS, mapper, seed, views=views), 0, 10, workers)
+        return list(itertools.islice(loader, count))
+
+    found, other = epochs(0), epochs(1)
+    assert [[i for i, _ in epoch] for epoch in found[:2]] == [
+        [i for i, _ in epoch] for epoch in take(2, batch_size=10)
+    ]
+    assert found != other
+    for epoch, own in zip(found, other, strict=True):
+        assert sorted(epoch) == sorted(own)
+    seen = [set(epoch) for epoch in found]
+    assert seen[:3] == seen[3:]
+    assert len(set.union(*seen)) == 3 * len(DICTS)

@@ -103,6 +103,26 @@ def test_checkpointing_in_the_config_is_in_the_hours():
     assert (on.memory, on.checkpointed) == (off.memory, off.checkpointed)
 
 
+def test_a_frozen_encoder_is_planned_as_it_trains():
+    """Without its gradients and averages, and, where its features are kept, without its step."""
+    freezing = {"train.tuning": "frozen"}
+    keeping = freezing | {"dataloader.train.views": 2}
+    words = ({}, freezing, keeping)
+    said = [" ".join(f"{key}={value}" for key, value in w.items()) for w in words]
+    found = [estimates("global-vs-conv", variants=["global"], overrides=w)[0] for w in words]
+    full, frozen, kept = found
+    assert full.hours > frozen.hours > kept.hours
+    assert full.memory.of(8) > frozen.memory.of(8) >= kept.memory.of(8)
+    assert full.macs == frozen.macs == kept.macs
+    assert "features" not in printed("global-vs-conv", "mini", "h100", 1, said[1], "global")
+    text = printed("global-vs-conv", "mini", "h100", 1, said[2], "global")
+    # 2,700 views of 16 x 16 x 64 numbers of two bytes.
+    assert "features: 0.1 GB for an encoder, computed once for all runs behind it" in text
+    (row,) = rows("global-vs-conv", overrides=keeping, variants=["global"])
+    assert budget.features_bytes(row.cfg, 1200, 300) == 2700 * 32768
+    assert budget.measured_seconds(row.cfg) > 0
+
+
 def test_a_named_gpu_has_bfloat16_whatever_this_machine_has(monkeypatch):
     monkeypatch.setattr(devices, "computes_bfloat16", lambda: False)
     (row,) = rows("global-vs-conv", variants=["none"], overrides={"train.amp": True})
@@ -130,7 +150,7 @@ def test_the_largest_batch_divides_the_recipes():
 
 
 def test_products_are_faster_on_a_faster_gpu_and_kernels_are_not():
-    products, kernels = Step(10**12, 0, 0), Step(0, 10**3, 0)
+    products, kernels = Step(10**12, 0, 0, 0), Step(0, 10**3, 0, 0)
     seconds = {name: budget.seconds_on(gpu, products) for name, gpu in devices.GPUS.items()}
     assert seconds["rtx-4090"] > seconds["a100-40gb"] > seconds["l40s"] > seconds["h100"]
     assert len({budget.seconds_on(gpu, kernels) for gpu in devices.GPUS.values()}) == 1

@@ -224,12 +224,13 @@ class TestFingerprint:
         plain = config.plain_config(cfg)
         for key in (
             "checkpoint_period", "checkpoint_minutes", "log_period", "may_skip", "parallel",
-            "compile", "init_weights",
+            "compile", "init_weights", "tuning",
         ):  # fmt: skip
             del plain["train"][key]
         del (
             plain["dataloader"]["train"]["num_workers"],
             plain["dataloader"]["train"]["loss_batch_size"],
+            plain["dataloader"]["train"]["views"],
         )
         del plain["dataloader"]["test"]["num_workers"], plain["dataloader"]["test"]["batch_size"]
         weights = hashlib.sha256(config.init_weights(cfg).read_bytes()).hexdigest()

@@ -49,12 +49,13 @@ def trained(cfg, dicts, images: int, group: int = 1, checkpointing: bool = False
     model = initial_values.construct(lambda: instantiate(cfg.model), 0)
     if checkpointing:
         model.backbone.net.use_act_checkpoint = True
+    config.tune(model, cfg)
     groups = passes.groups(model, images, group)
     images = groups * group
     trainer = Trainer(
         model,
         [examples[i : i + images] for i in range(0, len(examples), images)],
-        torch.optim.SGD(model.parameters(), lr=0.01),
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01),
         micro_batches=IMAGES // images,
         groups=groups,
     )
@@ -67,10 +68,13 @@ def trained(cfg, dicts, images: int, group: int = 1, checkpointing: bool = False
     return model.state_dict(), losses | {"normalizer": normalizer}, groups
 
 
-@pytest.mark.parametrize("row", ["vit", "vit-cascade", "vit-retinanet"])
+@pytest.mark.parametrize(
+    ("row", "tuning"),
+    [("vit", "full"), ("vit", "last:2"), ("vit-cascade", "full"), ("vit-retinanet", "full")],
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_larger_pass_is_the_same_step(row, checkpointing, dicts):
-    cfg = resolved(row)
+def test_a_larger_pass_is_the_same_step(row, tuning, checkpointing, dicts):
+    cfg = resolved(row, train__tuning=tuning)
     expected, losses, groups = trained(cfg, dicts, 1)
     assert groups == 1
     found, own_losses, groups = trained(cfg, dicts, IMAGES, checkpointing=checkpointing)
@@ -113,6 +117,16 @@ def test_what_cannot_be_taken_together_is_not(row, words, why, dicts, caplog):
     finally:
         logger.propagate = before
     assert f"{why}: 1 images a pass, not 4, with the same result" in caplog.text.replace("\n", " ")
+
+
+@pytest.mark.parametrize("words", [dict(stem="conv"), dict(mask_ratio=0.25, use_rel_pos=False)])
+def test_what_a_frozen_encoder_does_not_do_is_no_obstacle(words):
+    words = {f"model__backbone__{word}": value for word, value in words.items()}
+    cfg = resolved("vit", train__tuning="frozen", **words)
+    model = instantiate(cfg.model)
+    assert passes.groups(model, 4, 1) == 1
+    config.tune(model, cfg)
+    assert passes.groups(model, 4, 1) == 4
 
 
 def test_a_users_module_may_know_its_group(dicts):

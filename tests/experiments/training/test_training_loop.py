@@ -187,7 +187,7 @@ def test_costs_are_counted_once(small_set, tmp_path, monkeypatch):
         monkeypatch.setattr(
             detection,
             name,
-            lambda model, name=name, count=count: counted.append(name) or count(model),
+            lambda *words, name=name, count=count: counted.append(name) or count(*words),
         )
     run()
     assert counted == ["detector_cost", "training_macs"]
