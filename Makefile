@@ -206,6 +206,14 @@ test-slurm: $(INSTALLED_TEST) ## A real Slurm of its own: a study, preemption, t
 test-faults: $(INSTALLED_TEST) ## What may break, broken on purpose: docs/reliability.md
 	$(PY) -m pytest -n 0 -m faults -rs
 
+# Beside .venv's own packages, not among them: who exports chooses his own versions.
+.PHONY: test-trackers
+test-trackers: $(INSTALLED_TEST) ## Export to the real wandb, mlflow and trackio, installed for it, into their local files
+	@$(UV) pip freeze --quiet --python $(PY) | grep == > $(VENV)/.frozen
+	@$(UV) pip install --quiet --python $(PY) --target $(VENV)/trackers --constraints $(VENV)/.frozen -r requirements-trackers.txt \
+		|| echo "no trackers to be had: their tests will say so"
+	PYTHONPATH=$(VENV)/trackers $(PY) -m pytest -n 0 -rs tests/analysis/test_export.py
+
 .PHONY: lint
 lint: $(INSTALLED_TEST) ## Check style and formatting with ruff, and which room knows which
 	$(PY) -m ruff check .

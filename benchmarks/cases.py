@@ -92,6 +92,7 @@ DEFAULT_CPU = (
     replace(_B, tokens=32, mode="train", implementations=("fused", "detectron2", "timm")),
     replace(_B, mode="train", rounds=2),
     replace(_B, dtype="bfloat16"),
+    replace(_B, dtype="bfloat16", mode="train", rounds=2),
     replace(_B, blocks="all global", tokens=32),
     replace(_B, blocks="all global", rounds=1),
     replace(_B, blocks="all global", tokens=128, implementations=("fused",), rounds=1),

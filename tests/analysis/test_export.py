@@ -109,7 +109,7 @@ def trackio_holds(out):
 
 @pytest.mark.parametrize("to", ["mlflow", "trackio", "wandb"])
 def test_a_trackers_own_files_hold_every_finished_run(to, logged, tmp_path, analysis):
-    pytest.importorskip(to, reason=f"no {to} here: pip install {to}")
+    pytest.importorskip(to, reason=f"no {to} here: make test-trackers")
     out = tmp_path / "out"
     words = ["export", logged, "--to", to, "--out", out, "--offline"]
     assert analysis(*words) == (0, f"6 runs to {to}; files, if any, in {out}\n")
