@@ -93,9 +93,10 @@ def measured(case: Case, data: catalog.Data | None = None) -> tuple[list[dict], 
         found.extend(_alternate(trainer, case))
 
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "stdout", "w") as out:
-        run = runs.Run(
+        run = runs.DetectionRun(
             study=study.name,
             source=study.name,
+            home="",
             variant="global",
             scale=case.scale,
             size=case.size,

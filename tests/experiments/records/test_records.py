@@ -1,7 +1,9 @@
 """Records and manifests: written whole, read back, refused when broken or old."""
 
 import dataclasses
+import errno
 import json
+import os
 
 import pytest
 
@@ -118,8 +120,12 @@ def test_a_record_with_a_wrong_type(tmp_path, changes, message):
 
 def test_a_write_that_breaks_leaves_the_old_record(tmp_path, monkeypatch):
     path = records.write(tmp_path, make())
-    monkeypatch.setattr(json, "dump", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device.*record\.json"):
         records.write(tmp_path, make(seed=7))
     assert records.read(path).seed == 0
 
