@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 from experiments import studies
-from experiments.recipe import config
+from experiments.recipe import identity, resolved
 from experiments.scales import SCALES
 from experiments.studies import Variant
 
@@ -89,8 +89,8 @@ def rows(scale: str = "mini", size: str = "") -> tuple[Row, ...]:
             if variant.only and size not in variant.only:
                 continue
             if printed := _printed(variant, size):
-                cfg = config.resolve(study, variant, scale, size, {})
-                setting = json.dumps(config.plain_config(cfg), sort_keys=True)
+                cfg = resolved.resolve(study, variant, scale, size, {})
+                setting = json.dumps(identity.plain_config(cfg), sort_keys=True)
                 found.append(Row(name, variant.name, setting, printed))
     first = {row.study: TABLES.index(_table(row.printed[0])) for row in reversed(found)}
     return tuple(sorted(found, key=lambda row: first[row.study]))

@@ -17,7 +17,7 @@ from backbones.meta import on_meta
 from experiments import ROOT, records, studies
 from experiments.costs import environment
 from experiments.costs.detector_cost import Cost, count, detector_cost
-from experiments.recipe import config
+from experiments.recipe import identity, resolved
 from experiments.studies import Study, Variant
 
 from . import figures, paper
@@ -184,13 +184,13 @@ class Rows:
         study, variant, size = setting
         key = (study.name, variant.name, size)
         if key not in self.configs:
-            self.configs[key] = config.resolve(study, variant, _SCALE, size, {})
+            self.configs[key] = resolved.resolve(study, variant, _SCALE, size, {})
         return self.configs[key]
 
     def costs(self, setting: Setting) -> dict:
         study, variant, size = setting
         cfg = self.config(setting)
-        model = json.dumps(config.plain_config(cfg)["model"])
+        model = json.dumps(identity.plain_config(cfg)["model"])
         if model not in self.costs_of:
             cost = detector_cost(cfg.model)
             self.costs_of[model] = dict(
@@ -207,7 +207,7 @@ class Rows:
         """AP of the setting at full scale: from records, or else from the results kept."""
         frame = self.records
         if len(frame):
-            frame = frame[frame["setting"] == _setting(config.plain_config(self.config(setting)))]
+            frame = frame[frame["setting"] == _setting(identity.plain_config(self.config(setting)))]
         if frame.empty:
             return self._kept(setting)
         frame = frame.drop_duplicates("seed")
@@ -240,7 +240,7 @@ def _is_the_papers(data: dict) -> bool:
 
 def _setting(plain: dict) -> str:
     """A run's config without what does not belong to a row's setting."""
-    plain = config.without_keys(plain, (*records.NOT_IDENTITY, *_NOT_SETTING))
+    plain = identity.without_keys(plain, (*records.NOT_IDENTITY, *_NOT_SETTING))
     return json.dumps(plain, sort_keys=True)
 
 

@@ -311,7 +311,7 @@ def _trained_as(records: pd.DataFrame, names: Sequence[str]) -> dict[str, str]:
 
 
 def _training(run: pd.Series) -> str:
-    """What a run's training was, but for the machine; see `config.training_fingerprint`."""
+    """What a run's training was, but for the machine; see `identity.training_fingerprint`."""
     flat = flat_config(run["config"])
     at_test = ("test.", "dataloader.test.")
     kept = {k: v for k, v in flat.items() if not k.startswith(at_test) and k not in NOT_IDENTITY}

@@ -12,7 +12,7 @@ from backbones.weights import WeightsError, encoder_of, load_detector
 from experiments import studies
 from experiments.data import catalog
 from experiments.errors import UserError
-from experiments.recipe import config
+from experiments.recipe import checks, config
 from experiments.records import FOREIGN, LAST_WEIGHTS
 
 from .results import Results
@@ -70,7 +70,7 @@ def encoder_and_images(folder: Path, images: int) -> tuple[nn.Module, Tensor]:
         UserError: weights, config or images are not there or do not fit.
     """
     cfg = config.load(folder / "config.yaml")
-    config.check(cfg, str(folder / "config.yaml"))
+    checks.check(cfg, str(folder / "config.yaml"))
     # As many as it was trained with: on a busy machine small images take 25 times as long on two.
     torch.set_num_threads(cfg.train.threads or _THREADS)
     model = instantiate(cfg.model).to("cuda" if torch.cuda.is_available() else "cpu")

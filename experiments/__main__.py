@@ -241,10 +241,10 @@ def data(
             console.print("  " + line)
     console.print(f"digest of both annotation files, as records have it: {found.digest}")
     if show:
-        from .recipe import config
+        from .recipe import checks
 
         path = runs / scale / "data.png"
-        config.check_writable(path.parent)
+        checks.check_writable(path.parent)
         sheet.write(found.train, path)
         console.print(f"picture sheet: {path}")
 
@@ -255,14 +255,15 @@ def _shares(scale: str, kind: str, overrides: str) -> "Shares":
     Raises:
         UserError: unknown scale, or words that do not fit.
     """
-    from .recipe import config
+    from .recipe import checks, config
+    from .recipe.words import parse_overrides, set_words, split_overrides
 
     config.check_scale(scale)
     dataset = "lvis" if kind == "lvis" else "coco"
     cfg = config.load(config.base_path(scale, SCALES[scale].size, dataset=dataset))
-    words, _ = config.split_overrides(config.parse_overrides(overrides))
-    config.set_words(cfg, words, "OVERRIDES")
-    config.check_shares(cfg, "OVERRIDES")
+    words, _ = split_overrides(parse_overrides(overrides))
+    set_words(cfg, words, "OVERRIDES")
+    checks.check_shares(cfg, "OVERRIDES")
     return config.shares(cfg)
 
 
@@ -279,10 +280,10 @@ def check_data(
     """Read a data set once, every image, and list what is wrong with it."""
     from .data import catalog, check
     from .data.defects import DefectError
-    from .recipe import config
+    from .recipe import checks
 
     shares = _shares(scale, kind, overrides)
-    config.check_writable(runs / scale)
+    checks.check_writable(runs / scale)
     try:
         found = catalog.find(scale, dataset, val, kind, shares)
     except DefectError:  # of which there is no share before it is mended
@@ -373,15 +374,16 @@ def show_optim(
     from .jobs import runs as planning
     from .recipe import config
     from .recipe import show_optim as table
+    from .recipe.words import parse_overrides, set_words
 
-    words = config.parse_overrides(overrides)
+    words = parse_overrides(overrides)
     if Path(what).suffix not in (".py", ".yaml"):
         chosen = [name.strip() for name in variants.split(",") if name.strip()]
         for row in planning.rows(studies.find(what), scale, size, words, chosen):
             table.show(row.cfg, f"{row.variant.name} {row.size}", console)
     else:
         cfg = config.load(what)
-        config.set_words(cfg, words, "OVERRIDES")
+        set_words(cfg, words, "OVERRIDES")
         table.show(cfg, what, console)
 
 

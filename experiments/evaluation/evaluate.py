@@ -29,7 +29,7 @@ from ..data import annotations
 from ..data.annotations import Split
 from ..errors import UserError
 from ..recipe import test_time
-from ..recipe.config import plain_config, without_keys
+from ..recipe.identity import plain_config, without_keys
 from ..records import COCO_FIGURES, LVIS_FIGURES
 from ..training import distributed
 from . import average_precision, matches, reach

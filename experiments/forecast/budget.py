@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..jobs.pretraining import step_macs
 from ..jobs.pretraining_runs import PretrainingRun, copied
 from ..jobs.runs import DetectionRun
-from ..recipe import config
+from ..recipe import config, identity
 from ..recipe.tuning import FULL
 from ..training import features, passes
 from ..training.training_loop import Trainer
@@ -246,7 +246,7 @@ def announce(
 
 def cpu_hours(runs: Sequence[DetectionRun]) -> float:
     """Hours of training and evaluation on this CPU; shared trainings once."""
-    trainings = {config.training_fingerprint(run.cfg, run.data.digest): run for run in runs}
+    trainings = {identity.training_fingerprint(run.cfg, run.data.digest): run for run in runs}
     training = sum(
         cpu_seconds(run.cfg) * config.batch(run.cfg)[0] * run.cfg.train.max_iter
         for run in trainings.values()

@@ -23,7 +23,7 @@ from ..costs.training_cost import Step, training_step
 from ..data import catalog
 from ..jobs.runs import Row, of_own_set
 from ..launching import local
-from ..recipe import config
+from ..recipe import config, identity, own_data
 from ..scales import SCALES
 from ..studies import Study
 from . import budget, seeds
@@ -110,7 +110,7 @@ def estimate(study: Study, rows: Iterable[Row], where: Target, val_images: int) 
     reserve = _RESERVE[study.dataset] * 2**30
     estimates, trained, counts = [], {}, {}
     for row in rows:
-        mark = config.training_fingerprint(row.cfg, "")
+        mark = identity.training_fingerprint(row.cfg, "")
         same = trained.get(mark, "")
         trained.setdefault(mark, row.variant.name)
         amp = row.cfg.train.amp and where.low_precision
@@ -222,7 +222,7 @@ def show(
         data = catalog.prepare(request.scale, request.dataset, request.val, study.dataset, shares)
         for line in of_own_set(rows, data):
             console.print(line, highlight=False)
-        rows = [replace(row, cfg=config.fitted(row.cfg, data)) for row in rows]
+        rows = [replace(row, cfg=own_data.fitted(row.cfg, data)) for row in rows]
         images = data.images
     count = limits if isinstance(limits, int) else limits.most
     count = count or study.seeds.get(request.scale, 1)

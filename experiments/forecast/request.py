@@ -16,7 +16,8 @@ from ..jobs import runs as planning
 from ..jobs.pretraining_runs import PretrainingRun
 from ..jobs.runs import DetectionRun, Row
 from ..jobs.sweep import Sweep
-from ..recipe import config
+from ..recipe import checks
+from ..recipe.words import check_pretraining_words, parse_overrides, split_overrides
 from ..studies import Study, Words
 from .seeds import Limits
 
@@ -56,8 +57,8 @@ class Request:
         return sweep.rows_of(self.sweep, self.study, self.scale, self.rows, words)
 
     def check_pretraining_words(self) -> None:
-        """Raises UserError as of `config.check_pretraining_words`."""
-        config.check_pretraining_words(self._cfgs, self._words[1], self.images)
+        """Raises UserError as of `check_pretraining_words`."""
+        check_pretraining_words(self._cfgs, self._words[1], self.images)
 
     @property
     def shares(self) -> Shares:
@@ -73,7 +74,7 @@ class Request:
     @cached_property
     def prepared(self) -> tuple[Data, list[PretrainingRun]]:
         """Data, and pre-trainings, which the rows then name."""
-        config.check_writable(self.folder)
+        checks.check_writable(self.folder)
         self.check_pretraining_words()
         missing = planning.missing_weights(self._cfgs)
         try:
@@ -115,7 +116,7 @@ class Request:
     @cached_property
     def _words(self) -> tuple[Words, Words]:
         """Config keys to set, and those of pre-trainings."""
-        return config.split_overrides(config.parse_overrides(self.overrides))
+        return split_overrides(parse_overrides(self.overrides))
 
     @cached_property
     def _cfgs(self) -> list[DictConfig]:

@@ -23,7 +23,8 @@ from ..jobs import runs as planning
 from ..jobs.planned import Stages
 from ..jobs.runs import DetectionRun, Row
 from ..launching import Launcher
-from ..recipe import config
+from ..recipe import checks, config
+from ..recipe.words import parse_overrides
 from ..records import PRETRAINED
 from ..scales import SCALES
 from . import seeds as adding
@@ -108,7 +109,7 @@ class Rounds:
             raise UserError(*missing)
         planning.check_weights(r.cfg for r in todo)
         for run in [*needed, *todo]:
-            config.check_processes(run.cfg, self.launcher.processes)
+            checks.check_processes(run.cfg, self.launcher.processes)
         first, self._begun = not self._begun, True
         if first:
             for line in planning.of_own_set(rows, data):
@@ -157,9 +158,9 @@ def of_recipe(
     yes: bool, launcher: Launcher, console: Console,
 ) -> Iterator[Stages]:  # fmt: skip
     """Of pre-trainings alone: one round; in the end the encoders are named."""
-    words = config.parse_overrides(overrides)
+    words = parse_overrides(overrides)
     pretraining_runs.resolve(recipe, size, words)  # before images are looked for
-    config.check_writable(root / scale / PRETRAINED)
+    checks.check_writable(root / scale / PRETRAINED)
     data = pretraining_images.prepare(scale, images or None)
     word = config.RECIPE + recipe
     chains = [
@@ -169,7 +170,7 @@ def of_recipe(
     names = [pretraining_runs.word_of(chain[-1]) for chain in chains]
     needed = pretraining_runs.needed([run for chain in chains for run in chain], names)
     for run in needed:
-        config.check_processes(run.cfg, launcher.processes)
+        checks.check_processes(run.cfg, launcher.processes)
     if needed:
         _announce(scale, launcher, yes, console, [], needed)
     yield pretraining_runs.by_depth(needed)

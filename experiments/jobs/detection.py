@@ -25,7 +25,7 @@ from ..costs.detector_cost import detector_cost
 from ..costs.training_cost import training_macs
 from ..data.stream import Stream, Views
 from ..evaluation.evaluate import PREDICTIONS, evaluate, set_num_classes
-from ..recipe import config, initial_values
+from ..recipe import config, identity, initial_values
 from ..records import LAST_WEIGHTS, METRICS, checkpoints
 from ..training import distributed, features
 from ..training.fit import fit
@@ -106,7 +106,7 @@ class Detection(Job):
 def _training_note(run: DetectionRun) -> Path:
     """Names the run that was trained, for runs that differ from it at test time only; and the lock
     of that training."""
-    mark = config.training_fingerprint(run.cfg, run.data.digest)
+    mark = identity.training_fingerprint(run.cfg, run.data.digest)
     folder = Path(run.folder).parent.parent / ".trained"
     folder.mkdir(exist_ok=True)
     return folder / mark

@@ -25,7 +25,9 @@ from ..data.annotations import Split
 from ..errors import UserError
 from ..evaluation.evaluate import PREDICTIONS, Result, evaluate, identity, of_kind, set_num_classes
 from ..json_files import write_json
-from ..recipe import config
+from ..recipe import checks, config, own_data
+from ..recipe.identity import plain_config
+from ..recipe.words import parse_overrides, set_words
 from ..records import RESULT
 from ..training import distributed
 from .job import now
@@ -80,15 +82,15 @@ def evaluate_checkpoint(
                 "e.g. configs/coco/mask_rcnn_vit_b.py"
             )
     cfg = config.load(config_file)
-    config.set_words(cfg, config.parse_overrides(overrides), "OVERRIDES")
+    set_words(cfg, parse_overrides(overrides), "OVERRIDES")
     found = find_split(split or cfg.dataloader.test.dataset)
     categories, notes = distributed.of_main(lambda: _checked(found))
     set_num_classes(cfg, categories)
     if "," in split:  # the user's own
-        config.take_any_size(cfg)
+        own_data.take_any_size(cfg)
         if notes:
             console.print(f"note: {notes}", highlight=False)
-    config.check(cfg, str(config_file))
+    checks.check(cfg, str(config_file))
     model = instantiate(cfg.model).to(distributed.device())
     try:
         load_detector(model, weights, show=lambda account: console.print(str(account)))
@@ -96,7 +98,7 @@ def evaluate_checkpoint(
         raise UserError(str(error)) from error
     mark = identity(model, cfg, found)[:8]
     folder = out / f"{config_file.stem}-{weights.absolute().parent.name}-{weights.stem}-{mark}"
-    config.check_writable(folder)
+    checks.check_writable(folder)
     busy = f"another command is at this evaluation, {folder}: wait for it"
     with distributed.alone(folder / ".lock", busy):
         if distributed.of_main(lambda: (folder / RESULT).is_file()):
@@ -202,7 +204,7 @@ def _write(
             params=sum(p.numel() for p in model.parameters()),
             evaluate_seconds=result.seconds,
             data=dict(kind=split.kind, val=split.json_file),
-            config=config.plain_config(cfg),
+            config=plain_config(cfg),
         )
         empty = dict.fromkeys(records.Record.__dataclass_fields__)
         records.write(folder, records.Record(**empty | known))

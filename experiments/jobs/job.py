@@ -21,7 +21,7 @@ from torch import nn
 from .. import records
 from ..costs import environment
 from ..errors import UserError
-from ..recipe import config
+from ..recipe import checks, identity
 from ..records import checkpoints
 from ..training import distributed
 from ..training.fit import training_figures
@@ -67,9 +67,9 @@ def do(run: Run) -> str:
 
 def _do(run: Run, folder: Path) -> None:
     started, job = now(), locate(run.JOB)(run)
-    if config.fingerprint(run.cfg, run.data.digest) != run.fingerprint:
+    if identity.fingerprint(run.cfg, run.data.digest) != run.fingerprint:
         raise UserError(job.CHANGED.format(run=run))
-    config.check_processes(run.cfg, comm.get_world_size())
+    checks.check_processes(run.cfg, comm.get_world_size())
     _log_to(folder)
     torch.set_num_threads(run.cfg.train.threads or distributed.cores())
     cfg, known = job.prepare()
@@ -82,7 +82,7 @@ def _do(run: Run, folder: Path) -> None:
     known |= job.finish(cfg, model) | training_figures(cfg, state)
     if comm.is_main_process():
         known |= {k: getattr(run, k) for k in ("scale", "size", "seed", "fingerprint")}
-        known |= dict(started=started, finished=now(), config=config.plain_config(cfg))
+        known |= dict(started=started, finished=now(), config=identity.plain_config(cfg))
         records.write(folder, run.KIND(**known))
         checkpoints.remove_all_but_last(folder)
 

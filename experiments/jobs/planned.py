@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from submitit.helpers import Checkpointable
 
 from .. import records
-from ..recipe import config
+from ..recipe import identity
 
 if TYPE_CHECKING:
     from ..data.catalog import Data
@@ -45,7 +45,7 @@ class Run(Checkpointable):
     ) -> Self:
         """A run by its config and data, in a folder of `root` that begins with the name. One that
         another study has finished, or begun, is taken from there."""
-        mark, home = config.fingerprint(cfg, data.digest), root / words["scale"]
+        mark, home = identity.fingerprint(cfg, data.digest), root / words["scale"]
         here = home / words["home"] / f"{name}-{words['size']}-seed{cfg.train.seed}-{mark}"
         there = sorted(home.glob(f"*/*-{mark}"))
         folder = str((here if here in there or not there else there[0]).absolute())

@@ -11,7 +11,8 @@ from backbones import SIZES
 
 from ..data.pretraining_images import Images
 from ..errors import UserError, unknown
-from ..recipe import config
+from ..recipe import checks, config, resolved
+from ..recipe.words import check_overrides, set_words
 from ..records import LAST_WEIGHTS, PRETRAINED, PretrainingRecord
 from ..studies import Words
 from .planned import Run
@@ -78,19 +79,19 @@ def resolve(
         encoder[word] = wanted  # also where it is the usual one: the same network is the same run
     if backbone is not None and backbone.get("positions", "learned") != "learned":
         encoder.positions = backbone.positions
-    config.check_overrides(overrides)
+    check_overrides(overrides)
     if overrides.get("train.init_weights", "none") != "none":
         raise UserError(
             f"{where}: train.init_weights={overrides['train.init_weights']} does not fit: what a "
             "recipe starts from is said in its file; none is the only other word"
         )
-    config.set_words(cfg, overrides, where)
+    set_words(cfg, overrides, where)
     _check_sizes(cfg, where)
     if cfg.train.parallel == "fsdp":
         # Blocks are run part by part (backbones.pretraining.blocks), which FSDP's gathering of
         # weights does not see.
         raise UserError(f"{where}: train.parallel=fsdp does not fit pre-training: ddp does")
-    config.write_out_count(cfg.model.encoder, config.check_training(cfg, where).encoder)
+    resolved.write_out_count(cfg.model.encoder, checks.check_training(cfg, where).encoder)
     return cfg
 
 

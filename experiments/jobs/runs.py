@@ -17,7 +17,7 @@ from ..data.catalog import Data
 from ..data.subsets import Shares
 from ..errors import UserError
 from ..json_files import write_json
-from ..recipe import config
+from ..recipe import config, identity, own_data, resolved
 from ..recipe.tuning import FULL
 from ..records import MANIFEST, VERSION, Record
 from ..studies import Study, Variant, Words
@@ -89,7 +89,7 @@ def rows(
         if v not in fitting and (v.name in variants or not fitting):
             raise UserError(f"variant {v.name!r} is for sizes {', '.join(v.only)}, not {size!r}")
     return [
-        Row(v, v.size or size, config.resolve(study, v, scale, size, overrides)) for v in fitting
+        Row(v, v.size or size, resolved.resolve(study, v, scale, size, overrides)) for v in fitting
     ]
 
 
@@ -97,7 +97,7 @@ def alike(rows: Sequence[Row]) -> list[str]:
     """What to say of rows that are one and the same run under several names."""
     names: dict[str, list[str]] = {}
     for row in rows:
-        names.setdefault(config.fingerprint(row.cfg, ""), []).append(row.variant.name)
+        names.setdefault(identity.fingerprint(row.cfg, ""), []).append(row.variant.name)
     return [
         f"rows {', '.join(same)} are the same run: nothing in them differs"
         for same in names.values()
@@ -142,10 +142,10 @@ def of_own_set(rows: Sequence[Row], data: Data) -> list[str]:
         return []
     shortest, longest = data.sides
     sides = f"{shortest} to {longest}" if shortest < longest else f"{longest}"
-    fitted = (config.fitted(row.cfg, data) for row in rows)
+    fitted = (own_data.fitted(row.cfg, data) for row in rows)
     lines = [
         f"images of {sides} px a side are {words}; predictions are in their own pixels"
-        for words in dict.fromkeys(config.sizing(cfg, data.sides) for cfg in fitted)
+        for words in dict.fromkeys(own_data.sizing(cfg, data.sides) for cfg in fitted)
     ]
     if not data.has_masks:
         lines.append("no segmentation: boxes only, Mask R-CNN is Faster R-CNN, without mask head")
@@ -180,7 +180,7 @@ def run_of(
     study: Study, source: str, scale: str, row: Row, seed: int, data: Data, runs_root: Path
 ) -> DetectionRun:
     """One of them; see `plan`."""
-    cfg = config.fitted(row.cfg, data)
+    cfg = own_data.fitted(row.cfg, data)
     cfg.train.seed = seed
     name, home = row.variant.name, study_folder(study.name, data.name)
     words = dict(study=study.name, source=source, home=home, variant=name, scale=scale)
@@ -242,7 +242,7 @@ def _source(study: Study, run: DetectionRun) -> str:
 
 def trainings_first(runs: list[DetectionRun]) -> list[DetectionRun]:
     """In order, but runs that only evaluate what one before them trains come last."""
-    marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
+    marks = [identity.training_fingerprint(run.cfg, run.data.digest) for run in runs]
     repeated = [mark in marks[:i] for i, mark in enumerate(marks)]
     return [
         run for last in (False, True) for run, r in zip(runs, repeated, strict=True) if r == last

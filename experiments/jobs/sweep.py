@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UserError
 from ..evaluation import reach
-from ..recipe import config
+from ..recipe import resolved
+from ..recipe.words import check_overrides, number
 from ..records import NOT_IDENTITY, RECORD, read
 from ..studies import Study, Words
 from .runs import DetectionRun, Row
@@ -55,7 +56,7 @@ def parse(text: str) -> Sweep | None:
         raise UserError(f"SWEEP={text} needs two or more factors, each once")
     if key in NOT_IDENTITY:
         raise UserError(f"SWEEP={text}: {key} does not change what a run finds")
-    config.check_overrides({key: None}, "SWEEP")
+    check_overrides({key: None}, "SWEEP")
     return Sweep(key, tuple(sorted(factors)))
 
 
@@ -74,7 +75,7 @@ def rows_of(
             else Row(
                 row.variant,
                 row.size,
-                config.resolve(
+                resolved.resolve(
                     study,
                     row.variant,
                     scale,
@@ -94,7 +95,7 @@ def value(sweep: Sweep, cfg: DictConfig, factor: float) -> float:
     Raises:
         UserError: as of `rows_of`.
     """
-    found = config.number(cfg, sweep.key, "SWEEP")
+    found = number(cfg, sweep.key, "SWEEP")
     if not found:
         raise UserError(f"SWEEP: {sweep.key}={found} is 0 at any factor")
     times = found * factor

@@ -28,7 +28,7 @@ from ..errors import UserError
 from ..jobs import pretraining_runs
 from ..jobs.planned import Run, Stages
 from ..json_files import write_json
-from ..recipe import config
+from ..recipe import identity
 from ..records import VERSION, read_json
 from .launcher import Launcher
 from .local import first_error
@@ -236,7 +236,7 @@ class Slurm(Launcher):
         queue = _queue([job for job in noted if job])
         known = [job if job and queue.get(job, _ENDED)[0] not in _ENDED else None for job in noted]
         # A run that differs from another at test time only takes that one's weights: it is later.
-        marks = [config.training_fingerprint(run.cfg, run.data.digest) for run in runs]
+        marks = [identity.training_fingerprint(run.cfg, run.data.digest) for run in runs]
         for repeated, start in itertools.product((False, True), dict.fromkeys(starts)):
             new = [
                 i

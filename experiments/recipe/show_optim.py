@@ -11,7 +11,7 @@ from torch import nn
 from backbones.weights import encoder_of
 from backbones.weights.account import group
 
-from . import config
+from . import checks, config
 from .optim import param_groups
 from .tuning import FULL
 
@@ -56,10 +56,10 @@ def show(cfg: DictConfig, title: str, console: Console) -> None:
     """Print `rows`, and the learning rate's factor of each.
 
     Raises:
-        UserError: as of `config.check`.
+        UserError: as of `checks.check`.
     """
     lr = cfg.optimizer.lr
-    model = config.check(cfg, title)
+    model = checks.check(cfg, title)
     found = rows(cfg, model)
     cells: list[Sequence] = [
         (layer, f"{rate:.3g}", f"{rate / lr:.3g}", f"{decay:g}", tensors, f"{parameters:,}")

@@ -35,7 +35,7 @@ from ..data.annotations import Split
 from ..data.stream import Views
 from ..errors import UserError
 from ..json_files import write_json
-from ..recipe.config import foreign, plain_config
+from ..recipe.identity import foreign, plain_config
 from . import distributed
 
 FOLDER = "features"

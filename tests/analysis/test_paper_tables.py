@@ -9,7 +9,7 @@ from analysis.paper import published
 from analysis.paper_tables import Rows, Setting, settings
 from backbones import SIZES
 from experiments import records, studies
-from experiments.recipe import config
+from experiments.recipe import identity, resolved
 from tests.conftest import ROOT
 from tests.experiments.records.test_records import make
 
@@ -142,14 +142,14 @@ class TestTrained:
 
     def write(self, folder, setting, scale="coco", images=(118287, 5000), **words):
         study, variant, size = setting
-        cfg = config.resolve(study, study.variant(variant.name, scale), scale, size, words)
+        cfg = resolved.resolve(study, study.variant(variant.name, scale), scale, size, words)
         for part in (cfg.dataloader.train, cfg.dataloader.test):
             part.dataset = "annotations.json,images/"  # as runs write it
         record = make(
             study="another",
             size=size,
             scale=scale,
-            config=config.plain_config(cfg),
+            config=identity.plain_config(cfg),
             data=dict(kind="coco", images=images),
         )
         folder.mkdir(parents=True)

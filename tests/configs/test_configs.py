@@ -17,7 +17,7 @@ from experiments import studies
 from experiments.costs.detector_cost import detector_cost
 from experiments.data import catalog
 from experiments.errors import UserError
-from experiments.recipe import config
+from experiments.recipe import checks, config, identity, resolved
 from tests.conftest import ROOT
 
 DETECTORS = ("mask_rcnn", "cascade_mask_rcnn", "retinanet")
@@ -117,7 +117,7 @@ def test_a_probe_is_a_small_detector_of_boxes():
         cfg.dataloader.image_size = cfg.model.backbone.img_size = 512
         cost = detector_cost(cfg.model)
         macs[detector] = cost.detector.macs - cost.encoder.macs
-    assert not config.check(cfg, "probe").roi_heads.mask_on
+    assert not checks.check(cfg, "probe").roi_heads.mask_on
     assert not cfg.dataloader.train.mapper.use_instance_mask
     assert macs["probe"] < 0.1 * macs["mask_rcnn"]
     with pytest.raises(UserError, match="the detector probe is for a plain ViT"):
@@ -135,7 +135,7 @@ def test_pretraining_recipes():
             ("sup-in21k", "supervised (IN-1K or IN-21K)"),
             ("mae-in1k", "IN-1K MAE"),
         ):
-            cfg = config.resolve(study, study.variant(name, "coco"), "coco", size, {})
+            cfg = resolved.resolve(study, study.variant(name, "coco"), "coco", size, {})
             of = (table["model"] == MODELS[size]) & (table["pretrain"] == pretrain)
             row = table[of].iloc[0]
             assert cfg.optimizer.lr == pytest.approx(row["lr"])
@@ -175,12 +175,12 @@ def test_initial_weights_are_known_for_the_encoders_size(path, tmp_path):
 @pytest.mark.parametrize(("size", "config_of"), [("vit-b", "eva02-b"), ("vit-l", "eva02-l")])
 def test_eva02s_recipe_is_the_released_row(size, config_of):
     study = studies.find("modern-encoders")
-    row = config.resolve(study, study.variant("eva02-released", "coco"), "coco", size, {})
+    row = resolved.resolve(study, study.variant("eva02-released", "coco"), "coco", size, {})
     released = load("coco", config_of, "cascade_mask_rcnn")
-    config.write_out_count(
+    resolved.write_out_count(
         released.model.backbone, config.build_on_meta(released.model).backbone.net
     )
-    assert config.plain_config(row) == config.plain_config(released)
+    assert identity.plain_config(row) == identity.plain_config(released)
 
 
 def test_released_recipes_differ_as_documented():
@@ -193,8 +193,8 @@ def test_released_recipes_differ_as_documented():
         ("mvitv2-h", "COCO/cascade_mask_rcnn_mvitv2_h_in21k_36ep.py"),
     ):
         row = study.variant(f"{size}-cascade-released", "coco")
-        theirs = config.resolve(study, row, "coco", "", {})
-        paper_s = config.resolve(study, study.variant(f"{size}-cascade", "coco"), "coco", "", {})
+        theirs = resolved.resolve(study, row, "coco", "", {})
+        paper_s = resolved.resolve(study, study.variant(f"{size}-cascade", "coco"), "coco", "", {})
         assert theirs.optimizer.lr == pytest.approx(released.at[file, "lr"])
         assert theirs.optimizer.lr != paper_s.optimizer.lr
         assert theirs.model.backbone.bottom_up.drop_path_rate == released.at[file, "drop_path"]

@@ -9,7 +9,7 @@ from experiments.data import catalog
 from experiments.data.subsets import Shares
 from experiments.errors import UserError
 from experiments.jobs import runs
-from experiments.recipe import config
+from experiments.recipe import config, identity, own_data, resolved
 
 NAMES = list(studies.files())
 OF_MODELS = ("plain-vs-hierarchical", "one-pretraining")  # rows have sizes of their own
@@ -28,7 +28,7 @@ def one(**overrides):
 class TestRecipe:
     def test_differs_from_the_papers_as_its_file_says(self):
         small, paper = (
-            config.plain_config(config.load(config.base_path(scale, "vit-b")))
+            identity.plain_config(config.load(config.base_path(scale, "vit-b")))
             for scale in ("small", "coco")
         )
         flat = [dict(_flat(cfg)) for cfg in (small, paper)]
@@ -70,14 +70,14 @@ class TestRecipe:
         shares = Shares(0.5)
         data = catalog.prepare("small", small_set["dataset"], small_set["val"], shares=shares)
         words = dict(dataloader__train__share=0.5, dataloader__train__total_batch_size=4)
-        assert config.fitted(one(**words), data).train.max_iter == 12 * 12 // 4
-        assert config.fitted(one(**words, train__max_iter=7), data).train.max_iter == 7
+        assert own_data.fitted(one(**words), data).train.max_iter == 12 * 12 // 4
+        assert own_data.fitted(one(**words, train__max_iter=7), data).train.max_iter == 7
 
     def test_a_whole_number_is_the_same_run(self):
-        marks = {config.fingerprint(one(train__epochs=n), "") for n in (12, 12.0)}
-        assert marks == {config.fingerprint(one(), "")}
+        marks = {identity.fingerprint(one(train__epochs=n), "") for n in (12, 12.0)}
+        assert marks == {identity.fingerprint(one(), "")}
         other = one(dataloader__share_seed=1)
-        assert config.fingerprint(other, "") not in marks
+        assert identity.fingerprint(other, "") not in marks
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -131,7 +131,7 @@ class TestRows:
         small = {row.variant.name: row.cfg for row in rows("pretraining", "vit-b")}
         study = studies.find("pretraining")
         for name in ("none", "sup-in1k", "sup-in21k", "mae-in1k"):
-            paper = config.resolve(study, study.variant(name, "coco"), "coco", "vit-b", {})
+            paper = resolved.resolve(study, study.variant(name, "coco"), "coco", "vit-b", {})
             assert small[name].optimizer == paper.optimizer
             assert small[name].param_groups == paper.param_groups
             assert small[name].train.epochs == 12 * round(paper.train.max_iter / 184375, 2)

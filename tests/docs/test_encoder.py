@@ -10,7 +10,7 @@ from experiments import studies
 from experiments.costs.detector_cost import detector_cost
 from experiments.costs.training_cost import training_macs
 from experiments.jobs import runs
-from experiments.recipe import config
+from experiments.recipe import resolved
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "encoder.md").read_text()
@@ -51,7 +51,7 @@ def test_arguments_in_words():
     study = studies.find("encoder-recipe")
     for word, value in shown:
         build_encoder("vit-ti", **{word: value}, img_size=224)
-        config.resolve(
+        resolved.resolve(
             study, study.variants[0], "mini", "vit-mini", {f"model.backbone.{word}": value}
         )
 

@@ -44,16 +44,17 @@ def test_the_class_reaches_the_whole_map_at_a_windows_price(grid_file):
 def test_a_word_sets_the_size_and_a_partition_knows_its_block(grid_file):
     from backbones import build_encoder
     from experiments import studies
-    from experiments.recipe import config
+    from experiments.recipe import config, identity, resolved
+    from experiments.recipe.words import parse_overrides
 
     study = studies.find(str(grid_file))
-    overrides = config.parse_overrides('"model.backbone.propagation=grid(size=2)"')
-    cfg = config.resolve(study, study.variants[2], "mini", "vit-mini", overrides)
+    overrides = parse_overrides('"model.backbone.propagation=grid(size=2)"')
+    cfg = resolved.resolve(study, study.variants[2], "mini", "vit-mini", overrides)
     encoder = config.build_on_meta(cfg.model).backbone.net
     assert encoder.plan == ("window", "grid(size=2)") * 3
     assert encoder.blocks[1].attn.partition.group_size(16, 16) == (2, 2)
-    plain = config.resolve(study, study.variants[2], "mini", "vit-mini", {})
-    assert config.fingerprint(cfg, "") != config.fingerprint(plain, "")
+    plain = resolved.resolve(study, study.variants[2], "mini", "vit-mini", {})
+    assert identity.fingerprint(cfg, "") != identity.fingerprint(plain, "")
 
     encoder = build_encoder("vit-mini", propagation="dilated(every=2)", count="all")
     assert [block.attn.partition.step for block in encoder.blocks] == [1, 1, 2, 2, 4, 4]

@@ -20,7 +20,7 @@ from experiments.errors import UserError
 from experiments.evaluation.evaluate import set_num_classes
 from experiments.jobs import runs
 from experiments.jobs.detection import set_federated_loss
-from experiments.recipe import config
+from experiments.recipe import config, resolved
 from experiments.scales import SCALES
 from tests.conftest import ROOT
 
@@ -91,7 +91,7 @@ def test_every_row_builds_at_full_scale(name, size):
     for variant in study.variants:
         if size not in variant.published:
             continue
-        cfg = config.resolve(study, variant, "coco", size, {})
+        cfg = resolved.resolve(study, variant, "coco", size, {})
         config.build_on_meta(cfg.model)
         if variant.published[size].startswith("today:"):
             assert cfg.model.backbone.size == known().at[variant.published[size], "encoder"]

@@ -14,7 +14,7 @@ import pytest
 from experiments import commands, studies
 from experiments.data import catalog
 from experiments.jobs import runs
-from experiments.recipe.config import parse_overrides
+from experiments.recipe.words import parse_overrides
 from tests.conftest import ROOT
 
 TINY = [

@@ -35,7 +35,8 @@ from experiments.evaluation import average_precision, matches
 from experiments.evaluation.evaluate import evaluate, figures, lvis_figures, set_num_classes
 from experiments.jobs import detection
 from experiments.jobs.runs import DetectionRun
-from experiments.recipe import config
+from experiments.recipe import checks, config, identity
+from experiments.recipe.words import set_words
 from tests.conftest import ROOT
 
 VERIFIED = {
@@ -381,8 +382,8 @@ def test_300_detections_per_image_count(val):
 
 def run_of(base: str, data: catalog.Data, folder: Path, **words) -> DetectionRun:
     cfg = config.load(ROOT / base)
-    config.set_words(cfg, {"train.amp": False, "train.log_period": 1, **words}, "the test")
-    mark = config.fingerprint(cfg, data.digest)
+    set_words(cfg, {"train.amp": False, "train.log_period": 1, **words}, "the test")
+    mark = identity.fingerprint(cfg, data.digest)
     study = "global-vs-conv"
     return DetectionRun(
         study=study, source=study, home=study, variant="none", scale="mini", size="vit-mini",
@@ -501,7 +502,7 @@ def test_released_recipes(row):
         "lvis_v1_val",
     )
     assert cfg.dataloader.train.repeat_threshold == 0.001
-    heads = config.check(cfg, "the config").roi_heads
+    heads = checks.check(cfg, "the config").roi_heads
     assert heads.num_classes == 1203
     for predictor in predictors(heads):
         assert predictor.use_sigmoid_ce

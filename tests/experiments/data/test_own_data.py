@@ -23,7 +23,7 @@ from experiments.data import annotations, catalog
 from experiments.data.stream import Stream, training_loader
 from experiments.evaluation.evaluate import evaluate, set_num_classes
 from experiments.jobs import runs
-from experiments.recipe import config
+from experiments.recipe import config, identity, own_data
 from tests.conftest import ROOT
 from tests.faults.faulty import call_here
 
@@ -80,7 +80,7 @@ def own(request, tmp_path_factory) -> dict[str, str]:
 def prepared(own, name):
     """Data, and the config of that name made theirs."""
     data = catalog.prepare("mini", own["train"], own["val"])
-    cfg = config.fitted(config.load(ROOT / "configs" / f"{name}.py"), data)
+    cfg = own_data.fitted(config.load(ROOT / "configs" / f"{name}.py"), data)
     set_num_classes(cfg, len(data.categories))
     return data, cfg
 
@@ -138,11 +138,11 @@ def test_a_larger_side_by_two_words(own):
     data = catalog.prepare("mini", own["train"], own["val"])
     words = {"dataloader.image_size": 256, "model.backbone.img_size": 256}
     (row,) = runs.rows(studies.find("count"), "mini", "", words, ["none"])
-    cfg = config.fitted(row.cfg, data)
+    cfg = own_data.fitted(row.cfg, data)
     entry = catalog.dicts(data.train)[0]
     assert max(instantiate(cfg.dataloader.train.mapper)(entry)["image"].shape[1:]) == 256
     assert detector_cost(cfg.model).size == (256, 256)
-    assert "256 px on the longer side" in config.sizing(cfg, (48, 1600))
+    assert "256 px on the longer side" in own_data.sizing(cfg, (48, 1600))
     for name in ("dataloader.image_size=256", "model.backbone.img_size=256"):
         assert name in (ROOT / "docs/own-data.md").read_text()
 
@@ -157,7 +157,7 @@ def test_a_set_of_the_scales_own_size_is_read_as_it_was(small_set):
     ours, theirs = (instantiate(c.dataloader.test.mapper)(entry) for c in (cfg, before))
     assert torch.equal(ours["image"], theirs["image"])
     assert len(cfg.dataloader.train.mapper.augmentations) == 2
-    assert config.sizing(cfg, data.sides) == "as they are"
+    assert own_data.sizing(cfg, data.sides) == "as they are"
 
 
 @pytest.mark.parametrize(
@@ -165,11 +165,12 @@ def test_a_set_of_the_scales_own_size_is_read_as_it_was(small_set):
 )
 def test_configs_that_resize_stay(name):
     cfg = config.load(ROOT / "configs" / f"{name}.py")
-    before = config.plain_config(cfg)
-    config.take_any_size(cfg)
-    assert config.plain_config(cfg) == before
+    before = identity.plain_config(cfg)
+    own_data.take_any_size(cfg)
+    assert identity.plain_config(cfg) == before
     side = cfg.dataloader.image_size
-    assert f"large-scale jitter into a crop of {side} x {side} px" in config.sizing(cfg, (48, 1600))
+    jitter = f"large-scale jitter into a crop of {side} x {side} px"
+    assert jitter in own_data.sizing(cfg, (48, 1600))
 
 
 def call(command, *words) -> str:
@@ -263,7 +264,7 @@ def test_the_embedded_set_keeps_its_folder_and_its_runs_identity(tmp_path):
     assert Path(run.folder).parent == tmp_path / "runs" / "mini" / "count"
     cfg = rows[0].cfg
     cfg.train.seed = 0
-    assert run.fingerprint == config.fingerprint(cfg, data.digest)
+    assert run.fingerprint == identity.fingerprint(cfg, data.digest)
 
 
 def own_splits(root: Path) -> list[str]:

@@ -11,7 +11,7 @@ from detectron2.data import get_detection_dataset_dicts
 from experiments import studies
 from experiments.data import catalog
 from experiments.data.stream import Stream, Views, training_loader
-from experiments.recipe import config
+from experiments.recipe import resolved
 
 
 def mapper(entry):
@@ -62,7 +62,7 @@ def test_rows_with_one_seed_see_the_same_images_with_the_same_flips(small_set):
     study = studies.find("plain-vs-hierarchical")
 
     def seen(row: str, seed: int) -> list[dict]:
-        cfg = config.resolve(study, study.variant(row, "mini"), "mini", "vit-mini", {})
+        cfg = resolved.resolve(study, study.variant(row, "mini"), "mini", "vit-mini", {})
         loader = training_loader(
             Stream(dicts, instantiate(cfg.dataloader.train.mapper), seed), 0, 8
         )

@@ -25,6 +25,7 @@ from experiments.evaluation import matches, reach
 from experiments.evaluation.evaluate import PREDICTIONS, Result, evaluate
 from experiments.jobs import evaluate_checkpoint
 from experiments.recipe import config
+from experiments.recipe.words import parse_overrides, set_words
 from experiments.training import distributed
 from tests.backbones.weights.test_rotary import as_eva02_det
 from tests.conftest import ROOT, write_set
@@ -65,7 +66,7 @@ def untrained(detector: str = "mask_rcnn", seed: int = 0, **words):
     else:
         cfg.model.max_detections_per_image = 9
     small = {"dataloader.test.batch_size": BATCH, "dataloader.test.num_workers": 0}
-    config.set_words(cfg, small | words, "test")
+    set_words(cfg, small | words, "test")
     torch.manual_seed(seed)
     return instantiate(cfg.model), cfg
 
@@ -472,8 +473,8 @@ def test_a_checkpoint_of_eva02_det(splits, tmp_path):
     """In the exact layout of a released one, by the suite's config: what `make eval-coco` does,
     and what is published for a file of that name."""
     cfg = config.load(CONFIGS / EVA02)
-    words = config.parse_overrides(SMALL_EVA02)
-    config.set_words(cfg, words, "test")
+    words = parse_overrides(SMALL_EVA02)
+    set_words(cfg, words, "test")
     torch.manual_seed(0)
     model = instantiate(cfg.model).eval()
     weights = tmp_path / "released" / "eva02_B_coco_bsl.pth"

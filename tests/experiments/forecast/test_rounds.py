@@ -18,7 +18,7 @@ from experiments.forecast.seeds import Limits
 from experiments.jobs import sweep
 from experiments.jobs.planned import Run, Stages
 from experiments.launching.local import Local
-from experiments.recipe import config
+from experiments.recipe import identity
 from experiments.records import looks, read_json
 from tests.analysis.conftest import write_run
 
@@ -67,7 +67,7 @@ def finish(todo: list[Run]) -> None:
             variant=run.variant,
             seed=run.seed,
             fingerprint=run.fingerprint,
-            config=config.plain_config(run.cfg),
+            config=identity.plain_config(run.cfg),
         )
 
 

@@ -12,7 +12,7 @@ from experiments import records, studies
 from experiments.errors import UserError
 from experiments.jobs import mini_weights
 from experiments.json_files import write_json
-from experiments.recipe import config
+from experiments.recipe import config, resolved
 from experiments.records import MANIFEST, VERSION, checkpoints
 from tests.conftest import ROOT
 from tests.experiments.records.test_records import make
@@ -35,7 +35,7 @@ def test_all_rows_start_from_them(name):
     """Every tensor of the file, and what a row has beyond it is its own residual modules."""
     study = studies.find(name)
     for variant in study.rows("mini"):
-        cfg = config.resolve(study, variant, "mini", "vit-mini", {})
+        cfg = resolved.resolve(study, variant, "mini", "vit-mini", {})
         assert cfg.train.init_weights == mini_weights.WORD
         _, encoder = encoder_of(instantiate(cfg.model))
         account = load_encoder(encoder, config.init_weights(cfg), show=lambda _: None)
@@ -46,7 +46,7 @@ def test_all_rows_start_from_them(name):
 
 def test_kept_is_the_encoder_of_the_run_in_half_precision(tmp_path):
     study = studies.find(str(ROOT / "experiments/studies/_windows_mini.py"))
-    cfg = config.resolve(study, study.variants[0], "mini", "vit-mini", {})
+    cfg = resolved.resolve(study, study.variants[0], "mini", "vit-mini", {})
     model = instantiate(cfg.model)
     run = tmp_path / "windows-mini" / "run"
     run.mkdir(parents=True)

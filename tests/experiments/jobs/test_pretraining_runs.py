@@ -17,7 +17,8 @@ from experiments.data import pretraining_images as images
 from experiments.errors import UserError
 from experiments.jobs import pretraining_runs
 from experiments.jobs.pretraining import effective_rank, validate
-from experiments.recipe import config
+from experiments.recipe import config, identity
+from experiments.recipe.words import check_pretraining_words
 from experiments.records import PretrainingRecord
 from experiments.training import training_loop
 from tests.conftest import ROOT
@@ -154,7 +155,7 @@ class TestRecipes:
         scale = "mini" if size == "vit-mini" else "coco"
         backbone = config.load(config.base_path(scale, size)).model.backbone
         alone, behind = (pretraining_runs.resolve(recipe, size, {}, b) for b in (None, backbone))
-        assert config.fingerprint(alone, "data") == config.fingerprint(behind, "data")
+        assert identity.fingerprint(alone, "data") == identity.fingerprint(behind, "data")
 
     def test_a_recipe_for_another_encoder_is_refused(self):
         backbone = config.load(config.base_path("coco", "vit-b")).model.backbone
@@ -172,7 +173,7 @@ class TestRecipes:
             cfg.train.init_weights = "recipe:mae"
             data = images.prepare("mini", str(folder))
             pretraining_runs.plan_for([cfg], "mini", lambda: data, Path("runs"), overrides)
-            return config.fingerprint(cfg, "data")
+            return identity.fingerprint(cfg, "data")
 
         assert detector(SMALL) == detector(SMALL)
         assert detector(SMALL) != detector(SMALL | {"train.max_iter": 5})
@@ -367,9 +368,9 @@ def test_words_of_a_pre_training_that_is_not_there(small_set, tmp_path):
     assert_told(experiments(*words), "IMAGES has no effect", "no row starts from a recipe")
     cfg = config.load(config.base_path("mini", "vit-mini"))
     with pytest.raises(UserError, match=r"pretraining\.train\.seed has no effect"):
-        config.check_pretraining_words([cfg], {"train.seed": 3})
+        check_pretraining_words([cfg], {"train.seed": 3})
     cfg.train.init_weights = "recipe:mae"
-    config.check_pretraining_words([cfg], {"train.max_iter": 3}, "somewhere")
+    check_pretraining_words([cfg], {"train.max_iter": 3}, "somewhere")
 
 
 def test_the_command_tells_what_is_wrong(tmp_path):

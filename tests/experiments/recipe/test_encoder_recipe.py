@@ -8,7 +8,7 @@ from experiments import studies
 from experiments.costs.detector_cost import detector_cost, textbook_attention
 from experiments.costs.training_cost import count_step, training_macs, training_step
 from experiments.jobs import runs
-from experiments.recipe import config
+from experiments.recipe import config, identity
 from tests.conftest import ROOT
 
 STUDY = studies.find("encoder-recipe")
@@ -28,7 +28,7 @@ def flat(node, prefix="") -> dict:
 
 @pytest.mark.parametrize(("scale", "size"), [("mini", "vit-mini"), ("coco", "vit-b")])
 def test_rows_are_one_word_away_from_the_base(scale, size):
-    found = {name: flat(config.plain_config(cfg)) for name, cfg in rows(scale, size).items()}
+    found = {name: flat(identity.plain_config(cfg)) for name, cfg in rows(scale, size).items()}
     base = found.pop("base")
     assert len(found) == 10
     for name, row in found.items():
@@ -41,7 +41,7 @@ def test_rows_are_one_word_away_from_the_base(scale, size):
 def test_the_recipe_is_that_of_random_weights_in_the_paper(size):
     (none,) = runs.rows(studies.find("pretraining"), "coco", size, {}, ["none"])
     base = rows("coco", size)["base"]
-    assert config.plain_config(base) == config.plain_config(none.cfg)
+    assert identity.plain_config(base) == identity.plain_config(none.cfg)
 
 
 @pytest.mark.parametrize("scale", ["mini", pytest.param("coco", marks=pytest.mark.slow)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from experiments import studies
 from experiments.errors import UserError
 from experiments.jobs import pretraining_runs
-from experiments.recipe import config
+from experiments.recipe import config, resolved
 from experiments.recipe.initial_values import construct
 from tests.conftest import ROOT
 
@@ -26,7 +26,7 @@ def made(cfg, seed: int = 5) -> dict[str, Tensor]:
 def rows(name: str) -> list:
     study = studies.find(name)
     rows = [row for row in study.rows("mini") if row.detector in ("", "mask_rcnn")]
-    return [config.resolve(study, row, "mini", study.sizes["mini"], {}) for row in rows]
+    return [resolved.resolve(study, row, "mini", study.sizes["mini"], {}) for row in rows]
 
 
 def is_random(value: Tensor) -> bool:

@@ -11,8 +11,9 @@ from experiments.costs.detector_cost import detector_cost, textbook_attention
 from experiments.costs.training_cost import count_step, training_macs, training_step
 from experiments.errors import UserError
 from experiments.jobs import pretraining_runs, runs
-from experiments.recipe import config, show_optim
+from experiments.recipe import checks, config, identity, show_optim
 from experiments.recipe.optim import param_groups
+from experiments.recipe.resolved import resolve
 
 STUDY = studies.find("global-vs-conv")
 
@@ -20,12 +21,12 @@ STUDY = studies.find("global-vs-conv")
 def resolved(tuning: str, variant="global", scale="mini", size="vit-mini", **words):
     words = {f"model.backbone.{word}": value for word, value in words.items()}
     row = STUDY.variant(variant, scale)
-    return config.resolve(STUDY, row, scale, size, words | {"train.tuning": tuning})
+    return resolve(STUDY, row, scale, size, words | {"train.tuning": tuning})
 
 
 def trains(cfg) -> tuple[torch.nn.Module, set[str]]:
     """The model on the meta device, and the encoder's parameters that its optimizer gets."""
-    model = config.check(cfg, "here")
+    model = checks.check(cfg, "here")
     groups = param_groups(model, 1.0, 0.1, layer_decay=0.7)
     given = {p for group in groups for p in group["params"]}
     named = model.backbone.net.named_parameters()
@@ -57,7 +58,7 @@ def test_residual_modules_are_their_blocks():
 
 @pytest.mark.parametrize(("tuning", "still"), [("frozen", 6), ("last:2", 4)])
 def test_what_is_frozen_stays_in_evaluation_mode(tuning, still):
-    net = config.check(resolved(tuning), "here").train().eval().train().backbone.net
+    net = checks.check(resolved(tuning), "here").train().eval().train().backbone.net
     assert net.training is (tuning != "frozen")
     assert [block.training for block in net.blocks] == [False] * still + [True] * (6 - still)
     assert not any(m.training for m in net.patch_embed.modules())
@@ -69,12 +70,12 @@ def test_what_is_frozen_stays_in_evaluation_mode(tuning, still):
 def test_any_encoder_can_be_frozen(kind):
     cfg = config.load(config.base_path("mini", kind))
     cfg.train.tuning = "frozen"
-    backbone = config.check(cfg, "here").backbone
+    backbone = checks.check(cfg, "here").backbone
     assert not any(p.requires_grad for p in backbone.bottom_up.parameters())
     assert any(p.requires_grad for p in backbone.parameters())
     cfg.train.tuning = "last:2"
     with pytest.raises(UserError, match=r"train\.tuning=last:2 is for a plain ViT, not for"):
-        config.check(cfg, "here")
+        checks.check(cfg, "here")
 
 
 MISTAKES = {
@@ -102,12 +103,12 @@ def test_pretraining_has_no_such_word():
 
 def test_a_run_of_before_there_was_the_word_is_the_same():
     cfg = resolved("full")
-    marks = {config.fingerprint(cfg, ""), config.fingerprint(resolved("last:2"), "")}
-    marks.add(config.fingerprint(resolved("frozen"), ""))
+    marks = {identity.fingerprint(cfg, ""), identity.fingerprint(resolved("last:2"), "")}
+    marks.add(identity.fingerprint(resolved("frozen"), ""))
     assert len(marks) == 3
     del cfg.train.tuning
-    assert config.fingerprint(cfg, "") in marks
-    assert config.check(cfg, "here").backbone.net.blocks[0].training
+    assert identity.fingerprint(cfg, "") in marks
+    assert checks.check(cfg, "here").backbone.net.blocks[0].training
 
 
 def test_frozen_random_weights_are_noted():
@@ -145,7 +146,7 @@ def test_a_step_costs_what_it_computes():
 
 def test_show_optim_lists_what_trains():
     cfg = resolved("last:2")
-    layers = [row[0] for row in show_optim.rows(cfg, config.check(cfg, "here"))]
+    layers = [row[0] for row in show_optim.rows(cfg, checks.check(cfg, "here"))]
     assert {layer for layer in layers if layer.startswith("block")} == {"block 4", "block 5"}
     assert "patch embedding" not in layers
     shown = io.StringIO()

@@ -19,7 +19,7 @@ from experiments import studies
 from experiments.data import catalog
 from experiments.errors import UserError
 from experiments.jobs import runs
-from experiments.recipe import config
+from experiments.recipe import checks
 from experiments.training import distributed
 from experiments.training.hooks import Checkpoints, Meter
 from experiments.training.training_loop import Trainer, parallel
@@ -274,12 +274,12 @@ def test_processes_that_do_not_fit_a_step(small_set, tmp_path):
     words = {"dataloader.train.micro_batch_size": 2}
     cfg = planned(small_set, tmp_path, "global-vs-conv", "none", words).cfg
     for count in (1, 2, 3, 4):
-        config.check_processes(cfg, count)
+        checks.check_processes(cfg, count)
     with pytest.raises(UserError, match="GPUS=5 is too many: a step's 8 images are 4 passes of 2"):
-        config.check_processes(cfg, 5)
+        checks.check_processes(cfg, 5)
     cfg.train.parallel = "fsdp"
     with pytest.raises(UserError, match="GPUS=3 does not divide a step's 4 passes"):
-        config.check_processes(cfg, 3)
+        checks.check_processes(cfg, 3)
 
 
 def test_cores_of_a_process(monkeypatch):

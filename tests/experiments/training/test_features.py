@@ -16,7 +16,7 @@ from experiments.data import catalog
 from experiments.data.mapper import Mapper
 from experiments.errors import UserError
 from experiments.jobs import detection
-from experiments.recipe import config
+from experiments.recipe import resolved
 from experiments.training import features
 from tests.experiments.training.test_distributed import planned, trained
 from tests.experiments.training.test_tuning import ALIKE, losses
@@ -32,7 +32,7 @@ class Set:
     def __init__(self, small_set, root: Path, row: str = "vit", **words):
         found = studies.find(STUDY)
         words = {key.replace("__", "."): value for key, value in words.items()}
-        self.cfg = config.resolve(found, found.variant(row, "mini"), "mini", "", WORDS | words)
+        self.cfg = resolved.resolve(found, found.variant(row, "mini"), "mini", "", WORDS | words)
         torch.manual_seed(0)
         self.detector = instantiate(self.cfg.model)
         self.split = catalog.prepare("mini", small_set["dataset"], small_set["val"]).train

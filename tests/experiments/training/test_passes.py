@@ -15,7 +15,8 @@ from backbones.drop_path import DropPath
 from experiments import studies
 from experiments.data import catalog
 from experiments.errors import UserError
-from experiments.recipe import config, initial_values
+from experiments.recipe import checks, config, identity, initial_values
+from experiments.recipe.resolved import resolve
 from experiments.training import passes
 from experiments.training.training_loop import Trainer
 
@@ -32,7 +33,7 @@ WORDS = {
 
 def resolved(row: str, **words):
     words = WORDS | {key.replace("__", "."): value for key, value in words.items()}
-    return config.resolve(STUDY, STUDY.variant(row, "mini"), "mini", "", words)
+    return resolve(STUDY, STUDY.variant(row, "mini"), "mini", "", words)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def test_groups_of_two(dicts):
 def test_what_cannot_be_taken_together_is_not(row, words, why, dicts, caplog):
     own = {k: v for k, v in WORDS.items() if row == "vit" or "backbone" not in k}
     words = own | {key.replace("__", "."): value for key, value in words.items()}
-    cfg = config.resolve(STUDY, STUDY.variant(row, "mini"), "mini", "", words)
+    cfg = resolve(STUDY, STUDY.variant(row, "mini"), "mini", "", words)
     logger = logging.getLogger("detectron2")
     logger.propagate, before = True, logger.propagate
     try:
@@ -143,14 +144,14 @@ def test_images_of_a_pass_are_no_part_of_identity():
     def mark(group: int, images: int) -> str:
         words = dict(dataloader__train__loss_batch_size=group)
         cfg = resolved("vit", **words, dataloader__train__micro_batch_size=images)
-        return config.fingerprint(cfg, "data")
+        return identity.fingerprint(cfg, "data")
 
     assert mark(1, 4) == mark(1, 2) == mark(1, 1)
     assert mark(2, 2) == mark(2, 4) != mark(1, 2)
     cfg = resolved("vit")
     cfg.dataloader.train.update(total_batch_size=6, loss_batch_size=2, micro_batch_size=3)
     with pytest.raises(UserError, match="micro_batch_size=3 is no multiple of loss_batch_size=2"):
-        config.check_training(cfg, "here")
+        checks.check_training(cfg, "here")
 
 
 def test_drop_path_is_torchvisions():

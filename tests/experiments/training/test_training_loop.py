@@ -14,7 +14,7 @@ from experiments.costs import devices, environment
 from experiments.data import catalog
 from experiments.jobs import detection
 from experiments.jobs.detection import fit_run
-from experiments.recipe import config
+from experiments.recipe import config, resolved
 from experiments.records import checkpoints
 from experiments.training import training_loop
 from experiments.training.fit import training_figures
@@ -220,7 +220,7 @@ def test_heads_draw_the_same_numbers_behind_any_encoder(rows, small_set):
 
     def states(row: str, words: dict, seed: int = 1) -> list[tuple[int, str, tuple]]:
         """Of each micro batch and head of two steps, what the generator would give there."""
-        cfg = config.resolve(study, study.variant(row, "mini"), "mini", "vit-mini", words)
+        cfg = resolved.resolve(study, study.variant(row, "mini"), "mini", "vit-mini", words)
         mapper = instantiate(cfg.dataloader.train.mapper)
         model = instantiate(cfg.model)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
