@@ -208,7 +208,7 @@ test-faults: $(INSTALLED_TEST) ## What may break, broken on purpose: docs/reliab
 
 # Beside .venv's own packages, not among them: who exports chooses his own versions.
 .PHONY: test-trackers
-test-trackers: $(INSTALLED_TEST) ## Export to the real wandb, mlflow and trackio, installed for it, into their local files
+test-trackers: $(INSTALLED_TEST) ## Export to the real wandb and mlflow, installed for it, into their local files
 	@$(UV) pip freeze --quiet --python $(PY) | grep == > $(VENV)/.frozen
 	@$(UV) pip install --quiet --python $(PY) --target $(VENV)/trackers --constraints $(VENV)/.frozen -r requirements-trackers.txt \
 		|| echo "no trackers to be had: their tests will say so"
