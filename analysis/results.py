@@ -23,6 +23,7 @@ from experiments.records import (
     load_foreign,
     load_study,
 )
+from experiments.scales import SCALES
 
 from . import bootstrap, comparable, looks, reach, sweeps
 from .bootstrap import Draws, delta_of
@@ -390,10 +391,10 @@ def paper_column(kind: str, size: str) -> str:
 
 def paper_data(results: Results) -> tuple[str, bool]:
     """Which data set the paper's AP are of, and whether the study's are of the same, by a recipe of
-    the same length: at small scale none is."""
+    the same length."""
     runs = results.records
     own = list(runs.loc[runs["fingerprint"] != FOREIGN, "data"]) if len(runs) else []
     kinds = {data.get("kind", "coco") for data in own}
     name, file, images = PAPERS_DATA["lvis" if "lvis" in kinds else "coco"]
     sets = {(Path(data["val"]).name, data.get("images", [0])[-1]) for data in own}
-    return name, sets == {(file, images)} and results.manifest["scale"] != "small"
+    return name, sets == {(file, images)} and not SCALES[results.manifest["scale"]].shortened

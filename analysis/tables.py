@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from experiments.errors import UserError, unknown
 from experiments.evaluation.reach import FOUND, LEARNED
+from experiments.scales import SCALES
 
 from . import categories, reach
 from .results import FIGURES, KINDS, ONE_SEED, PAPER_SIZES, Results, paper_column, paper_data
@@ -220,7 +221,7 @@ def parts(results: Results, wide: bool = False) -> list[tuple[str, pd.DataFrame]
     other = "" if same else "; another set than that of the rows above"
     printed = " ".join(w for v in results.manifest["variants"] for w in v["published"].values())
     whose = "by their authors" if "today:" in printed else "arXiv:2203.16527v2"
-    if results.manifest["scale"] == "small":
+    if SCALES[results.manifest["scale"]].shortened:
         other = ", whole recipe: compare the order only"
     found = [
         ("", summary(table, results.manifest["base"])),

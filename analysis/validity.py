@@ -159,7 +159,7 @@ def _runs(known: Sequence[Row], folder: Path, size: str) -> tuple[pd.DataFrame, 
 def _altered(scale: str) -> set[str]:
     """At mini scale any other recipe is another question; at small scale each has its share, its
     length and its machine, and what is compared has the same (`_of_like_words`)."""
-    return {*_ALTERED, "--overrides"} if scale == "mini" else set(_ALTERED)
+    return {*_ALTERED, "--overrides"} if SCALES[scale].embedded else set(_ALTERED)
 
 
 def _of_like_words(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -303,8 +303,8 @@ about other seeds and images, not about other rows.
 
 def caption(validity: Validity) -> str:
     """How to read the table."""
-    mini = validity.scale == "mini"
-    data = "the embedded set" if mini else f"COCO with {validity.size} (docs/small.md)"
+    embedded = SCALES[validity.scale].embedded
+    data = "the embedded set" if embedded else f"COCO with {validity.size} (docs/small.md)"
     return _CAPTION.format(scale=validity.scale, separated=SEPARATED, data=data)
 
 

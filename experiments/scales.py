@@ -16,16 +16,23 @@ class Scale:
         images: of its sets "coco" and "lvis", to train on and to validate on; of `small` those
             that it takes a share of.
         embedded: whether the suite makes its images, and minutes on a CPU are enough.
+        shortened: whether runs see a share of the paper's images for fewer epochs: of its AP only
+            the order compares.
+        gpus, budget: that a study is planned for where nothing else is said; 0: what the machine
+            has; "": no budget.
     """
 
     size: str
     seeds: int
     images: dict[str, tuple[int, int]]
     embedded: bool = False
+    shortened: bool = False
+    gpus: int = 0
+    budget: str = ""
 
 
 SCALES = {
     "mini": Scale("vit-mini", 3, dict(coco=_MINI, lvis=_MINI), embedded=True),
-    "small": Scale("vit-s", 3, dict(coco=_COCO, lvis=_LVIS)),
+    "small": Scale("vit-s", 3, dict(coco=_COCO, lvis=_LVIS), shortened=True, gpus=1, budget="24h"),
     "coco": Scale("vit-b", 1, dict(coco=_COCO, lvis=_LVIS)),
 }

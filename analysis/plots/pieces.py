@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from experiments.scales import SCALES
+
 from .. import reach, style
 from ..results import KINDS, Results, paper_data
 
@@ -72,10 +74,11 @@ def title(figure: Figure, results: Results, what: str, measured: bool = False) -
 
 def data(results: Results) -> str:
     """What the AP are of, in words."""
-    if results.manifest["scale"] == "mini":
+    scale = SCALES[results.manifest["scale"]]
+    if scale.embedded:
         return "mini set"
     name, same = paper_data(results)
-    if results.manifest["scale"] == "small" and not results.manifest.get("own_set"):
+    if scale.shortened and not results.manifest.get("own_set"):
         configs = [config for config in results.records["config"] if config]  # foreign: none
         whole = all(config["dataloader"]["test"]["share"] == 1 for config in configs)
         return name if whole else f"a part of {name}"

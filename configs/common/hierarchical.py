@@ -1,6 +1,5 @@
-"""Hierarchical backbones under FPN: detectron2's Swin and MViTv2, which the paper compares with,
-and
-ConvNeXt."""
+"""Hierarchical backbones under FPN: ConvNeXt, and detectron2's Swin and MViTv2, which the paper
+compares with."""
 
 from collections.abc import Sequence
 

@@ -207,15 +207,16 @@ def show(
 
     Args:
         device, gpus: as of `target`.
-        budget_words: a time of which it says what it buys; "": of a day, at small scale.
+        budget_words: a time of which it says what it buys; "": the scale's.
 
     Raises:
         UserError: it cannot be run as it is asked for, or as of `target`.
     """
     request.check_pretraining_words()
     study, rows, limits = request.study, request.rows, request.seeds
-    bought = seeds.parse(seeds.AUTO, None, budget_words or "24h" * (request.scale == "small"))
-    shares, whole = request.shares, SCALES[request.scale].images[study.dataset]
+    scale, shares = SCALES[request.scale], request.shares
+    bought = seeds.parse(seeds.AUTO, None, budget_words or scale.budget)
+    whole = scale.images[study.dataset]
     # The set's known numbers: no data is needed.
     images = round(shares.train * whole[0]), round(shares.val * whole[1])
     if request.dataset or request.val:
@@ -226,8 +227,7 @@ def show(
         images = data.images
     count = limits if isinstance(limits, int) else limits.most
     count = count or study.seeds.get(request.scale, 1)
-    # Small scale is for a GPU, whether this machine has one or not.
-    where = target(rows, device, gpus or int(request.scale == "small"))
+    where = target(rows, device, gpus or scale.gpus)
     counting = track(
         rows, "counting", console=console, transient=True, disable=not console.is_terminal
     )

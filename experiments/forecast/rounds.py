@@ -1,9 +1,9 @@
 """What a command for a study comes to: what is to run now, and, once it has, what next.
 
 A study with a number of seeds is one round. A sweep has one before it, whose runs choose each row's
-value. With `SEEDS=auto` each round is followed by a look at
-the verdicts: rows that are not decided get more seeds in the next one. Called again, the same
-command goes on with the round that was last asked for: the manifest has it.
+value. With `SEEDS=auto` each round is followed by a look at the verdicts: rows that are not decided
+get more seeds in the next one. Called again, the same command goes on with the round that was last
+asked for: the manifest has it.
 """
 
 import json

@@ -166,11 +166,11 @@ def encoder_size(cfg: DictConfig) -> str:
     encoder = cfg.model.get("backbone") or cfg.model.encoder
     if "size" in encoder:
         return encoder.size
-    words = encoder.get("bottom_up", {})
-    kind = words.get("_target_", "")
-    kind = kind if isinstance(kind, str) else kind.__name__
+    if "bottom_up" not in encoder:
+        return ""
+    words = encoder.bottom_up
     blocks = words.get("depth") or sum(words.get("depths", []))
-    return _HIERARCHICAL.get((kind.rpartition(".")[2], words.get("embed_dim"), blocks), "")
+    return _HIERARCHICAL.get((class_name(words), words.get("embed_dim"), blocks), "")
 
 
 def is_recipe(word: str) -> bool:

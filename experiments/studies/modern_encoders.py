@@ -11,8 +11,8 @@
     eva02           eva02-b                        EVA-02, IN-21K (L: Merged-38M)
     pe-core         pe-core-b                      PE-Core
     pe-spatial      pe-spatial-b                   PE-Spatial
-    eva02-released  eva02-b, Cascade Mask R-CNN    EVA-02, by the recipe of its authors
-    pe-core-released, pe-spatial-released          PE's G, by the recipe of its authors (vit-h)
+    eva02-b-released, eva02-l-released             Cascade, by the recipe of EVA-02's authors
+    pe-core-released, pe-spatial-released          PE's G, by that of PE's (vit-h)
 
 All rows but the "-released" have ViTDet's recipe (arXiv:2203.16527, Table 11, of the size that was
 chosen), windows of 14 and 4 global blocks; relative positions where ViTDet's released configs have
@@ -49,7 +49,6 @@ of ViTDet's recipe takes 16, 31 and 42 hours for ViT-B, L and H.
 
 from experiments.studies import Study, Variant, Words
 
-_ITERATIONS = 60_000  # EVA-02's
 _FROM_SCRATCH: Words = {"train.init_weights": "none", "train.max_iter": 480}
 _GREY: Words = {"model.pixel_mean": [127.5] * 3, "model.pixel_std": [127.5] * 3}
 _NO_REL_POS: Words = {"model.backbone.use_rel_pos": False}
@@ -69,17 +68,17 @@ def _row(name: str, base: Words, large: Words) -> Variant:
     return Variant(name, words_of_size=of_size, only=tuple(of_size))
 
 
-def _eva02_released(lr: float, batch: int) -> Words:
-    return {
-        "optimizer.lr": lr,
-        "optimizer.weight_decay": 0.1,
-        "param_groups.no_weight_decay": [],
-        "dataloader.train.total_batch_size": batch,
-        "train.max_iter": _ITERATIONS,
-        "schedule.warmup_iters": 1000,
-        "schedule.decay.milestones": [8, 9],
-        "schedule.decay.num_updates": 10,
-    }
+def _eva02_released(letter: str) -> Variant:
+    """By a config of its own, as `_pe_released`."""
+    size = f"eva02-{letter}"
+    published = {size: f"today:eva02_{letter.upper()}_coco_bsl"}
+    return Variant(
+        f"{size}-released",
+        size=size,
+        published=published,
+        detector="cascade_mask_rcnn",
+        only=(f"vit-{letter}",),
+    )
 
 
 def _pe_released(kind: str, epochs: int) -> Variant:
@@ -133,16 +132,8 @@ study = Study(
             _of("pe-spatial-b", "pe_spatial", _NO_REL_POS | _GREY),
             _of("pe-spatial-l", "pe_spatial", _NO_REL_POS | _GREY),
         ),
-        Variant(
-            "eva02-released",
-            words_of_size={
-                "vit-b": _of("eva02-b", "eva02_in21k", _EVA02_WORDS) | _eva02_released(5e-5, 128),
-                "vit-l": _of("eva02-l", "eva02_m38m", _EVA02_WORDS) | _eva02_released(6e-5, 144),
-            },
-            published={"vit-b": "today:eva02_B_coco_bsl", "vit-l": "today:eva02_L_coco_bsl"},
-            detector="cascade_mask_rcnn",
-            only=("vit-b", "vit-l"),
-        ),
+        _eva02_released("b"),
+        _eva02_released("l"),
         _pe_released("core", 75),
         _pe_released("spatial", 36),
     ),
