@@ -107,7 +107,6 @@ class TestChosen:
             ids = subsets.chosen(content, share, seed, "")
             plain = set(random.Random(seed).sample(numbers, len(ids)))
             for name, found in (("ours", ids), ("plain", plain)):
-                # In standard errors of a class's number of objects, if they were drawn.
                 pairs = zip(parts_of(content, found), whole, strict=True)
                 errors[name].append([np.abs(part - all_).sum() for part, all_ in pairs])
         ours, plain = (np.mean(errors[name], 0) for name in ("ours", "plain"))
