@@ -129,7 +129,8 @@ def test_command(committed, tmp_path, analysis):
         assert title in said
     names = {path.name for path in (tmp_path / "paper").iterdir()}
     figures = {f"figure-{n}.{kind}" for n in (3, 4, 5) for kind in ("csv", "png", "svg")}
-    assert names == {"tables.csv", "tables.md", "tables.tex"} | figures
+    tables = {"tables.csv", "tables.md", "tables.tex", "todays-encoders.csv", "todays-encoders.md"}
+    assert names == tables | figures
     table = pd.read_csv(tmp_path / "paper" / "tables.csv", dtype={"row": str, "variant": str})
     table = table.set_index(table["table"] + ":" + table["row"])
     pd.testing.assert_frame_equal(table, committed)
