@@ -5,6 +5,7 @@ tokens attend to, or adds a module behind the block. The strategies here are tho
 of arXiv:2203.16527; a new one is one registered subclass of `Propagation`, or of `Partition`.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,3 +175,61 @@ def propagation_blocks(depth: int, count: int, placement: str) -> tuple[int, ...
     if placement == "last":
         return tuple(range(depth - count, depth))
     return tuple((i + 1) * depth // count - 1 for i in range(count))
+
+
+Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its residual module
+
+
+def roles_of_words(chosen: Propagation, count: int | str | None, placement: str) -> list[Role]:
+    """Of each block, first to last: `count` and `placement` as of `block_count` and
+    `propagation_blocks`."""
+    depth, windows = chosen.encoder.depth, Windows(chosen.encoder.window_size)
+    propagating = propagation_blocks(depth, block_count(chosen, count), placement)
+    return _shared(
+        (chosen.partition(i), chosen.residual(i)) if i in propagating else (windows, None)
+        for i in range(depth)
+    )
+
+
+def roles_of_indexes(
+    spec: EncoderSpec,
+    windowed: Sequence[int] | None,
+    residual: Sequence[int] | None,
+    conv_block: Callable[[int], nn.Module],
+) -> list[Role]:
+    """As detectron2's `ViT` says them: blocks that use windows, and those with a conv block behind.
+
+    Raises:
+        ValueError: an index of no block.
+    """
+    windowed, residual = windowed or (), residual or ()
+    for argument, indexes in (
+        ("window_block_indexes", windowed),
+        ("residual_block_indexes", residual),
+    ):
+        if not isinstance(indexes, Iterable) or not set(indexes) <= set(range(spec.depth)):
+            raise ValueError(
+                f"{argument}={indexes!r} does not fit: indexes in 0..{spec.depth - 1} do"
+            )
+    windows = Windows(spec.window_size)
+    return _shared(
+        (
+            windows if i in windowed else Partition(),
+            conv_block(spec.dim) if i in residual else None,
+        )
+        for i in range(spec.depth)
+    )
+
+
+def _shared(roles: Iterable[Role]) -> list[Role]:
+    """Equal groupings as one object: what depends on them is worked out once in a pass."""
+    found: dict[tuple, Partition] = {}
+    return [
+        (found.setdefault(_kind(partition), partition), residual) for partition, residual in roles
+    ]
+
+
+def _kind(partition: Partition) -> tuple:
+    said = sorted(vars(partition).items())
+    simple = all(isinstance(value, int | float | str) for _, value in said)
+    return (type(partition), *(said if simple else [id(partition)]))

@@ -1,33 +1,29 @@
 """The plain ViT encoder of ViTDet (arXiv:2203.16527), with every propagation strategy.
 
-Constructor words and state-dict keys are those of detectron2's `ViT` where it has them, so its
-checkpoints load strictly. See partition.py for the shape letters.
+Constructor words are those of detectron2's `ViT` where it has them; from words to the parts of
+an `Encoder`.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
-from detectron2.modeling.backbone import Backbone
-from torch import Tensor, nn
+from torch import nn
 
 from .arguments import builder, number, whole_number
 from .attention import ATTENTION
 from .block import Block, BlockParts
+from .encoder import Encoder
 from .initial import init_linear
 from .norms import LayerNorm2d
-from .partition import Partition, Windows
-from .positions import RESIZE, absolute_positions, read_positions
-from .propagation import EncoderSpec, Propagation, block_count, propagation_blocks, strategy
-from .recompute import recomputed
+from .partition import Partition
+from .positions import RESIZE, read_positions
+from .propagation import EncoderSpec, roles_of_indexes, roles_of_words, strategy
 from .registries import CONV_BLOCKS, MLPS, STEMS, accepted, choose, lookup, read_word
 from .rope import Rope
-from .sequence import TokenSequence, draw_kept
-from .unseen import Unseen
 
 
-class ViT(Backbone):
+class ViT(Encoder):
     """Plain ViT encoder: windowed blocks, some of which propagate across windows.
 
     Args:
@@ -131,7 +127,6 @@ class ViT(Backbone):
         mask_ratio: float = 0.0,
         registers: int = 0,
     ):
-        super().__init__()
         choose("attention", attention, ATTENTION)
         for argument, value in (
             ("patch_size", patch_size),
@@ -149,8 +144,11 @@ class ViT(Backbone):
         number("mask_ratio", mask_ratio, least=0, below=1)
         whole_number("registers", registers, least=0)
         choose("qkv_bias", qkv_bias, (True, False, "qv"))
+        choose("positions_resize", positions_resize, RESIZE)
         if layer_scale is not None:
             number("layer_scale", layer_scale, least=0)
+        if out_chans is not None:
+            whole_number("out_chans", out_chans, least=1)
         builder("norm_layer", norm_layer)
         builder("act_layer", act_layer)
         if embed_dim % num_heads:
@@ -165,19 +163,17 @@ class ViT(Backbone):
             raise ValueError(
                 f"img_size={img_size} does not fit: a multiple of patch_size={patch_size} does"
             )
-        self.img_size = img_size
-        self.patch_embed = lookup(STEMS, "stem", stem)(patch_size, in_chans, embed_dim)
-        self.pretrain_use_cls_token = pretrain_use_cls_token
-        self.positions_resize = choose("positions_resize", positions_resize, RESIZE)
+
+        build_stem = lookup(STEMS, "stem", stem)
+        patch_embed = build_stem(patch_size, in_chans, embed_dim)
         side = pretrain_img_size // patch_size
         absolute, rope = read_positions(positions, side, pretrain_use_cls_token, embed_dim)
         if not use_abs_pos and absolute is not None and positions != "learned":
             raise ValueError(
                 f"positions={positions!r} contradicts use_abs_pos=False: give one of the two"
             )
-        self.pos_embed = absolute if use_abs_pos else None
-
-        self.spec = spec = EncoderSpec(embed_dim, depth, num_heads, window_size)
+        pos_embed = absolute if use_abs_pos else None
+        spec = EncoderSpec(embed_dim, depth, num_heads, window_size)
         convs = lookup(CONV_BLOCKS, "conv_block", conv_block)
         if window_block_indexes is None and residual_block_indexes is None:
             chosen = strategy(propagation or "global", spec, conv_block=conv_block)
@@ -185,18 +181,16 @@ class ViT(Backbone):
                 raise ValueError(
                     f"count={count!r} does not fit propagation='none': leave it out, or 0"
                 )
-            roles = _roles_of_words(chosen, count, placement)
+            roles = roles_of_words(chosen, count, placement)
         elif propagation is None and count is None and placement == "even":
-            roles = _roles_of_indexes(spec, window_block_indexes, residual_block_indexes, convs)
+            roles = roles_of_indexes(spec, window_block_indexes, residual_block_indexes, convs)
         else:
             raise ValueError(
                 f"propagation={propagation!r}, count={count}, placement={placement!r} contradict "
                 "window_block_indexes / residual_block_indexes: give the words or the indexes"
             )
-        roles = _shared(roles)
-
-        if pre_norm:
-            self.norm_pre = norm_layer(embed_dim)
+        partitions = [partition for partition, _ in roles]
+        norm_pre = norm_layer(embed_dim) if pre_norm else None
         build_mlp, own = read_word(MLPS, "mlp", mlp)
         given = accepted(build_mlp, act_layer=act_layer, norm_layer=norm_layer)
         parts = BlockParts(
@@ -213,142 +207,63 @@ class ViT(Backbone):
             qk_norm=qk_norm,
             layer_scale=layer_scale,
         )
-        self.blocks = nn.ModuleList(
+        blocks = [
             parts.block(partition, residual, drop_path_rate * i / max(depth - 1, 1))
             for i, (partition, residual) in enumerate(roles)
+        ]
+        if rope is not None:
+            _check_rope(parts, rope, partitions)
+        if positions_resize == "tile":
+            _check_tile(pos_embed, side, window_size)
+        _check_inner_norms(blocks[0])
+        _check_sequence(mask_ratio, registers, window_size, use_rel_pos, partitions)
+        super().__init__(
+            spec,
+            img_size,
+            patch_embed,
+            blocks,
+            pos_embed=pos_embed,
+            pretrain_use_cls_token=pretrain_use_cls_token,
+            positions_resize=positions_resize,
+            norm_pre=norm_pre,
+            neck=None if out_chans is None else _sam_neck(embed_dim, out_chans),
+            out_chans=out_chans,
+            stages=stages,
+            out_feature=out_feature,
+            mask_ratio=mask_ratio,
+            registers=registers,
+            use_act_checkpoint=use_act_checkpoint,
         )
-        _check_positions(self, parts, [partition for partition, _ in roles], side)
-        _check_inner_norms(self.blocks[0])
-        _check_sequence(mask_ratio, registers, window_size, use_rel_pos)
-        if registers and not any(partition.is_global for partition, _ in roles):
-            raise ValueError(
-                f"registers={registers} does not fit: no block is global, to read them"
-            )
-        self.mask_ratio, self.registers, self.mask_token = mask_ratio, None, None
-        if mask_ratio:
-            self.mask_token = nn.Parameter(torch.empty(embed_dim))
-            nn.init.normal_(self.mask_token, std=0.02)
-        if registers:
-            self.registers = nn.Parameter(torch.empty(1, registers, embed_dim))
-            nn.init.normal_(self.registers, std=0.02)
-        if rope is not None or positions_resize != "bicubic":
-            self.unseen = Unseen(_unseen(self, rope))
-        self.use_act_checkpoint = use_act_checkpoint
-        self._out_features = [*(f"stage{i}_feat" for i in range(1, stages)), out_feature]
-        self._out_feature_channels = dict.fromkeys(self._out_features, embed_dim)
-        if out_chans is not None:
-            self.neck = _sam_neck(embed_dim, whole_number("out_chans", out_chans, least=1))
-            self._out_feature_channels[out_feature] = out_chans
-        self._out_feature_strides = dict.fromkeys(self._out_features, patch_size)
-        ends = propagation_blocks(depth, stages, "even")
-        self._feature_of_block = dict(zip(ends, self._out_features, strict=True))
         for linear in itertools.chain.from_iterable(block.linears for block in self.blocks):
             init_linear(linear)
 
-    @property
-    def plan(self) -> tuple[str, ...]:
-        """What each block does, first to last, e.g. ("window", "global", ...)."""
-        return tuple(block.word for block in self.blocks)
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """What the first block reads: (B, 3, H, W) -> (B, ceil(H / patch), ceil(W / patch), C), the
-        stem's tokens with their absolute positions."""
-        x_BHWC = self.patch_embed(x)
-        if self.pos_embed is not None:
-            x_BHWC = x_BHWC + self.absolute_positions(tuple(x_BHWC.shape[1:3]))
-        else:
-            # What the blocks add to is as precise as with positions, under autocast too.
-            x_BHWC = x_BHWC.to(self.blocks[0].attn.proj.weight.dtype)
-        x_BHWC = x_BHWC.contiguous()  # stems put channels first in memory
-        return self.norm_pre(x_BHWC) if hasattr(self, "norm_pre") else x_BHWC
-
-    def absolute_positions(self, size: tuple[int, int]) -> Tensor:
-        """`pos_embed` for a map of `size` rows and columns, (1, H, W, C)."""
-        has_cls = self.pretrain_use_cls_token
-        return absolute_positions(self.pos_embed, has_cls, size, self.positions_resize)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) -> {"last_feat": (B, embed_dim, ceil(H / patch), ceil(W / patch))}, with
-        `out_chans` channels behind SAM's neck; the maps of earlier `stages` come first."""
-        x_BHWC = self.tokens(x)
-        sequence = self._sequence(x_BHWC)
-        if sequence:
-            x_BHWC = sequence.from_map(x_BHWC, self.registers)
-        turns: dict[Partition, tuple] = {}
-        features = {}
-        for i, block in enumerate(self.blocks):
-            partition = block.attn.partition
-            if partition not in turns:
-                turns[partition] = block.attn.turns(x_BHWC, sequence)
-            inputs = (x_BHWC, sequence, turns[partition])
-            if self.use_act_checkpoint and self.training:
-                x_BHWC = recomputed(block, *inputs, of=block)
-            else:
-                x_BHWC = block(*inputs)
-            if i in self._feature_of_block:
-                map_BHWC = sequence.to_map(x_BHWC, self.mask_token) if sequence else x_BHWC
-                features[self._feature_of_block[i]] = map_BHWC.permute(0, 3, 1, 2)
-        if hasattr(self, "neck"):
-            features[self._out_features[-1]] = self.neck(features[self._out_features[-1]])
-        return features
-
-    def _sequence(self, x_BHWC: Tensor) -> TokenSequence | None:
-        """How the blocks read the map, if not as it is."""
-        masked = self.training and self.mask_ratio > 0
-        if not masked and self.registers is None:
-            return None
-        size = tuple(x_BHWC.shape[1:3])
-        kept_HW = draw_kept(size, self.spec.window_size, self.mask_ratio) if masked else None
-        registers = 0 if self.registers is None else self.registers.shape[1]
-        partitions = [block.attn.partition for block in self.blocks]
-        return TokenSequence(size, partitions, registers, kept_HW, x_BHWC.device)
+def _check_rope(parts: BlockParts, rope: Rope, partitions: Sequence[Partition]) -> None:
+    if (channels := parts.dim // parts.num_heads) % 4:
+        raise ValueError(
+            f"positions='rope' does not fit heads of {channels} channels (embed_dim over "
+            "num_heads): a multiple of 4, two pairs for rows and columns, does"
+        )
+    if parts.use_rel_pos:
+        raise ValueError(
+            "positions='rope' does not fit use_rel_pos=True: give one of the two, as "
+            "use_rel_pos=False"
+        )
+    if rope.coordinates == "window" and all(partition.is_global for partition in partitions):
+        raise ValueError(
+            "positions='rope(coordinates=window)' does not fit: no block has windows; "
+            "coordinates=map does"
+        )
 
 
-def _unseen(encoder: ViT, rope: Rope | None) -> dict:
-    """Of an encoder whose positions no weight shows: those, and what else it takes to tell."""
-    block = encoder.blocks[0]
-    windows: dict[str, list[int]] = {}
-    for i, one in enumerate(encoder.blocks):
-        if not one.attn.partition.is_global:
-            windows.setdefault(one.attn.partition.word, []).append(i)
-    words = dict(
-        rope=rope and rope.words,
-        positions_resize=encoder.positions_resize,
-        num_heads=block.attn.num_heads,
-        norm_eps=getattr(block.norm1, "eps", None),
-        window_size=encoder.spec.window_size,
-        windows=windows,
-    )
-    return {k: v for k, v in words.items() if v is not None}
-
-
-def _check_positions(encoder: ViT, parts: BlockParts, partitions: list, side: int) -> None:
-    """Whether they fit the blocks, and each other."""
-    rope, window = parts.rope, encoder.spec.window_size
-    if rope is not None:
-        if (channels := parts.dim // parts.num_heads) % 4:
-            raise ValueError(
-                f"positions='rope' does not fit heads of {channels} channels (embed_dim over "
-                "num_heads): a multiple of 4, two pairs for rows and columns, does"
-            )
-        if parts.use_rel_pos:
-            raise ValueError(
-                "positions='rope' does not fit use_rel_pos=True: give one of the two, as "
-                "use_rel_pos=False"
-            )
-        if rope.coordinates == "window" and all(p.is_global for p in partitions):
-            raise ValueError(
-                "positions='rope(coordinates=window)' does not fit: no block has windows; "
-                "coordinates=map does"
-            )
-    if encoder.positions_resize == "tile":
-        if encoder.pos_embed is None:
-            raise ValueError("positions_resize='tile' has no effect: there are no absolute ones")
-        if side % window and window % side:
-            raise ValueError(
-                f"positions_resize='tile' does not fit: window_size={window} and the {side} "
-                f"positions along a side (pretrain_img_size over patch_size) do not divide"
-            )
+def _check_tile(pos_embed: nn.Parameter | None, side: int, window: int) -> None:
+    if pos_embed is None:
+        raise ValueError("positions_resize='tile' has no effect: there are no absolute ones")
+    if side % window and window % side:
+        raise ValueError(
+            f"positions_resize='tile' does not fit: window_size={window} and the {side} "
+            f"positions along a side (pretrain_img_size over patch_size) do not divide"
+        )
 
 
 def _check_inner_norms(block: Block) -> None:
@@ -365,7 +280,13 @@ def _check_inner_norms(block: Block) -> None:
             )
 
 
-def _check_sequence(mask_ratio: float, registers: int, window: int, use_rel_pos: bool) -> None:
+def _check_sequence(
+    mask_ratio: float,
+    registers: int,
+    window: int,
+    use_rel_pos: bool,
+    partitions: Sequence[Partition],
+) -> None:
     """Whether tokens can be left out of the map and put beside it."""
     for argument, value in (("mask_ratio", mask_ratio), ("registers", registers)):
         if value and use_rel_pos:
@@ -378,6 +299,8 @@ def _check_sequence(mask_ratio: float, registers: int, window: int, use_rel_pos:
             f"mask_ratio={mask_ratio} does not fit: of the {window**2} tokens of a window "
             "(window_size) it leaves out none, or all"
         )
+    if registers and not any(partition.is_global for partition in partitions):
+        raise ValueError(f"registers={registers} does not fit: no block is global, to read them")
 
 
 def _sam_neck(embed_dim: int, out_chans: int) -> nn.Sequential:
@@ -387,54 +310,3 @@ def _sam_neck(embed_dim: int, out_chans: int) -> nn.Sequential:
         nn.Conv2d(out_chans, out_chans, 3, padding=1, bias=False),
         LayerNorm2d(out_chans),
     )
-
-
-Role = tuple[Partition, nn.Module | None]  # of a block: its partition, its residual module
-
-
-def _shared(roles: list[Role]) -> list[Role]:
-    """Equal groupings as one object: what depends on them is worked out once in a pass."""
-    found: dict[tuple, Partition] = {}
-    for partition, _ in roles:
-        found.setdefault(_kind(partition), partition)
-    return [(found[_kind(partition)], residual) for partition, residual in roles]
-
-
-def _kind(partition: Partition) -> tuple:
-    said = sorted(vars(partition).items())
-    simple = all(isinstance(value, int | float | str) for _, value in said)
-    return (type(partition), *(said if simple else [id(partition)]))
-
-
-def _roles_of_words(chosen: Propagation, count: int | str | None, placement: str) -> list[Role]:
-    depth, windows = chosen.encoder.depth, Windows(chosen.encoder.window_size)
-    propagating = propagation_blocks(depth, block_count(chosen, count), placement)
-    return [
-        (chosen.partition(i), chosen.residual(i)) if i in propagating else (windows, None)
-        for i in range(depth)
-    ]
-
-
-def _roles_of_indexes(
-    spec: EncoderSpec,
-    windowed: Sequence[int] | None,
-    residual: Sequence[int] | None,
-    conv_block: Callable[[int], nn.Module],
-) -> list[Role]:
-    windowed, residual = windowed or (), residual or ()
-    for argument, indexes in (
-        ("window_block_indexes", windowed),
-        ("residual_block_indexes", residual),
-    ):
-        if not isinstance(indexes, Iterable) or not set(indexes) <= set(range(spec.depth)):
-            raise ValueError(
-                f"{argument}={indexes!r} does not fit: indexes in 0..{spec.depth - 1} do"
-            )
-    windows = Windows(spec.window_size)
-    return [
-        (
-            windows if i in windowed else Partition(),
-            conv_block(spec.dim) if i in residual else None,
-        )
-        for i in range(spec.depth)
-    ]

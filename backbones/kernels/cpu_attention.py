@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
@@ -13,6 +14,9 @@ from .relative import onehot_keys
 # Scores that a core works on at a time. More miss the cache, fewer make small products.
 _CHUNK_BYTES = 4 * 2**20
 _ALL_CHUNKS_BYTES = 64 * 2**20  # on many cores
+# Tokens of a float32 map without relative positions from which torch's kernel is faster forward
+# (`make bench SUITE=rotary`, EVA-02); in bfloat16 it is slower.
+_TORCHS_TOKENS = 1024
 
 
 def chunked_attention(
@@ -83,6 +87,10 @@ def _forward(
     h: int,
     w: int,
 ) -> Tensor:
+    plain = index_GN is None and tables_LD is None and mask_GNN is None
+    if plain and qkv_BTE.dtype == torch.float32 and h * w >= _TORCHS_TOKENS:
+        q, k, v = qkv_BTE.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
     chunks = _Chunks(1, qkv_BTE, pad_E, index_GN, tables_LD, mask_GNN, num_heads, h, w)
     qkv_TE = qkv_BTE.flatten(0, 1)
     out_TC = qkv_TE.new_empty(qkv_TE.shape[0], num_heads * chunks.D)

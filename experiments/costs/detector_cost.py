@@ -10,7 +10,7 @@ arithmetic.
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
@@ -147,42 +148,68 @@ def _evaluated(module: nn.Module) -> Iterator[None]:
 # ---- Detectors ---------------------------------------------------------------------------------
 
 
-class _Whole(nn.Module):
-    """A detector's inference with as many proposals and masks as its test settings allow.
+class _Pooled(torch.autograd.Function):
+    """Regions read from levels: sizes only. Its backward pass writes a gradient for every level."""
 
-    Untrained weights would find none of either. Pooling counts nothing.
+    @staticmethod
+    def forward(ctx: Any, regions: int, size: tuple[int, int], *levels: Tensor) -> Tensor:
+        ctx.shapes = [level.shape for level in levels]
+        return levels[0].new_zeros(regions, levels[0].shape[1], *size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(grad.new_zeros(shape) for shape in ctx.shapes)
+
+
+def walk(
+    detector: nn.Module, image_BCHW: Tensor, boxes: int, masks: int
+) -> Iterator[tuple[str, Any]]:
+    """What the heads of a detector put out, one after the other: of its "anchors" scores and
+    offsets, each of all levels; scores and offsets of "boxes", of each stage; "masks".
+
+    Untrained weights would find no boxes and masks: there are as many as is said. Pooling them
+    counts nothing. RetinaNet has neither.
     """
+    levels = detector.backbone(image_BCHW)
+    if isinstance(detector, RetinaNet):
+        yield "anchors", detector.head([levels[f] for f in detector.head_in_features])
+        return
+    rpn, heads = detector.proposal_generator, detector.roi_heads
+    yield "anchors", rpn.rpn_head([levels[f] for f in rpn.in_features])
+
+    def pooled(regions: int, pooler: ROIPooler, features: list[str]) -> Tensor:
+        return _Pooled.apply(regions, pooler.output_size, *(levels[f] for f in features))
+
+    for box_head, box_predictor in _stages(heads):
+        regions = pooled(boxes, heads.box_pooler, heads.box_in_features)
+        yield "boxes", box_predictor(box_head(regions))
+    if heads.mask_on:
+        regions = pooled(masks, heads.mask_pooler, heads.mask_in_features)
+        yield "masks", heads.mask_head.layers(regions)
+
+
+def _stages(heads: StandardROIHeads) -> list[tuple[nn.Module, nn.Module]]:
+    """Box head and predictor of each."""
+    if isinstance(heads, CascadeROIHeads):
+        return list(zip(heads.box_head, heads.box_predictor, strict=True))
+    return [(heads.box_head, heads.box_predictor)]
+
+
+class _Whole(nn.Module):
+    """A detector's inference with as many proposals and masks as its test settings allow."""
 
     def __init__(self, detector: nn.Module):
         super().__init__()
         self.detector = detector
+        self.boxes = self.masks = 0
+        if not isinstance(detector, RetinaNet):
+            self.boxes = detector.proposal_generator.post_nms_topk[False]
+            predictor = _stages(detector.roi_heads)[-1][1]
+            self.masks = min(self.boxes, predictor.test_topk_per_image)
 
-    def forward(self, image_BCHW: Tensor) -> list[Tensor]:
-        levels = self.detector.backbone(image_BCHW)
-        if isinstance(self.detector, RetinaNet):
-            return _flat(self.detector.head([levels[f] for f in self.detector.head_in_features]))
-        rpn, heads = self.detector.proposal_generator, self.detector.roi_heads
-        outputs = _flat(rpn.rpn_head([levels[f] for f in rpn.in_features]))
-        stages = [(heads.box_head, heads.box_predictor)]
-        if isinstance(heads, CascadeROIHeads):
-            stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
-        boxes = rpn.post_nms_topk[False]
-        pooled = _pooled(boxes, levels[heads.box_in_features[0]], heads.box_pooler)
-        for box_head, box_predictor in stages:
-            outputs += box_predictor(box_head(pooled))
-        if heads.mask_on:
-            masks = min(boxes, stages[-1][1].test_topk_per_image)
-            pooled = _pooled(masks, levels[heads.mask_in_features[0]], heads.mask_pooler)
-            outputs.append(heads.mask_head.layers(pooled))
-        return outputs
-
-
-def _flat(lists: Iterable[list[Tensor]]) -> list[Tensor]:
-    return [tensor for tensors in lists for tensor in tensors]
-
-
-def _pooled(regions: int, level_BCHW: Tensor, pooler: ROIPooler) -> Tensor:
-    return level_BCHW.new_zeros(regions, level_BCHW.shape[1], *pooler.output_size)
+    def forward(self, image_BCHW: Tensor) -> list[Any]:
+        return [out for _, out in walk(self.detector, image_BCHW, self.boxes, self.masks)]
 
 
 @dataclass(frozen=True)

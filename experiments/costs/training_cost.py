@@ -12,21 +12,17 @@ number per query, never tokens x tokens.
 """
 
 import contextlib
+import itertools
 import logging
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.meta_arch import RetinaNet
-from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import CascadeROIHeads
 from fvcore.nn import sigmoid_focal_loss
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -37,7 +33,7 @@ from backbones.weights import encoder_of
 
 from ..recipe.config import build_on_meta
 from ..recipe.tuning import FULL, freeze
-from .detector_cost import detector_cost, textbook_attention
+from .detector_cost import detector_cost, textbook_attention, walk
 
 
 @dataclass(frozen=True)
@@ -239,51 +235,20 @@ def _within(
     return run
 
 
-# ---- The detector in training -------------------------------------------------------------------
-
-
-class _Pooled(torch.autograd.Function):
-    """Regions read from levels: sizes only. Its backward pass writes a gradient for every level."""
-
-    @staticmethod
-    def forward(ctx: Any, regions: int, size: tuple[int, int], *levels: Tensor) -> Tensor:
-        ctx.shapes = [level.shape for level in levels]
-        return levels[0].new_zeros(regions, levels[0].shape[1], *size)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(grad.new_zeros(shape) for shape in ctx.shapes)
-
-
 def _loss(detector: nn.Module, image_BCHW: Tensor) -> Tensor:
     """A number that every output has a gradient from."""
-    levels = detector.backbone(image_BCHW)
-    if isinstance(detector, RetinaNet):
-        logits, deltas = detector.head([levels[f] for f in detector.head_in_features])
-        logits = torch.cat([level.flatten(1) for level in logits], 1)
-        loss = sigmoid_focal_loss(logits, torch.zeros_like(logits), reduction="sum")
-        return loss + sum(level.square().sum() for level in deltas)
-    rpn, heads = detector.proposal_generator, detector.roi_heads
-    logits, deltas = rpn.rpn_head([levels[f] for f in rpn.in_features])
-    outputs = [*logits, *deltas]
-    regions = len(image_BCHW) * heads.batch_size_per_image
-    stages = [(heads.box_head, heads.box_predictor)]
-    if isinstance(heads, CascadeROIHeads):
-        stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
-    for box_head, box_predictor in stages:
-        pooled = _pool(heads.box_pooler, levels, heads.box_in_features, regions)
-        outputs += box_predictor(box_head(pooled))
-    loss = sum(output.square().sum() for output in outputs)
+    boxes = masks = 0
+    if heads := getattr(detector, "roi_heads", None):
+        boxes = len(image_BCHW) * heads.batch_size_per_image
+        masks = int(boxes * heads.positive_fraction)
+    (_, (scores, offsets)), *others = walk(detector, image_BCHW, boxes, masks)
+    if not heads:
+        scores = torch.cat([level.flatten(1) for level in scores], 1)
+        loss = sigmoid_focal_loss(scores, torch.zeros_like(scores), reduction="sum")
+        return loss + sum(level.square().sum() for level in offsets)
+    of_boxes = itertools.chain(*(output for what, output in others if what == "boxes"))
+    loss = sum(output.square().sum() for output in (*scores, *offsets, *of_boxes))
     if heads.mask_on:
-        masks = int(regions * heads.positive_fraction)
-        pooled = _pool(heads.mask_pooler, levels, heads.mask_in_features, masks)
         # Of a region's masks that of its category has a loss.
-        loss = loss + heads.mask_head.layers(pooled)[:, 0].square().sum()
+        loss = loss + others[-1][1][:, 0].square().sum()
     return loss
-
-
-def _pool(
-    pooler: ROIPooler, levels: dict[str, Tensor], features: list[str], regions: int
-) -> Tensor:
-    return _Pooled.apply(regions, pooler.output_size, *(levels[f] for f in features))

@@ -60,6 +60,15 @@ def test_fused_is_the_reference(propagation, rel_pos, size):
     assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-5)
 
 
+def test_a_large_map_is_torchs_kernels():
+    """32 x 34 tokens without relative positions, in global blocks."""
+    fused, reference = twins(img_size=512)
+    image = torch.randn(2, 3, 512, 544)
+    assert_same(outputs_and_gradients(fused, image), outputs_and_gradients(reference, image), 1e-5)
+    with torch.no_grad():
+        assert fused(image[:0])["last_feat"].shape == (0, 48, 32, 34)
+
+
 @pytest.mark.parametrize("window", [1, 2, 7, 16, 40])
 @pytest.mark.parametrize("propagation", ["none", "shifted"])
 def test_every_window_size(propagation, window):

@@ -170,7 +170,7 @@ def tensors_edited(state: dict, edits: list[tuple]) -> dict:
                 "flat": tensor.flatten(),
                 "axis": tensor[None],
                 "empty": tensor.flatten()[:0],
-                "number": tensor.flatten()[0],
+                "number": tensor.flatten()[:1].sum(),  # of an empty one, too
                 "twice": torch.cat([tensor, tensor]),
                 "int": tensor.long(),
                 "nan": tensor * float("nan"),
