@@ -168,7 +168,7 @@ def plan(
 
     found = studies.find(study)
 
-    from .forecast import plan as plans
+    from .forecast import plan_text
     from .forecast import seeds as adding
     from .forecast.request import Request
     from .jobs import sweep as sweeping
@@ -178,7 +178,7 @@ def plan(
         seeds=adding.parse(seeds, max_seeds, ""), sweep=sweeping.parse(sweep), variants=variants,
         overrides=overrides, dataset=dataset, val=val,
     )  # fmt: skip
-    plans.show(request, device, gpus, console, budget)
+    plan_text.show(request, device, gpus, console, budget)
 
 
 @app.command()
