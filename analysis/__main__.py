@@ -53,7 +53,7 @@ def study(
     with commands.importing():
         from experiments.data.annotations import set_name, study_folder
 
-        from . import results, tables
+        from . import provenance, results, tables
 
     if dataset and val:
         folder = folder.with_name(study_folder(folder.name, set_name(dataset, val)))
@@ -65,7 +65,7 @@ def study(
     for note in found.notes:
         console.print(tables.wrapped(note, "  "), highlight=False)
     if keep:
-        tables.check_publishable(found)
+        provenance.check_publishable(found)
         written += _keep(written, found.manifest["scale"], found.manifest["study"])
     _say(written)
 

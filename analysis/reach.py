@@ -35,6 +35,12 @@ def marked(of_run: Reach | None) -> bool:
     return _known(of_run) and not reach.learned(of_run)
 
 
+def finished(table: pd.DataFrame) -> pd.Series:
+    """How many runs of each row of a study's table are finished, those that did not learn the cue
+    among them."""
+    return table["seeds"] + table.get("cue_not_learned", 0)
+
+
 def shares(runs: pd.DataFrame) -> pd.DataFrame:
     """Share of the right cue of each run, a column per distance; NaN where nothing is found."""
     names = distances(runs)
