@@ -397,11 +397,11 @@ def evaluation(
 ) -> None:
     """What a checkpoint scored, boxes and masks, beside what is published for it."""
     from . import evaluation as evaluations
+    from .text import grid
 
     table = evaluations.table(folder)
     if len(table):
-        text = tabulate(table, headers="keys", showindex=False, disable_numparse=True)
-        console.print(f"{text}\n", highlight=False)
+        console.print(f"{grid(table)}\n", highlight=False)
     for note in evaluations.notes(folder):
         console.print(note, highlight=False)
 
@@ -442,22 +442,15 @@ def paper_tables(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("results/paper"),
 ) -> None:
     """Every table of the paper: published figures, and ours beside them, counted and trained."""
-    from . import figures
+    from . import figures, todays_encoders
     from . import paper_tables as tables
 
     rows = tables.Rows(runs=runs)
-    table = tables.paper_tables(rows)
-    todays = tables.todays_encoders()
-    written = tables.write(table, out) + tables.write_todays(todays, out)
-    ours = tables.points(rows)
-    for number, draw in ((3, figures.figure3), (4, figures.figure4), (5, figures.figure5)):
-        written += draw(ours, out / f"figure-{number}")
-    for name, title in tables.TITLES.items():
-        part = table[table["table"] == name]
-        shown = tabulate(tables.cells(part), headers="keys", showindex=False, disable_numparse=True)
-        console.print(f"{title}: {tables.caption(part)}\n{shown}\n", highlight=False)
-    shown = tabulate(tables.todays_cells(todays), headers="keys", showindex=False)
-    console.print(f"Encoders of today\n{shown}\n", highlight=False)
+    table, todays = tables.paper_tables(rows), todays_encoders.table()
+    written = tables.write(table, out) + todays_encoders.write(todays, out)
+    written += figures.write(tables.points(rows), out)
+    tables.show(table, console)
+    todays_encoders.show(todays, console)
     _say(written)
 
 

@@ -1,6 +1,7 @@
-"""Numbers as text; what is not known is empty."""
+"""Numbers and tables as text; what is not known is empty."""
 
 import pandas as pd
+from tabulate import tabulate
 
 
 def number(value: float | None, form: str = ".1f", unit: float = 1) -> str:
@@ -22,3 +23,8 @@ def interval(value: float | None, low: float | None, high: float | None, form: s
     """ "+2.3 (+0.4 .. +4.2)"; without an interval where there is none."""
     ends = around(low, high, form)
     return number(value, form) + f" ({ends})" * bool(ends)
+
+
+def grid(cells: pd.DataFrame, form: str = "simple") -> str:
+    """Text cells as a table in one of tabulate's formats."""
+    return tabulate(cells, "keys", form, showindex=False, disable_numparse=True)
