@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable
 
 import pandas as pd
+from rich.console import Console
 from tabulate import tabulate
 
 from experiments.errors import unknown
@@ -201,6 +202,15 @@ def render(text: pd.DataFrame, form: str = "md") -> str:
     fits = max(text[name].str.len().max() - excess, 8)
     cut = [n if len(n) <= fits else n[: fits - 1] + "…" for n in text[name]]
     return tabulate(text.assign(**{name: cut}), tablefmt=FORMATS[form], colalign=align, **words)
+
+
+def show(results: Results, wide: bool, console: Console) -> None:
+    """Print a study's tables, and what is to be said of them."""
+    for name, text in parts(results, wide):
+        console.print(f"{name}:\n" * bool(name) + render(text, "text"), highlight=False)
+        console.print()
+    for note in results.notes:
+        console.print(wrapped(note, "  "), highlight=False)
 
 
 def wrapped(line: str, indent: str = "") -> str:
