@@ -1,20 +1,14 @@
 """Tables and plots from records: `python -m analysis --help`."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import pandas as pd
 import typer
 from rich.console import Console
-from tabulate import tabulate
 
 from experiments import commands
-
-if TYPE_CHECKING:
-    from .results import Results
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__
@@ -53,50 +47,21 @@ def study(
     with commands.importing():
         from experiments.data.annotations import set_name, study_folder
 
-        from . import results, tables
+        from . import provenance, results, study_files, tables
 
     if dataset and val:
         folder = folder.with_name(study_folder(folder.name, set_name(dataset, val)))
     found = results.load(folder, delta)
-    written = _write(found, wide)
-    for title, text in tables.parts(found, wide):
-        console.print(f"{title}:\n" * bool(title) + tables.render(text, "text"), highlight=False)
-        console.print()
-    for note in found.notes:
-        console.print(tables.wrapped(note, "  "), highlight=False)
+    written = study_files.write(found, wide)
+    tables.show(found, wide, console)
     if keep:
-        tables.check_publishable(found)
-        written += _keep(written, found.manifest["scale"], found.manifest["study"])
+        provenance.check_publishable(found)
+        written += study_files.keep(written, found.manifest["scale"], found.manifest["study"])
     _say(written)
-
-
-def _keep(files: list[Path], scale: str, study: str) -> list[Path]:
-    """Copies in results/."""
-    kept = Path("results") / scale / study
-    kept.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copy(path, kept)) for path in files]
 
 
 def _say(written: list[Path]) -> None:
     console.print("written: " + "  ".join(map(str, written)), highlight=False)
-
-
-def _write(found: "Results", wide: bool) -> list[Path]:
-    """A study's tables and plots, beside what was asked for."""
-    from . import categories, plots, reach, tables
-
-    folder = found.folder
-    found.table.to_csv(folder / "table.csv", index=False)
-    (folder / "table.md").write_text(tables.markdown(found, wide))
-    tables.runs(found).to_csv(folder / "runs.csv", index=False)
-    categories.of_study(found).to_csv(folder / "categories.csv", index=False)
-    written = [folder / n for n in ("table.csv", "table.md", "runs.csv", "categories.csv")]
-    for name in ("forest", "ap_vs_macs"):
-        written += plots.ALL[name](found, folder / name)
-    if len(counts := reach.counts(tables.in_order(found))):
-        counts.to_csv(folder / "reach.csv", index=False)
-        written += [folder / "reach.csv", *plots.reach_curve(found, folder / "reach_curve")]
-    return written
 
 
 @app.command()
@@ -189,10 +154,10 @@ def write_bundle(
     runs: Runs = Path("runs"),
 ) -> None:
     """Put a study into one archive: records, configs, predictions, tables, report, commands."""
-    from . import bundle, results
+    from . import bundle, results, study_files
 
     found = results.load(folder, delta)
-    _write(found, wide=True)
+    study_files.write(found, wide=True)
     _say([bundle.write(found, out or runs / "bundles")])
 
 
@@ -248,16 +213,20 @@ def write_repeats(
     box AP; writes repeats.csv."""
     with commands.importing():
         from . import repeats
+        from .text import print_table
 
     found = repeats.load(folder, size, delta)
     shown = found.drop(columns=["command", "device", "git_commit"])
-    _show(shown, f"box AP, differences to the base from sets of {size} seeds")
+    title = f"box AP, differences to the base from sets of {size} seeds"
+    print_table(shown, title, console)
     for line in repeats.totals(found):
         console.print(line, highlight=False)
     written = [folder / "repeats.csv"]
     found.to_csv(written[0], index=False)
     if keep:
-        written += _keep(written, folder.parent.name, folder.name)
+        from . import study_files
+
+        written += study_files.keep(written, folder.parent.name, folder.name)
     _say(written)
 
 
@@ -289,22 +258,7 @@ def compare(
     and images that moved most, costs."""
     from . import compare as two_runs
 
-    runs = [two_runs.read(folder) for folder in (ours, base)]
-    differences = two_runs.ap_table(ours, base, delta)  # first: it refuses what is no pair
-    for line in two_runs.changes(*runs):
-        console.print(line, highlight=False)
-    _show(_with_interval(differences), "AP, 0 to 100")
-    console.print(
-        "The intervals are over images: they are about these two trained detectors. What another "
-        "seed would change is not in them.",
-        highlight=False,
-    )
-    for kind in two_runs.kinds(ours, base) if top else ():
-        moved = two_runs.categories(ours, base, kind).head(top)
-        _show(_with_interval(moved), f"{kind} AP of the categories that moved most")
-        moved = two_runs.images(ours, base, kind).head(top)
-        _show(moved, f"{kind} AP: what the images that moved it most add to the difference")
-    _show(two_runs.cost_table(*runs), "costs")
+    two_runs.show(ours, base, delta, top, console)
 
 
 @app.command()
@@ -323,47 +277,9 @@ def score(
     """Score detections of any detector, without a run or images: figures with 95 % intervals over
     images, AP by category; of two files their difference."""
     with commands.importing():
-        from .compare import most_moved
-        from .score import Scored
+        from . import score as scores
 
-    scored = Scored(truth, [results, *([base] if base else [])])
-    counted = next(iter(scored.runs.values()))[0]
-    console.print(
-        f"{scored.rules.upper()}'s rules, {len(counted.images)} images, "
-        f"{counted.objects[:, :, 0].sum()} objects",
-        highlight=False,
-    )
-    if scored.notes:
-        console.print(f"note: {scored.notes}", highlight=False)
-    if base:
-        console.print(f"ours: {results}\nbase: {base}", highlight=False)
-    for kind in scored.runs:
-        table = scored.figures(kind, delta)
-        _show(_with_interval(table, "+" * bool(base)), f"{kind} AP and AR, 0 to 100")
-        table = scored.categories(kind)
-        table = most_moved(table, "difference") if base else table
-        shown = table.head(top) if top else table
-        title = f"{kind} AP by category" + ", those that moved most first" * bool(base)
-        _show(_with_interval(shown, "+" * bool(base)), title)
-        if len(shown) < len(table):
-            console.print(
-                f"and {len(table) - len(shown)} more categories: --top 0", highlight=False
-            )
-
-
-def _with_interval(table: pd.DataFrame, sign: str = "+") -> pd.DataFrame:
-    """Low and high as one column of text."""
-    from .text import around
-
-    bounds = zip(table["low"], table["high"], strict=True)
-    text = [around(low, high, f"{sign}.2f") for low, high in bounds]
-    return table.drop(columns=["low", "high"]).assign(**{"95 % interval": text})
-
-
-def _show(table: pd.DataFrame, title: str) -> None:
-    known = table.astype(object).where(table.notna(), None)
-    text = tabulate(known, headers="keys", showindex=False, floatfmt=".2f", missingval="")
-    console.print(f"\n{title}\n{text}", highlight=False)
+    scores.show(truth, results, base, delta, top, console)
 
 
 @app.command("reach")
@@ -377,16 +293,9 @@ def print_reach(
 ) -> None:
     """Count reach anew: of objects at each distance, in windows, from the nearest that shows the
     cue, those that are annotated, found, and found with the right cue."""
-    from experiments.evaluation.reach import learned, share
-
     from . import reach
 
-    found = reach.of(source, predictions)
-    rows = [(name, *counts, share(found, name)) for name, counts in found.items()]
-    columns = ["distance", "annotated", "found", "right", "share right"]
-    _show(pd.DataFrame(rows, columns=columns), f"reach of {predictions or source}")
-    if not learned(found):
-        console.print(reach.MARK, highlight=False)
+    reach.show(source, predictions, console)
 
 
 @app.command()
@@ -397,11 +306,11 @@ def evaluation(
 ) -> None:
     """What a checkpoint scored, boxes and masks, beside what is published for it."""
     from . import evaluation as evaluations
+    from .text import grid
 
     table = evaluations.table(folder)
     if len(table):
-        text = tabulate(table, headers="keys", showindex=False, disable_numparse=True)
-        console.print(f"{text}\n", highlight=False)
+        console.print(f"{grid(table)}\n", highlight=False)
     for note in evaluations.notes(folder):
         console.print(note, highlight=False)
 
@@ -411,27 +320,10 @@ def pretraining(
     folder: Annotated[Path, typer.Argument(help="Folder of a scale, e.g. runs/mini.")],
 ) -> None:
     """Show what pre-training did: a table, learning curves, and what each MAE fills in."""
-    from experiments.errors import UserError
-    from experiments.records import PRETRAINED
-
     from . import pretraining
 
     runs = pretraining.load(folder)
-    _show(pretraining.table(runs), "pre-training")
-    place = folder / PRETRAINED
-    (place / "table.md").write_text(pretraining.markdown(runs))
-    written = [place / "table.md"]
-    written += pretraining.learning_curves(runs, place / "learning-curves")
-    for of_run, run in runs.items():
-        if not pretraining.fills_in(run):
-            continue
-        path = of_run / "reconstructions.png"
-        try:  # others may have theirs
-            pretraining.reconstructions(of_run, run, path)
-        except (UserError, OSError) as error:
-            console.print(f"no {path}: {error}", highlight=False)
-        else:
-            written.append(path)
+    written = pretraining.show(folder, runs, console)
     console.print("\nruns: " + "  ".join(map(str, runs)), highlight=False)
     _say(written)
 
@@ -442,22 +334,15 @@ def paper_tables(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("results/paper"),
 ) -> None:
     """Every table of the paper: published figures, and ours beside them, counted and trained."""
-    from . import figures
+    from . import figures, todays_encoders
     from . import paper_tables as tables
 
     rows = tables.Rows(runs=runs)
-    table = tables.paper_tables(rows)
-    todays = tables.todays_encoders()
-    written = tables.write(table, out) + tables.write_todays(todays, out)
-    ours = tables.points(rows)
-    for number, draw in ((3, figures.figure3), (4, figures.figure4), (5, figures.figure5)):
-        written += draw(ours, out / f"figure-{number}")
-    for name, title in tables.TITLES.items():
-        part = table[table["table"] == name]
-        shown = tabulate(tables.cells(part), headers="keys", showindex=False, disable_numparse=True)
-        console.print(f"{title}: {tables.caption(part)}\n{shown}\n", highlight=False)
-    shown = tabulate(tables.todays_cells(todays), headers="keys", showindex=False)
-    console.print(f"Encoders of today\n{shown}\n", highlight=False)
+    table, todays = tables.paper_tables(rows), todays_encoders.table()
+    written = tables.write(table, out) + todays_encoders.write(todays, out)
+    written += figures.write(tables.points(rows), out)
+    tables.show(table, console)
+    todays_encoders.show(todays, console)
     _say(written)
 
 

@@ -14,7 +14,7 @@ from experiments.errors import UserError
 from experiments.json_files import write_json
 from experiments.records import RECORD
 
-from . import report, report_words, tables
+from . import provenance, report, report_words, tables
 from .results import Results
 
 _LEFT_OUT = ("*.pth", "job", "tensorboard", ".*")  # weights, output of processes
@@ -100,5 +100,5 @@ def _page(found: Results, home: Path, archive: str) -> str:
         archive=archive,
         commit=environment.git_commit().removesuffix("-dirty") or "<its commit>",
         commands="\n".join(f"{command}  # {what}" for what, command in commands),
-        provenance="\n".join(f"- {line}" for line in tables.provenance(found)),
+        provenance="\n".join(f"- {line}" for line in provenance.of_study(found)),
     )

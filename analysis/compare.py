@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from experiments import records
 from experiments.data import annotations
@@ -19,6 +20,7 @@ from .categories import table as of_categories
 from .comparable import SAME, flat_config
 from .comparable import changes as changed
 from .estimates import Estimate
+from .text import print_table, with_interval
 
 _COSTS = {
     "params M": ("params", 1e6),
@@ -184,3 +186,31 @@ def changes(ours: Record, base: Record) -> list[str]:
         for run in (ours, base)
     ]
     return marks + changed(*sides)
+
+
+def show(ours: Path, base: Path, delta: float | None, top: int, console: Console) -> None:
+    """Print all that two runs differ in.
+
+    Args:
+        top: how many categories and images of each kind.
+
+    Raises:
+        UserError: as of `ap_table`.
+    """
+    runs = [read(folder) for folder in (ours, base)]
+    differences = ap_table(ours, base, delta)  # first: it refuses what is no pair
+    for line in changes(*runs):
+        console.print(line, highlight=False)
+    print_table(with_interval(differences), "AP, 0 to 100", console)
+    console.print(
+        "The intervals are over images: they are about these two trained detectors. What another "
+        "seed would change is not in them.",
+        highlight=False,
+    )
+    for kind in kinds(ours, base) if top else ():
+        moved = with_interval(categories(ours, base, kind).head(top))
+        print_table(moved, f"{kind} AP of the categories that moved most", console)
+        moved = images(ours, base, kind).head(top)
+        title = f"{kind} AP: what the images that moved it most add to the difference"
+        print_table(moved, title, console)
+    print_table(cost_table(*runs), "costs", console)

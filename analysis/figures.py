@@ -96,6 +96,14 @@ def figure5(ours: pd.DataFrame, path: Path) -> list[Path]:
     return _draw(rows, _COSTS[:1], paper.figure(5).assign(origin="paper"), ours, path, title)
 
 
+def write(ours: pd.DataFrame, folder: Path) -> list[Path]:
+    """All three, as figure-3, ...; as `figure3`."""
+    written = []
+    for number, draw in ((3, figure3), (4, figure4), (5, figure5)):
+        written += draw(ours, folder / f"figure-{number}")
+    return written
+
+
 def _checked(ours: pd.DataFrame) -> pd.DataFrame:
     if ours.empty:
         return pd.DataFrame(columns=OURS)

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from detectron2.config import instantiate
 from detectron2.utils.registry import locate
+from rich.console import Console
 
 from experiments.data.pretraining_images import Images
 from experiments.errors import UserError
@@ -23,6 +24,7 @@ from experiments.records import (
 
 from . import style
 from .style import plt
+from .text import print_table
 
 _POINTS = 100  # of a learning curve
 _LOSSES = {
@@ -80,6 +82,33 @@ def markdown(runs: dict[Path, PretrainingRecord]) -> str:
         for run in runs.values()
     ]
     return "\n".join(["# Pre-trainings", "", shown, "", *lines, ""])
+
+
+def show(folder: Path, runs: dict[Path, PretrainingRecord], console: Console) -> list[Path]:
+    """Print the table of a scale's pre-trainings, and write it, learning curves, and what each MAE
+    fills in.
+
+    Args:
+        folder: of the scale.
+
+    Returns:
+        The files written.
+    """
+    print_table(table(runs), "pre-training", console)
+    place = folder / PRETRAINED
+    (place / "table.md").write_text(markdown(runs))
+    written = [place / "table.md", *learning_curves(runs, place / "learning-curves")]
+    for of_run, run in runs.items():
+        if not fills_in(run):
+            continue
+        path = of_run / "reconstructions.png"
+        try:  # others may have theirs
+            reconstructions(of_run, run, path)
+        except (UserError, OSError) as error:
+            console.print(f"no {path}: {error}", highlight=False)
+        else:
+            written.append(path)
+    return written
 
 
 def _figures(run: PretrainingRecord) -> str:

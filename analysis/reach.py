@@ -4,11 +4,14 @@ not learn the cue, so that neither their reach nor their AP says anything about 
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
 
 from experiments import records
 from experiments.errors import UserError
 from experiments.evaluation import reach
 from experiments.evaluation.reach import SHOWN, Reach
+
+from .text import print_table
 
 MARK = "cue not learned: says nothing about propagation"
 CHANCE = 0.5  # of two colours
@@ -33,6 +36,12 @@ def not_learned(runs: pd.DataFrame) -> pd.Series:
 def marked(of_run: Reach | None) -> bool:
     """Whether a run has a reach and did not learn the cue."""
     return _known(of_run) and not reach.learned(of_run)
+
+
+def finished(table: pd.DataFrame) -> pd.Series:
+    """How many runs of each row of a study's table are finished, those that did not learn the cue
+    among them."""
+    return table["seeds"] + table.get("cue_not_learned", 0)
 
 
 def shares(runs: pd.DataFrame) -> pd.DataFrame:
@@ -103,6 +112,17 @@ def of(source: Path, predictions: Path | None) -> Reach:
             f"{truth} does not say which objects show a cue, so there is no reach: docs/analysis.md"
         )
     return found
+
+
+def show(source: Path, predictions: Path | None, console: Console) -> None:
+    """Print a reach counted anew, as of `of`."""
+    found = of(source, predictions)
+    rows = [(name, *counts, reach.share(found, name)) for name, counts in found.items()]
+    columns = ["distance", "annotated", "found", "right", "share right"]
+    table = pd.DataFrame(rows, columns=columns)
+    print_table(table, f"reach of {predictions or source}", console)
+    if not reach.learned(found):
+        console.print(MARK, highlight=False)
 
 
 def _known(of_run: object) -> bool:

@@ -27,6 +27,7 @@ from . import (
     error_types,
     plots,
     prediction_sheet,
+    provenance,
     receptive_field,
     report_words,
     results,
@@ -245,7 +246,7 @@ def _study(found: Results, out: Path) -> _Study:
     ends = found.table[["ap_box_diff", "ap_box_diff_low", "ap_box_diff_high"]].abs().max().max()
     base = records[records["variant"] == manifest["base"]] if len(records) else records
     config = next(iter([*base.get("config", ()), *records.get("config", ())]), {})
-    lines = [line.split(": ", 1) for line in tables.provenance(found)]
+    lines = [line.split(": ", 1) for line in provenance.of_study(found)]
     return _Study(
         id=re.sub(
             r"[^\w-]+",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import reach, tables
+from . import reach
 from .comparable import flat_config
 from .results import KINDS, Results
 from .text import around
@@ -99,7 +99,7 @@ def overview(found: Results) -> str:
     rows = found.table[found.table["variant"] != found.manifest["base"]]
     verdicts: dict[str, list[str]] = {}
     for name, seeds, runs, verdict in zip(
-        rows["variant"], rows["seeds"], tables.finished(rows), rows["ap_box_verdict"], strict=True
+        rows["variant"], rows["seeds"], reach.finished(rows), rows["ap_box_verdict"], strict=True
     ):
         none = reach.MARK if runs else "not finished"
         verdicts.setdefault((verdict or "no verdict") if seeds else none, []).append(name)

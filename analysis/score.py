@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
 
 from experiments.data import annotations
 from experiments.data.annotations import Split
@@ -14,6 +15,8 @@ from experiments.evaluation.average_precision import coco_figures, lvis_figures
 
 from . import bootstrap, categories, foreign
 from .bootstrap import DELTA
+from .compare import most_moved
+from .text import print_table, with_interval
 
 
 class Scored:
@@ -94,3 +97,41 @@ def _rules(truth: Path) -> str:
     images = content.get("images") if isinstance(content, dict) else None
     first = images[0] if isinstance(images, list) and images else None
     return "lvis" if isinstance(first, dict) and "neg_category_ids" in first else "coco"
+
+
+def show(
+    truth: Path, results: Path, base: Path | None, delta: float, top: int, console: Console
+) -> None:
+    """Print the figures and categories of a file of detections, or of two their differences.
+
+    Args:
+        base: the second file; None: there is none.
+        top: how many categories of each kind; 0: all.
+
+    Raises:
+        UserError: as of `Scored`.
+    """
+    scored = Scored(truth, [results, *([base] if base else [])])
+    counted = next(iter(scored.runs.values()))[0]
+    console.print(
+        f"{scored.rules.upper()}'s rules, {len(counted.images)} images, "
+        f"{counted.objects[:, :, 0].sum()} objects",
+        highlight=False,
+    )
+    if scored.notes:
+        console.print(f"note: {scored.notes}", highlight=False)
+    if base:
+        console.print(f"ours: {results}\nbase: {base}", highlight=False)
+    sign = "+" * bool(base)
+    for kind in scored.runs:
+        figures = with_interval(scored.figures(kind, delta), sign)
+        print_table(figures, f"{kind} AP and AR, 0 to 100", console)
+        table = scored.categories(kind)
+        table = most_moved(table, "difference") if base else table
+        shown = table.head(top) if top else table
+        title = f"{kind} AP by category" + ", those that moved most first" * bool(base)
+        print_table(with_interval(shown, sign), title, console)
+        if len(shown) < len(table):
+            console.print(
+                f"and {len(table) - len(shown)} more categories: --top 0", highlight=False
+            )

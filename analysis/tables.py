@@ -2,18 +2,18 @@
 intervals and what they say, costs; the paper's figures in a table of their own."""
 
 import html
-import shlex
 import textwrap
 from collections.abc import Iterable
 
 import pandas as pd
+from rich.console import Console
 from tabulate import tabulate
 
-from experiments.errors import UserError, unknown
+from experiments.errors import unknown
 from experiments.evaluation.reach import FOUND, LEARNED
 from experiments.scales import SCALES
 
-from . import categories, reach
+from . import categories, provenance, reach
 from .results import FIGURES, KINDS, ONE_SEED, PAPER_SIZES, Results, paper_column, paper_data
 from .text import interval, number, spread
 
@@ -28,55 +28,6 @@ FORMATS = {
     "csv": "",
     "text": "simple",
 }
-
-
-def check_publishable(results: Results) -> None:
-    """Tables in results/ are of whole studies, with their own settings and data.
-
-    Raises:
-        UserError: it is not of that kind.
-    """
-    if (results.table["size"] == "").any():
-        raise UserError(
-            "results/ keeps what its command makes: it has foreign results, move its foreign/ away"
-        )
-    words = shlex.split(results.manifest["command"])
-    for option in ("--overrides", "--dataset", "--val", "--variants", "--sweep"):
-        if option in words:
-            raise UserError(f"results/ keeps studies as they are: run it without {option}")
-    if (finished(results.table) == 0).any():
-        raise UserError("results/ keeps finished studies: some rows of this one are not done")
-
-
-def provenance(results: Results) -> list[str]:
-    """What the table's numbers come from, one line each: command, device, versions, dates."""
-    records = results.records
-    lines = [f"command: `{results.manifest['command']}`"]
-    return lines if records.empty else lines + measured(records)
-
-
-def measured(records: pd.DataFrame) -> list[str]:
-    """What runs and foreign results were made with, one line each."""
-    lines = []
-    own = records.dropna(subset="device")
-    versions = own["versions"].map(lambda v: ", ".join(f"{k} {n}" for k, n in v.items()))
-    processes = own["processes"].map(lambda n: f"{n:g} x " if n > 1 else "")
-    for name, values in (
-        ("device", processes + own["device"] + ", threads " + own["threads"].map("{:g}".format)),
-        ("precision", own["precision"]),
-        ("peak memory is", own["memory_kind"]),
-        ("MACs are for one image of", own["input_size"].map(lambda s: f"{s[0]} x {s[1]}")),
-        ("versions", versions),
-        ("commit", own["git_commit"]),
-        ("finished", records["finished"].str[:10]),
-    ):
-        lines.append(f"{name}: {'; '.join(sorted(set(values)))}")
-    return lines
-
-
-def finished(table: pd.DataFrame) -> pd.Series:
-    """How many runs of each row are finished, those that did not learn the cue among them."""
-    return table["seeds"] + table.get("cue_not_learned", 0)
 
 
 def _known(table: pd.DataFrame, column: str) -> bool:
@@ -97,7 +48,7 @@ def summary(table: pd.DataFrame, base: str | None = None) -> pd.DataFrame:
         table["train_seconds"].iloc[names.index(base) if base in names else 0] or "nan"
     )
     rows = []
-    for (i, r), runs in zip(table.iterrows(), finished(table), strict=True):
+    for (i, r), runs in zip(table.iterrows(), reach.finished(table), strict=True):
         left_out = f" of {runs}" * bool(runs > r["seeds"])
         cells = {"variant": r["variant"], "seeds": f"{r['seeds']}{left_out}"}
         if several:
@@ -253,6 +204,15 @@ def render(text: pd.DataFrame, form: str = "md") -> str:
     return tabulate(text.assign(**{name: cut}), tablefmt=FORMATS[form], colalign=align, **words)
 
 
+def show(results: Results, wide: bool, console: Console) -> None:
+    """Print a study's tables, and what is to be said of them."""
+    for name, text in parts(results, wide):
+        console.print(f"{name}:\n" * bool(name) + render(text, "text"), highlight=False)
+        console.print()
+    for note in results.notes:
+        console.print(wrapped(note, "  "), highlight=False)
+
+
 def wrapped(line: str, indent: str = "") -> str:
     """A line as lines of `WIDTH` letters, all but the first indented."""
     words = dict(break_long_words=False, break_on_hyphens=False)
@@ -280,7 +240,7 @@ def whole(results: Results, form: str, wide: bool = False) -> str:
     if form == "md":
         return markdown(results, wide)
     lines = [title(results), results.manifest["question"]]
-    below = [caption(results), *results.notes, *provenance(results)]
+    below = [caption(results), *results.notes, *provenance.of_study(results)]
     if form == "latex":
         lines, below = ([f"% {line}" for line in part] for part in (lines, below))
     if form == "html":
@@ -354,7 +314,7 @@ def markdown(results: Results, wide: bool = False) -> str:
     for name, text in parts(results, wide):
         tables += [wrapped(f"{name}:"), ""] if name else []
         tables += [render(_escaped(text)), ""]
-    below = [*results.notes, *[""] * bool(results.notes), *provenance(results)]
+    below = [*results.notes, *[""] * bool(results.notes), *provenance.of_study(results)]
     lines = [
         f"# {title(results)}",
         "",

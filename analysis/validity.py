@@ -22,7 +22,7 @@ from experiments.costs import environment
 from experiments.errors import UserError
 from experiments.scales import SCALES
 
-from . import bootstrap, reach, tables
+from . import bootstrap, provenance, reach, tables
 from .bootstrap import Draws
 from .estimates import Estimate
 from .paper_pairs import SEPARATED, Pair, Row, pairs, rows
@@ -330,7 +330,7 @@ def markdown(validity: Validity) -> str:
         f"- command: `{_command(validity)}`",
         *(f"- of: `{command}`" for command in sorted(set(validity.records["command"]))),
         f"- seeds: {seeds.min()} to {seeds.max()} of a row",
-        *(f"- {line}" for line in tables.measured(validity.records)),
+        *(f"- {line}" for line in provenance.measured(validity.records)),
         f"- compared by commit: {environment.git_commit()}",
         "",
     ]

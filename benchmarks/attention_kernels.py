@@ -1,4 +1,4 @@
-"""Kernels of attention side by side: errors against float64, time and memory.
+"""Kernels of attention, to be compared: `attention_errors`, `attention_times`.
 
 Each computes what stands between the linear layers of `backbones.attention.Attention`, grouping and
 padding included, from the same input. A new one is one more entry of `KERNELS`.
@@ -6,16 +6,15 @@ padding included, from the same input. A new one is one more entry of `KERNELS`.
 
 import contextlib
 import functools
-import gc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from backbones import SIZES, ShiftedWindows, Windows
 from backbones.kernels import (
     GROUPED,
     TRITON,
@@ -27,7 +26,9 @@ from backbones.kernels.gpu_attention import Grouped
 from backbones.partition import Partition, pad_tokens
 from backbones.positions import relative_position_bias, relative_terms
 
-from .worker import MIB, measured
+if TYPE_CHECKING:
+    from .attention_errors import Setting
+    from .attention_times import Timing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -218,7 +219,8 @@ def kernels(device: str) -> dict[str, Kernel]:
     return dict(sorted(found, key=lambda entry: entry[1].last))
 
 
-def _autocast(x: Input) -> contextlib.AbstractContextManager:
+def autocast(x: Input) -> contextlib.AbstractContextManager:
+    """The precision that a kernel is compared in: the input's."""
     rough = x.qkv.dtype == torch.bfloat16
     return torch.autocast(x.qkv.device.type, torch.bfloat16) if rough else _exactly()
 
@@ -234,191 +236,10 @@ def _exactly():
 
 def output_and_gradients(kernel: Kernel, x: Input) -> dict[str, Tensor]:
     """ "output", and the gradient of each leaf of `x`, of a fixed random sum of the output."""
-    with _autocast(x):
+    with autocast(x):
         out = kernel.run(x)
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(out.shape, generator=generator).to(out)
     leaves = x.leaves()
     gradients = torch.autograd.grad(out, tuple(leaves.values()), weight)
     return {"output": out.detach()} | dict(zip(leaves, gradients, strict=True))
-
-
-# ---- errors -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What kernels are compared in. N tokens of a group, D channels of a head."""
-
-    N: int
-    D: int
-    rel_pos: bool
-    masked: bool
-    dtype: str
-
-    def __str__(self) -> str:
-        words = [f"N {self.N}", f"D {self.D}", self.dtype]
-        words += ["rel-pos"] * self.rel_pos + ["masked"] * self.masked
-        return ", ".join(words)
-
-    def input(self) -> Input:
-        """Windows on a map that they do not fit, shifted ones where a mask is asked for; from 1024
-        tokens on all of a map without one."""
-        side = round(self.N**0.5)
-        if self.masked:
-            partition, map_ = ShiftedWindows(side), (2 * side, 2 * side)
-            if self.N < 1024:
-                map_ = (2 * side - 1, side + 2)
-        elif self.N < 1024:
-            partition, map_ = Windows(side), (side, 2 * side - 3)
-        else:
-            partition, map_ = Partition(), (side, side)
-        return random_input(partition, map_, 1, 2, self.D, self.rel_pos)
-
-
-def settings(tiny: bool) -> list[Setting]:
-    return [
-        Setting(N, D, rel_pos, masked, dtype)
-        for dtype in ("bfloat16", "float32")
-        for N in ((64, 196) if tiny else (64, 196, 256, 4096))
-        for D in ((16,) if tiny else (64, 80))
-        for rel_pos, masked in ((True, False), (True, True), (False, False), (False, True))
-    ]
-
-
-def few_settings(tiny: bool) -> list[Setting]:
-    """For kernels that take seconds for each kind of input."""
-    wanted = ((64, True),) if tiny else ((196, True), (4096, False))
-    rough = [s for s in settings(tiny) if s.dtype == "bfloat16" and s.rel_pos]
-    return [s for s in rough if (s.N, s.masked) in wanted]
-
-
-@functools.lru_cache(maxsize=1)  # for all kernels of a setting, one after the other
-def _exact(setting: Setting, device: str) -> tuple[Input, dict[str, Tensor]]:
-    """The input in the setting's type, and what it leads to in float64."""
-    rough = setting.input().to(DTYPES[setting.dtype], device)
-    return rough, output_and_gradients(KERNELS[REFERENCE], rough.to(torch.float64, device))
-
-
-def errors(setting: Setting, name: str, device: str) -> dict:
-    """Of a kernel: |found - exact| / |exact| of the output and of its worst gradient, and whether
-    all numbers are finite (NaN where not)."""
-    x, exact = _exact(setting, device)
-    found = output_and_gradients(KERNELS[name], x)
-    wrong = {
-        key: ((found[key].double() - value).norm() / value.norm()).item()
-        for key, value in exact.items()
-    }
-    bad = [key for key, value in found.items() if not value.isfinite().all()]
-    output = wrong.pop("output")
-    return dict(
-        kernel=name,
-        **asdict(setting),
-        output_error=output,
-        gradient_error=max(wrong.values(), key=lambda e: e if e == e else float("inf")),
-        finite=not bad,
-        not_finite=", ".join(bad),
-    )
-
-
-# ---- time and memory --------------------------------------------------------------------------
-
-GROUPINGS = {"global": lambda _: Partition(), "window": Windows, "shifted": ShiftedWindows}
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Attention of one block of an encoder."""
-
-    size: str
-    grouping: str
-    mode: str  # "forward" or "train": forward and backward
-    rel_pos: bool = True
-    tokens: int = 64  # along a side of the map
-    window: int = 14
-    batch: int = 8
-    dtype: str = "bfloat16"
-
-    def __str__(self) -> str:
-        positions = "" if self.rel_pos else ", no relative positions"
-        return f"{self.size}, {self.grouping}, {self.mode}{positions}"
-
-    @property
-    def partition(self) -> Partition:
-        return GROUPINGS[self.grouping](self.window)
-
-    @property
-    def N(self) -> int:  # noqa: N802
-        """Tokens of a group."""
-        h, w = self.partition.group_size(*self.partition.padded_size(self.tokens, self.tokens))
-        return h * w
-
-    @property
-    def D(self) -> int:  # noqa: N802
-        """Channels of a head."""
-        return SIZES[self.size]["embed_dim"] // SIZES[self.size]["num_heads"]
-
-    @property
-    def masked(self) -> bool:
-        return isinstance(self.partition, ShiftedWindows)
-
-    def flops(self, x: Input) -> int:
-        """Of the two products of the textbook form, padding included; backward 2.5 times those."""
-        h, w = x.partition.group_size(*x.padded)
-        tokens = self.batch * x.padded[0] * x.padded[1]
-        flops = 2 * 2 * tokens * h * w * SIZES[self.size]["embed_dim"]
-        return flops * 7 // 2 if self.mode == "train" else flops
-
-
-def timings(tiny: bool) -> list[Timing]:
-    if tiny:
-        words = dict(mode="train", tokens=5, window=3, batch=1, dtype="float32")
-        return [Timing("vit-ti", g, **words) for g in ("global", "shifted")]
-    found = [
-        Timing(size, grouping, mode)
-        for size in ("vit-b", "vit-l", "vit-h")
-        for mode in ("train", "forward")
-        for grouping in GROUPINGS
-    ]
-    return found + [
-        Timing("vit-b", grouping, mode, rel_pos=False)
-        for mode in ("train", "forward")
-        for grouping in GROUPINGS
-    ]
-
-
-def timed(timing: Timing, name: str, device: str) -> dict:
-    """As `worker.measured`, the peak beside the input; FLOP/s, and whether gradients are finite."""
-    gc.collect()
-    side, heads = (timing.tokens,) * 2, SIZES[timing.size]["num_heads"]
-    words = dict(rel_pos=timing.rel_pos, device=device)
-    x = random_input(timing.partition, side, timing.batch, heads, timing.D, **words)
-    x = x.to(DTYPES[timing.dtype], device)
-    kernel, leaves = KERNELS[name], tuple(x.leaves().values())
-
-    def forward() -> Tensor:
-        with _autocast(x):
-            return kernel.run(x)
-
-    def forward_only() -> None:
-        with torch.no_grad():
-            forward()
-
-    weight = torch.randn_like(forward().detach())
-
-    def train() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(forward(), leaves, weight)
-
-    run = train if timing.mode == "train" else forward_only
-    finite = all(g.isfinite().all().item() for g in train()) if timing.mode == "train" else None
-    before = torch.cuda.memory_allocated() / MIB if device == "cuda" else None
-    row = measured(run, device)
-    if before is not None:
-        row["peak_mib"] -= before
-    return dict(
-        kernel=name,
-        **asdict(timing),
-        finite=finite,
-        tflops=timing.flops(x) / row["seconds"] / 1e12,
-        **row,
-    )

@@ -7,6 +7,7 @@ does the rows that are missing, then those that failed. `gpu-check.md` shows all
 """
 
 import contextlib
+import functools
 import gc
 import multiprocessing
 import os
@@ -26,8 +27,10 @@ from rich.console import Console
 from experiments import ROOT
 from experiments.errors import UserError, unknown
 
-from . import attention_kernels as attention
 from . import gpu_page, worker
+from .attention_errors import errors, few_settings, settings
+from .attention_kernels import kernels
+from .attention_times import timed, timings
 from .cases import GPU_BATCH, PEERS, Case
 from .gpu_journal import CURRENT, ROWS, Call, Journal, line_of, now, poisoned, read
 from .implementations import MODULES, build
@@ -103,30 +106,28 @@ def _driver() -> str:
 
 
 def _errors(call: Call) -> Items:
-    settings, few = attention.settings(call.tiny), attention.few_settings(call.tiny)
-    fast = {n: k for n, k in attention.kernels(call.device).items() if not k.compiles}
-    slow = {n: k for n, k in attention.kernels(call.device).items() if k.compiles}
+    fast = {n: k for n, k in kernels(call.device).items() if not k.compiles}
+    slow = {n: k for n, k in kernels(call.device).items() if k.compiles}
     first = {n: k for n, k in slow.items() if not k.last}
-    items = {}
-    # Setting by setting, so that all kernels share one result in float64.
-    for kernels, wanted in ((first, few), (fast, settings), (slow, few)):
-        for s in wanted:
-            for name, kernel in kernels.items():
-                if kernel.fits(s):
-                    items[f"{name}: {s}"] = lambda s=s, n=name: attention.errors(s, n, call.device)
-    return items
+    every, few = settings(call.tiny), few_settings(call.tiny)
+    return {
+        # Setting by setting, so that all kernels share one result in float64.
+        f"{name}: {setting}": functools.partial(errors, setting, name, call.device)
+        for some, wanted in ((first, few), (fast, every), (slow, few))
+        for setting in wanted
+        for name, kernel in some.items()
+        if kernel.fits(setting)
+    }
 
 
 def _attention(call: Call) -> Items:
-    timings, items = attention.timings(call.tiny), {}
-    for last in (False, True):
-        for timing in timings:
-            for name, kernel in attention.kernels(call.device).items():
-                if kernel.last == last and kernel.fits(timing):
-                    items[f"{name}: {timing}"] = lambda t=timing, n=name: attention.timed(
-                        t, n, call.device
-                    )
-    return items
+    return {
+        f"{name}: {timing}": functools.partial(timed, timing, name, call.device)
+        for last in (False, True)
+        for timing in timings(call.tiny)
+        for name, kernel in kernels(call.device).items()
+        if kernel.last == last and kernel.fits(timing)
+    }
 
 
 def _networks(call: Call) -> Items:

@@ -7,17 +7,14 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from . import ROOT, commands
+from . import commands
 from .errors import UserError
 from .scales import SCALES
-
-if TYPE_CHECKING:
-    from .data.subsets import Shares
 
 # Of what the libraries under detectron2 call in each other: nothing that a user can change.
 warnings.simplefilter("ignore", FutureWarning)
@@ -168,7 +165,7 @@ def plan(
 
     found = studies.find(study)
 
-    from .forecast import plan as plans
+    from .forecast import plan_text
     from .forecast import seeds as adding
     from .forecast.request import Request
     from .jobs import sweep as sweeping
@@ -178,13 +175,14 @@ def plan(
         seeds=adding.parse(seeds, max_seeds, ""), sweep=sweeping.parse(sweep), variants=variants,
         overrides=overrides, dataset=dataset, val=val,
     )  # fmt: skip
-    plans.show(request, device, gpus, console, budget)
+    plan_text.show(request, device, gpus, console, budget)
 
 
 @app.command()
 def studies(runs: Runs = Path("runs")) -> None:
     """List the studies: question, rows, and how many of the runs last asked for are done."""
     from . import studies as package
+    from .records import progress
 
     for name in package.files():
         study = package.find(name)
@@ -194,28 +192,7 @@ def studies(runs: Runs = Path("runs")) -> None:
         for scale, names in rows.items():
             if names != ", ".join(v.name for v in study.variants):
                 console.print(f"  rows at {scale} scale: {names}")
-        console.print(f"  done: {_state(runs, name)}")
-
-
-def _state(runs: Path, study: str) -> str:
-    """How many of the runs that were last asked for are done, at each scale."""
-    from . import records
-    from .data import annotations
-
-    states = []
-    for scale in SCALES:
-        own = sorted((runs / scale).glob(annotations.study_folder(study, "*")))
-        folders = [f for f in (runs / scale / study, *own) if (f / records.MANIFEST).is_file()]
-        for folder in folders:
-            manifest, done = records.load_study(folder)
-            on = folder.name.removeprefix(study)  # its set, if it is the user's own
-            states.append(f"{scale}{on} {len(done)} of {len(manifest['runs'])} runs")
-            if tried := manifest.get("sweep", {}).get("runs"):
-                count = sum((folder / run["folder"] / records.RECORD).is_file() for run in tried)
-                states[-1] += f" and {count} of {len(tried)} that choose"
-        if not folders and (ROOT / "results" / scale / study).is_dir():
-            states.append(f"{scale} in results/")
-    return ", ".join(states) or "nothing yet"
+        console.print(f"  done: {progress.of_study(runs, name)}")
 
 
 @app.command()
@@ -232,8 +209,9 @@ def data(
 ) -> None:
     """Make or find the data of a scale, and say what it is."""
     from .data import catalog, sheet, subsets
+    from .recipe import checks, resolved
 
-    shares = _shares(scale, kind, overrides)
+    shares = resolved.data_shares(scale, kind, overrides)
     found = catalog.prepare(scale, dataset or None, val or None, kind, shares)
     for name, split in (("train", found.train), ("val", found.val)):
         console.print(f"{name}: {split.json_file}\n  images in {split.image_root}")
@@ -241,30 +219,10 @@ def data(
             console.print("  " + line)
     console.print(f"digest of both annotation files, as records have it: {found.digest}")
     if show:
-        from .recipe import checks
-
         path = runs / scale / "data.png"
         checks.check_writable(path.parent)
         sheet.write(found.train, path)
         console.print(f"picture sheet: {path}")
-
-
-def _shares(scale: str, kind: str, overrides: str) -> "Shares":
-    """How much of its data a scale reads, with the user's words.
-
-    Raises:
-        UserError: unknown scale, or words that do not fit.
-    """
-    from .recipe import checks, config
-    from .recipe.words import parse_overrides, set_words, split_overrides
-
-    config.check_scale(scale)
-    dataset = "lvis" if kind == "lvis" else "coco"
-    cfg = config.load(config.base_path(scale, SCALES[scale].size, dataset=dataset))
-    words, _ = split_overrides(parse_overrides(overrides))
-    set_words(cfg, words, "OVERRIDES")
-    checks.check_shares(cfg, "OVERRIDES")
-    return config.shares(cfg)
 
 
 @app.command("check-data")
@@ -280,9 +238,9 @@ def check_data(
     """Read a data set once, every image, and list what is wrong with it."""
     from .data import catalog, check
     from .data.defects import DefectError
-    from .recipe import checks
+    from .recipe import checks, resolved
 
-    shares = _shares(scale, kind, overrides)
+    shares = resolved.data_shares(scale, kind, overrides)
     checks.check_writable(runs / scale)
     try:
         found = catalog.find(scale, dataset, val, kind, shares)

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from .contents import State, WeightsError
 from .foreign import refuse_foreign
-from .pickles import NUMPY_NAMES, TORCH_NAMES, Array, Storage, Unpickler
+from .pickle_names import NUMPY_NAMES, TORCH_NAMES, Array, Storage
+from .pickles import Unpickler
 
 # Where checkpoints keep their model, the first that is there. "teacher": DINO's, "blobs": Caffe2's,
 # "target_encoder": I-JEPA's, "module": DeepSpeed's, "weights": Perception Encoder's.

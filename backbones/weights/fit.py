@@ -1,19 +1,17 @@
-"""Contents of a file into a module: every tensor accounted for, positions and patches resized."""
+"""Contents of a file into a module, every tensor accounted for."""
 
-import math
 import re
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..activations import TanhGELU
-from ..positions import resized_positions, resized_table
 from ..rope import Rope
 from ..unseen import KEY as UNSEEN
 from ..vit import ViT
+from . import resize
 from .account import Account, group, sizes
-from .contents import Contents, State, WeightsError, is_finite, square_grid
+from .contents import Contents, State, WeightsError, is_finite
 from .own import own_encoder
 from .words import encoder_words, known_heads
 
@@ -140,7 +138,9 @@ def _fit(
             account.dropped[key] = ("biases of zeros: this encoder has none", size)
     positions = f"{prefix}pos_embed"
     if contents.positions and positions in own and positions not in state:
-        computed = contents.positions(_grid(own[positions], encoder), own[positions].shape[2])
+        computed = contents.positions(
+            resize.own_grid(own[positions], encoder), own[positions].shape[2]
+        )
         state[positions] = computed.flatten(1, 2).to(torch.float32)
         account.notes.append("absolute positions are computed, as this format does")
     _fit_registers(state, own, encoder, prefix, contents, account)
@@ -161,11 +161,11 @@ def _fit(
     for key in (k for k in own if k in state):
         tensor = _checked(key, state[key], own[key], contents)
         how = ""
-        moved = key == positions and (contents.prefix > 1 or _is_other_grid(contents))
+        moved = key == positions and (contents.prefix > 1 or resize.is_other_grid(contents))
         if moved or tensor.shape != own[key].shape:
-            tensor, how = _resized(key, tensor, own[key].shape, encoder, contents)
+            tensor, how = resize.to_shape(key, tensor, own[key].shape, encoder, contents)
         if tensor is None or tensor.shape != own[key].shape:
-            misfits.append(f"{key} {_by(state[key].shape)} for {_by(own[key].shape)}")
+            misfits.append(f"{key} {resize.by(state[key].shape)} for {resize.by(own[key].shape)}")
             continue
         fitted[key] = tensor
         if how:
@@ -301,10 +301,6 @@ def _shown(contents: Contents) -> str:
     return f" Its encoder has {shown}" if shown else ""
 
 
-def _by(shape: torch.Size) -> str:
-    return "x".join(map(str, shape)) or "one number"
-
-
 def _checked(key: str, tensor: Tensor, own: Tensor, contents: Contents) -> Tensor:
     """The tensor in the module's precision."""
     if tensor.is_floating_point() != own.is_floating_point() or tensor.is_complex():
@@ -324,64 +320,6 @@ def _casts(own: State, state: State) -> list[str]:
         for old, new in dict.fromkeys(pairs)
         if old != new
     ]
-
-
-def _grid(pos_embed_1PC: Tensor, encoder: nn.Module) -> tuple[int, int]:
-    side = math.isqrt(pos_embed_1PC.shape[1] - encoder.pretrain_use_cls_token)
-    return side, side
-
-
-def _resized(
-    key: str, tensor: Tensor, wanted: torch.Size, encoder: nn.Module, contents: Contents
-) -> tuple[Tensor | None, str]:
-    """A tensor for another number of positions or pixels and what was done; None if it is no such
-    tensor."""
-    if not isinstance(encoder, ViT) or tensor.ndim != len(wanted) or not tensor.numel():
-        return None, ""
-    if key.endswith("pos_embed") and tensor.shape[2] == wanted[2]:
-        return _positions(tensor, encoder, contents)
-    if re.search(r"\.rel_pos_[hw]$", key) and tensor.shape[1] == wanted[1]:
-        how = f"{tensor.shape[0]} -> {wanted[0]} offsets, linear"
-        return resized_table(tensor, (wanted[0] + 1) // 2), how
-    if key.endswith("patch_embed.proj.weight") and tensor.shape[:2] == wanted[:2]:
-        how = f"{_by(tensor.shape[2:])} -> {_by(wanted[2:])} pixels, pseudo-inverse"
-        return resized_patches(tensor, tuple(wanted[2:])), how
-    return None, ""
-
-
-def _is_other_grid(contents: Contents) -> bool:
-    """Whether positions are of no square, as the module's are: as many may be at other places."""
-    return contents.grid is not None and contents.grid[0] != contents.grid[1]
-
-
-def _positions(pos_1PC: Tensor, encoder: ViT, contents: Contents) -> tuple[Tensor, str]:
-    patches_1PC = pos_1PC[:, contents.prefix :]
-    grid = contents.grid or square_grid(patches_1PC.shape[1])
-    if not grid or math.prod(grid) != patches_1PC.shape[1]:
-        raise WeightsError(
-            f"{contents.path}: {patches_1PC.shape[1]} absolute positions are no square of patches"
-        )
-    wanted = _grid(encoder.pos_embed, encoder)
-    resized = resized_positions(patches_1PC.unflatten(1, grid), wanted).flatten(1, 2)
-    how = f"{_by(grid)} -> {_by(wanted)}, bicubic" if grid != wanted else ""
-    if encoder.pretrain_use_cls_token:
-        cls_11C = pos_1PC[:, :1] if contents.prefix else torch.zeros_like(pos_1PC[:, :1])
-        resized = torch.cat([cls_11C, resized], 1)
-    return resized, how or "cls token's entry, which detection does not read"
-
-
-def resized_patches(kernel_ECpp: Tensor, wanted: tuple[int, int]) -> Tensor:
-    """Patch embedding for patches of another size: (E, C, *wanted).
-
-    The kernel whose token of an enlarged patch is the old kernel's token of the patch before; its
-    pseudo-inverse when shrinking (FlexiViT, arXiv:2212.08013, section 3.4).
-    """
-    old = tuple(kernel_ECpp.shape[2:])
-    basis = torch.eye(math.prod(old), dtype=torch.float64).reshape(-1, 1, *old)
-    enlarge = F.interpolate(basis, wanted, mode="bicubic", antialias=True, align_corners=False)
-    inverse = torch.linalg.pinv(enlarge.flatten(1))  # (new pixels, old pixels)
-    resized = kernel_ECpp.flatten(2).double() @ inverse.T
-    return resized.unflatten(2, wanted).to(kernel_ECpp.dtype)
 
 
 def _activation(module: nn.Module) -> type:

@@ -1,4 +1,4 @@
-"""From a study's row to one resolved config."""
+"""From what is asked for to one resolved config."""
 
 import copy
 
@@ -9,12 +9,22 @@ from backbones import ViT
 from backbones.propagation import block_count, strategy
 from backbones.weights import WeightsError, catalog
 
+from ..data.subsets import Shares
 from ..errors import UserError
 from ..scales import SCALES
 from ..studies import Study, Variant, Words
-from .checks import check
-from .config import SHARES, base_path, encoder_size, is_recipe, load, set_length, shares
-from .words import check_overrides, set_words
+from .checks import check, check_shares
+from .config import (
+    SHARES,
+    base_path,
+    check_scale,
+    encoder_size,
+    is_recipe,
+    load,
+    set_length,
+    shares,
+)
+from .words import check_overrides, parse_overrides, set_words, split_overrides
 
 
 def resolve(
@@ -73,3 +83,20 @@ def write_out_count(words: DictConfig, encoder: nn.Module | None) -> None:
     by_words = words.get("propagation") is not None  # else by detectron2's indexes of blocks
     if isinstance(encoder, ViT) and by_words and words.get("count", 0) in (None, "all"):
         words.count = block_count(strategy(words.propagation, encoder.spec), words.count)
+
+
+def data_shares(scale: str, kind: str, overrides: str) -> Shares:
+    """How much of its data a scale reads, with the user's words.
+
+    Args:
+        kind: "coco" or "lvis".
+
+    Raises:
+        UserError: unknown scale, or words that do not fit.
+    """
+    check_scale(scale)
+    cfg = load(base_path(scale, SCALES[scale].size, dataset="lvis" if kind == "lvis" else "coco"))
+    words, _ = split_overrides(parse_overrides(overrides))
+    set_words(cfg, words, "OVERRIDES")
+    check_shares(cfg, "OVERRIDES")
+    return shares(cfg)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis import compare, foreign, plots, prediction_sheet, report, results, tables
+from analysis import compare, foreign, plots, prediction_sheet, provenance, report, results, tables
 from experiments import records
 from experiments.errors import UserError
 from tests.experiments.evaluation.test_matches import pycocotools, random_set
@@ -215,4 +215,4 @@ def test_what_was_scored_on_another_set_is_left_out_and_named(study, predictions
 def test_results_do_not_keep_what_their_command_does_not_make(study, predictions):
     foreign.add(study, predictions, "x")
     with pytest.raises(UserError, match="it has foreign results"):
-        tables.check_publishable(results.load(study))
+        provenance.check_publishable(results.load(study))

@@ -4,10 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import formulas, paper_tables
+from analysis import paper_tables
 from analysis.paper import published
 from analysis.paper_tables import Rows, Setting, settings
-from backbones import SIZES
 from experiments import records, studies
 from experiments.recipe import identity, resolved
 from tests.conftest import ROOT
@@ -224,46 +223,3 @@ def test_points_of_the_figures(rows):
         ("lvis", "Mask R-CNN"): 8,
     }
     assert points["params"].notna().all()
-
-
-# ---- Encoders of today -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def todays():
-    return paper_tables.todays_encoders().set_index("size")
-
-
-def test_todays_parameters_are_as_printed(todays):
-    """Within 0.5 % where three digits are printed, else rounded or cut to the digits that are. PE's
-    are with attention pooling and the projection behind it, DINOv2's without positions."""
-    printed = todays.dropna(subset="params_as_printed")
-    assert len(printed) == 19
-    for size, row in printed.iterrows():
-        ours, theirs = row["params"] / 1e6, row["params_as_printed"] / 1e6
-        dim = SIZES[size]["embed_dim"]
-        if size.startswith("dinov2"):
-            ours -= 37**2 * dim / 1e6
-        if size.startswith("pe-"):
-            ours += (12 * dim**2 + 1024 * dim) / 1e6
-        digits = str(round(theirs)).rstrip("0")
-        if len(digits) >= 3:
-            assert abs(ours / theirs - 1) < 0.005, size
-        else:
-            assert abs(ours - theirs) < 10 ** (len(str(round(theirs))) - len(digits)), size
-
-
-@pytest.mark.parametrize("size", ["dinov3-b", "eva02-b", "pe-core-b", "dinov2-b", "vit-b"])
-def test_todays_costs_by_the_closed_formula(todays, size):
-    """The second counter of three; the third, fvcore's, has no place for that many tokens, and is
-    held against both on small maps (tests/experiments/costs)."""
-    amount = formulas.total(formulas.encoder(**SIZES[size] | dict(img_size=1024)).values())
-    assert (amount.params, amount.macs) == tuple(todays.loc[size, ["params", "macs"]])
-
-
-def test_todays_files_are_the_committed_ones(todays, tmp_path):
-    for path in paper_tables.write_todays(todays.reset_index(), tmp_path):
-        kept = (ROOT / "results/paper" / path.name).read_text()
-        parts = [t.partition("- command: ") for t in (path.read_text(), kept)]
-        assert parts[0][0] == parts[1][0]
-        assert " nan " not in kept

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import bootstrap, foreign, reach, report, results, tables
+from analysis import bootstrap, foreign, provenance, reach, report, results, tables
 from experiments import records
 from experiments.evaluation import reach as of_runs
 from tests.analysis.test_results import rewrite
@@ -119,7 +119,7 @@ def test_a_row_of_which_none_did_has_no_verdict(with_cue):
     assert row.ap_box_verdict == ""
     text = tables.summary(found.table).set_index("variant").loc["own"]
     assert (text["seeds"], text["box AP"], text["verdict"]) == ("0 of 1", "", "cue not learned")
-    tables.check_publishable(found)  # it is finished
+    provenance.check_publishable(found)  # it is finished
 
 
 def test_a_base_of_which_none_did_leaves_no_verdict(with_cue):

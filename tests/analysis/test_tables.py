@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from analysis import plots, results, tables
+from analysis import plots, provenance, results, tables
 from experiments.errors import UserError
 from tests.conftest import ROOT
 
@@ -140,11 +140,11 @@ def test_wrong_words_are_told_in_a_line(study, tmp_path, analysis):
 def test_results_keep_whole_studies_with_their_own_settings(study):
     found = results.load(study)
     with pytest.raises(UserError, match="some rows of this one are not done"):
-        tables.check_publishable(replace(found, table=found.table.assign(seeds=[2, 2, 0])))
-    tables.check_publishable(found)
+        provenance.check_publishable(replace(found, table=found.table.assign(seeds=[2, 2, 0])))
+    provenance.check_publishable(found)
     found.manifest["command"] += " --overrides train.max_iter=4"
     with pytest.raises(UserError, match="run it without --overrides"):
-        tables.check_publishable(found)
+        provenance.check_publishable(found)
 
 
 def test_the_table_of_a_finished_study_does_not_wait_for_torch():

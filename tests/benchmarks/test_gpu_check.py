@@ -10,8 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import attention_kernels as attention
 from benchmarks import gpu_check, gpu_journal, gpu_page
+from benchmarks.attention_errors import Setting, errors, settings
+from benchmarks.attention_kernels import KERNELS, Kernel, kernels
 from benchmarks.cases import OURS, OURS_ON_GPU, PEERS, Case
 from benchmarks.implementations import build
 from experiments.errors import UserError
@@ -19,23 +20,23 @@ from experiments.errors import UserError
 # ---- kernels ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", attention.kernels("cpu"))
+@pytest.mark.parametrize("name", kernels("cpu"))
 def test_every_kernel_is_the_reference(name):
     """In float32; masks, padding, relative positions. FlexAttention has no gradients on a CPU."""
-    for setting in attention.settings(tiny=True):
+    for setting in settings(tiny=True):
         if setting.dtype == "float32" and setting.N == 64 and name != "flex":
-            row = attention.errors(setting, name, "cpu")
+            row = errors(setting, name, "cpu")
             assert row["finite"]
             assert max(row["output_error"], row["gradient_error"]) < 1e-5
     if name == "flex":
-        x = attention.Setting(64, 16, True, True, "float32").input()
+        x = Setting(64, 16, True, True, "float32").input()
         with torch.no_grad():
-            found, expected = (attention.KERNELS[n].run(x) for n in (name, "reference"))
+            found, expected = (KERNELS[n].run(x) for n in (name, "reference"))
         assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_settings_are_what_they_say():
-    for setting in attention.settings(tiny=False):
+    for setting in settings(tiny=False):
         x = setting.input()
         h, w = x.partition.group_size(*x.padded)
         assert h * w == setting.N
@@ -49,7 +50,7 @@ def test_every_kernel_has_its_rows():
     full = gpu_journal.Call("", "cuda", False, "")
     for items in (gpu_check._errors(full), gpu_check._attention(full)):
         names = [key.split(": ")[0] for key in items]
-        assert set(names) == set(attention.kernels("cuda"))
+        assert set(names) == set(kernels("cuda"))
         assert "triton" in names[:2]
         labelled = [key for key in items if key.startswith("labelled")]
         assert all("masked" in key or "shifted" in key for key in labelled)
@@ -70,7 +71,7 @@ def test_encoders_of_a_gpu_only():
 
 def test_a_kernel_that_is_wrong_or_not_finite_is_told(monkeypatch, tmp_path):
     """cuDNN's backward pass with a mask, say: a row, not an end."""
-    reference = attention.KERNELS["reference"]
+    reference = KERNELS["reference"]
 
     def broken(x):
         return reference.run(x) * torch.tensor(float("nan"))
@@ -78,12 +79,12 @@ def test_a_kernel_that_is_wrong_or_not_finite_is_told(monkeypatch, tmp_path):
     def rough(x):
         return reference.run(x) * 1.5
 
-    monkeypatch.setitem(attention.KERNELS, "broken", attention.Kernel(broken))
-    monkeypatch.setitem(attention.KERNELS, "rough", attention.Kernel(rough))
-    setting = attention.Setting(64, 16, True, True, "bfloat16")
+    monkeypatch.setitem(KERNELS, "broken", Kernel(broken))
+    monkeypatch.setitem(KERNELS, "rough", Kernel(rough))
+    setting = Setting(64, 16, True, True, "bfloat16")
     journal = gpu_journal.Journal(call(tmp_path), "errors")
     for name in ("reference", "broken", "rough"):
-        journal.attempt(name, lambda n=name: attention.errors(setting, n, "cpu"))
+        journal.attempt(name, lambda n=name: errors(setting, n, "cpu"))
     rows = journal.rows()
     assert not rows["broken"]["finite"]
     assert rows["broken"]["not_finite"] == "output, qkv, pad, rel_pos_h, rel_pos_w"

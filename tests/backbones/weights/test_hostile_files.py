@@ -17,7 +17,7 @@ import torch
 
 from backbones import ViT
 from backbones.weights import WeightsError, load_encoder
-from backbones.weights.pickles import TORCH_NAMES
+from backbones.weights.pickle_names import TORCH_NAMES
 
 from .hostile import refusal, text, with_pickle
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from backbones import ViT, build_encoder
 from backbones.weights import encoder_words, load_encoder, read
-from backbones.weights.fit import resized_patches
+from backbones.weights.resize import resized_patches
 
 from .test_transformers import assert_close, randomised
 

@@ -253,7 +253,7 @@ def test_what_was_found_is_never_in_memory_as_a_whole(splits, alone, tmp_path, m
     for module in ("evaluate", "matches"):
         name = f"experiments.evaluation.{module}.read_results"
         monkeypatch.setattr(name, lambda path: pytest.fail("all of it is read"))
-    monkeypatch.setattr("experiments.evaluation.evaluate._TOGETHER", 1)
+    monkeypatch.setattr("experiments.evaluation.parts._TOGETHER", 1)
     result = evaluate(*untrained(), splits["lvis"], tmp_path)
     assert (result.box, result.mask) == (alone["lvis"][0].box, alone["lvis"][0].mask)
     assert (tmp_path / PREDICTIONS).read_bytes() == alone["lvis"][1]

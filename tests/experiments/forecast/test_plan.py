@@ -12,7 +12,7 @@ from experiments import studies
 from experiments.costs import devices
 from experiments.costs.training_cost import Step, training_step
 from experiments.errors import UserError
-from experiments.forecast import budget, plan
+from experiments.forecast import budget, plan, plan_text
 from experiments.forecast.request import Request
 from experiments.forecast.seeds import Limits
 from experiments.jobs import runs, sweep
@@ -48,7 +48,7 @@ def test_published_times_and_memory(dataset, path, row):
     step = training_step(model, 1, (1024, 1024), amp=True, textbook=True)
     assert budget.seconds_on(A100, step) == pytest.approx(row.train_time_s_per_im, rel=0.11)
     counted = (20 * params + step.peak_bytes) / 2**30
-    assert 0 < row.train_mem_gb - counted < plan._RESERVE[dataset.lower()]
+    assert 0 < row.train_mem_gb - counted < plan.RESERVE[dataset.lower()]
 
 
 def test_published_memory_of_propagation():
@@ -195,7 +195,7 @@ def printed(
         sweep=sweep.parse(of), variants=variants, overrides=overrides,
         **{"dataset": "", "val": "", **own},
     )  # fmt: skip
-    plan.show(request, device, gpus, console, budget_words)
+    plan_text.show(request, device, gpus, console, budget_words)
     return console.export_text()
 
 
@@ -269,7 +269,7 @@ def test_a_sweep_takes_a_run_more_at_each_value():
     study = studies.find("system-level")
     at = sweep.rows_of(sweep.parse("train.max_iter=0.5,1,2"), study, "mini", found, {})
     estimates = plan.estimate(study, found, plan.target(found, "a100-40gb", 1), 300)
-    hours = plan._choosing(found, at, estimates)
+    hours = plan.hours_choosing(found, at, estimates)
     one = estimates[0].hours
     assert hours == pytest.approx([0.5 * one, one, 2 * one])  # others share these trainings
     words = ("system-level", "mini", "a100-40gb", 1, "train.max_iter=8")
@@ -314,7 +314,7 @@ class TestSmallScale:
         (one,) = estimates("global-vs-conv", variants=["none"])
         found = [replace(one, hours=h) for h in hours]
         shared = replace(one, hours=0.0, same_training="none")
-        text = plan._bought(Limits(17, budget_), [*found, shared], 0.0)
+        text = plan_text._bought(Limits(17, budget_), [*found, shared], 0.0)
         assert text.startswith(f"BUDGET={budget_}")
         assert said in text
 
