@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from experiments.evaluation.matches import KINDS
-from experiments.records import FOREIGN, NOT_IDENTITY
+from experiments.records import FOREIGN, NOT_IDENTITY, SINCE
 
 if TYPE_CHECKING:
     from .results import Estimates
@@ -87,9 +87,6 @@ def differences(manifest: dict, records: pd.DataFrame) -> list[str]:
 def _recipe_differences(ours: pd.Series, base: pd.Series) -> list[str]:
     def recipe(run: pd.Series) -> dict[str, Any]:
         flat = flat_config(run["config"])
-        # Runs of before there was this word averaged over a pass.
-        passes = flat.get("dataloader.train.micro_batch_size")
-        flat.setdefault("dataloader.train.loss_batch_size", passes)
         flat = {k: v for k, v in flat.items() if not k.startswith("model.")}
         flat |= {"data": run["data"]["digest"]} | {key: run[key] for key in SAME}
         return {k: v for k, v in flat.items() if k not in (*_NOT_RECIPE, *NOT_IDENTITY)}
@@ -103,11 +100,18 @@ def changes(ours: dict[str, Any], base: dict[str, Any]) -> list[str]:
     return [f"{key}: {base.get(key)} -> {ours.get(key)}" for key in keys]
 
 
-def flat_config(node: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config by dotted keys."""
+def flat_config(config: dict) -> dict[str, Any]:
+    """A run's config by dotted keys, the words that came later among them."""
+    flat = _flat(config)
+    if passes := flat.get("dataloader.train.micro_batch_size"):  # averaged over a pass, before
+        flat = SINCE | {"dataloader.train.loss_batch_size": passes} | flat
+    return flat
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}
     flat: dict[str, Any] = {}
     for key, part in node.items():
-        flat |= flat_config(part, f"{prefix}.{key}".lstrip("."))
+        flat |= _flat(part, f"{prefix}.{key}".lstrip("."))
     return flat

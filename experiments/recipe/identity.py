@@ -16,12 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from backbones.registries import REGISTRIES
 
 from ..errors import UserError
-from ..records import NOT_IDENTITY
+from ..records import NOT_IDENTITY, SINCE
 from .config import group, init_weights, is_recipe
-from .tuning import FULL
 
-# Words that came later, where runs of before have none: at these values a run is theirs.
-_SINCE = {"train.tuning": FULL, "dataloader.train.views": 0}
 # Part of every run's identity: raise it when the same config comes to train otherwise.
 # 2: initial values follow from seed and name, heads' random numbers from their own seeds.
 PROCEDURE = 2
@@ -42,7 +39,7 @@ def _identity(cfg: DictConfig, data_digest: str, without: Sequence[str]) -> str:
     # The weights themselves count, not the word or the folder that they are found by.
     no_part = (*without, "train.init_weights", "dataloader.train.loss_batch_size")
     plain = without_keys(plain_config(cfg), no_part)
-    unsaid = [key for key, value in _SINCE.items() if OmegaConf.select(cfg, key) == value]
+    unsaid = [key for key, value in SINCE.items() if OmegaConf.select(cfg, key) == value]
     plain = without_keys(plain, unsaid)
     # By the names of before there was `loss_batch_size`: runs of this `PROCEDURE` are found.
     plain["dataloader"]["train"]["micro_batch_size"] = group(cfg)

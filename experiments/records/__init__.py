@@ -19,6 +19,8 @@ RESULT = "result.json"  # of a checkpoint's evaluation outside of studies
 METRICS = "metrics.json"  # of a run: a JSON line per log period
 PRETRAINED = "pretrained"  # folder of pre-trainings, beside the studies of a scale
 FOREIGN = "foreign"  # fingerprint of results that this suite did not make, and their folder
+# Words that came later: a run of before, whose config has none, is one of these values.
+SINCE = {"train.tuning": "full", "dataloader.train.views": 0}
 # Keys of a config that do not change the result of a run, and so are no part of its identity.
 NOT_IDENTITY = (
     "train.checkpoint_period",

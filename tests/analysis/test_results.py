@@ -181,6 +181,26 @@ def test_another_recipe_or_device_is_named(study):
     ]
 
 
+def test_words_that_came_later_are_no_difference(study):
+    """Runs of before have none of them in their config."""
+
+    def write(run, more, train=None):
+        reading = {"micro_batch_size": 2} | (train or {})
+        words = {"train": {"max_iter": 9} | more, "dataloader": {"train": reading}}
+        rewrite(run, config=words)
+
+    later = {"loss_batch_size": 2, "views": 0}
+    for run in study.glob("none-*"):
+        write(run, {})
+    for run in study.glob("global-*"):
+        write(run, {"tuning": "full"}, later)
+    assert not any(note.startswith("global") for note in recipe_notes(results.load(study)))
+    write(run, {"tuning": "frozen"}, later)
+    assert "global differs from none in train.tuning: full -> frozen" in recipe_notes(
+        results.load(study)
+    )
+
+
 def test_other_training_data_are_named(study):
     data = records.read(study / "own-0" / "record.json").data
     rewrite(study / "own-0", data={**data, "digest": "other"})
