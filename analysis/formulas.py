@@ -168,6 +168,7 @@ def encoder(
     pre_norm: bool = False,
     out_chans: int | None = None,
     positions: str = "learned",
+    positions_resize: str = "bicubic",
     mlp: str = "mlp",
     qkv_bias: bool | str = True,
     qk_norm: bool = False,

@@ -68,6 +68,7 @@ _PE = dict(
 )
 _PE_14, _PE_24, _PE_32 = (_PE | dict(pretrain_img_size=side * 16) for side in (14, 24, 32))
 _PE_G = _PE_32 | dict(mlp_ratio=8960 / 1536, pretrain_use_cls_token=False)
+_SAM3 = _PE_24 | dict(positions_resize="tile", window_size=24, mlp_ratio=4736 / 1024)
 SIZES |= {
     name: dict(embed_dim=embed_dim, depth=depth, num_heads=num_heads) | words
     for name, embed_dim, depth, num_heads, words in (
@@ -95,6 +96,7 @@ SIZES |= {
         ("pe-spatial-b", 768, 12, 12, _PE_32),
         ("pe-spatial-l", 1024, 24, 16, _PE_32),
         ("pe-spatial-g", 1536, 50, 16, _PE_G | dict(layer_scale=0.1)),
+        ("sam3", 1024, 32, 16, _SAM3),
     )
 }
 

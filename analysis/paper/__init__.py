@@ -18,7 +18,7 @@ One tidy CSV per kind; `load(kind)` reads one:
   that it is of.
 - todays_encoders: parameters of named sizes as their authors print them, in their digits (DINOv2's,
   DINOv3's and EVA-02's in whole millions, Perception Encoder's in hundredths of a thousand million,
-  pooling in front of the head included).
+  pooling in front of the head included, SAM 3's in tens of millions).
 
 Figures 3 to 5 repeat other numbers or print none: `figure(number)` derives their points.
 

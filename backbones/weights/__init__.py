@@ -17,7 +17,7 @@ from torch import nn
 from . import formats as _formats  # noqa: F401  (registers its entries)
 from .account import Account
 from .contents import FORMATS, Contents, Format, WeightsError
-from .files import read_config, read_state
+from .files import no_numbers, read_config, read_state
 from .fit import encoder_of, fit_detector, fit_encoder
 from .words import encoder_words
 
@@ -60,6 +60,9 @@ def read(path: str | Path) -> Contents:
         form.configure(contents, config)
         if contents.doubt:
             raise WeightsError(contents.doubt)
+        for key, tensor in (contents.encoder | contents.detector).items():
+            if tensor.is_complex():
+                raise WeightsError(no_numbers(key, tensor))
     except WeightsError as error:
         raise WeightsError(f"{path} ({word}): {error}") from error
     contents.path, contents.format = Path(path), word

@@ -27,6 +27,7 @@ _DINOV3 = "https://huggingface.co/facebook/dinov3-vit{}16-pretrain-lvd1689m"
 _DINOV3_CONVNEXT = "https://huggingface.co/facebook/dinov3-convnext-{}-pretrain-lvd1689m"
 _EVA02 = "https://huggingface.co/Yuxin-CV/EVA-02/resolve/main/eva02/pt/eva02_{}_p14to16.pt"
 _PE = "https://huggingface.co/facebook/{0}/resolve/main/{0}.pt"
+_SAM3 = "https://huggingface.co/facebook/sam3/resolve/main/sam3.pt"
 _LAION = "https://huggingface.co/laion/CLIP-ViT-{}/resolve/main/open_clip_pytorch_model.bin"
 
 # Config keys for what the weights expect: a norm before the blocks; pixels by another mean and
@@ -160,6 +161,7 @@ SOURCES = (
             ("Spatial", "g", "PE-Spatial-G14-448"),
         )
     ),
+    Source("sam3_saco", "sam3", _SAM3, "sam3", note=f"behind its authors' form; with {_UNIT}"),
     *(
         Source(
             "clip_laion2b",

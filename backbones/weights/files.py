@@ -59,8 +59,10 @@ _DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 )
-# Read for their keys, which say whose they are, and then refused: tables of rotary positions.
+# Read for their keys, which say whose they are, and then refused, but for SAM 3's tables of rotary
+# positions, which its format compares with what it computes.
 _COMPLEX = (torch.complex64, torch.complex128)
+_COMPLEX_TABLE = ".attn.freqs_cis"
 
 
 def read_state(path: Path) -> State:
@@ -81,8 +83,8 @@ def read_state(path: Path) -> State:
     with _one_line(path):
         refuse_foreign(state)
         for key, tensor in state.items():
-            if tensor.dtype in _COMPLEX:
-                raise WeightsError(_no_numbers(key, tensor))
+            if tensor.dtype in _COMPLEX and not key.endswith(_COMPLEX_TABLE):
+                raise WeightsError(no_numbers(key, tensor))
     return state
 
 
@@ -336,7 +338,7 @@ def _is_data(value: Any) -> bool:
     return isinstance(value, Tensor | Array)
 
 
-def _no_numbers(key: str, tensor: Tensor) -> str:
+def no_numbers(key: str, tensor: Tensor) -> str:
     kind = str(tensor.dtype).removeprefix("torch.")
     return f"{key} is {kind}, not dense floating-point or whole numbers"
 
@@ -354,7 +356,7 @@ def _usable(state: dict, size: int) -> State:
         if not isinstance(key, str) or not key.isprintable() or len(key) > _LONGEST_KEY:
             raise WeightsError(f"it has a tensor whose key is no name: {ascii(key)[:80]}")
         if tensor.layout != torch.strided or tensor.dtype not in (*_DTYPES, *_COMPLEX):
-            raise WeightsError(_no_numbers(key, tensor))
+            raise WeightsError(no_numbers(key, tensor))
         if (view := (tensor.data_ptr(), tensor.shape, tensor.stride())) not in seen:
             seen.add(view)
             left -= tensor.nbytes

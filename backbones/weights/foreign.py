@@ -59,16 +59,6 @@ MODELS = (
         "its encoder is mmdetection's Swin, or EVA-02's ViT in keys that are not read",
         (r"^query_head\.", r"^backbone\."),
     ),
-    Foreign("SAM 3", _ROTARY, (r"(^|\.)vision_backbone\.trunk\.blocks\.\d+\.",)),
-    Foreign(
-        "SAM 3 of transformers",
-        _ROTARY,
-        (
-            r"(^|\.)embeddings\.patch_embeddings\.projection\.",
-            r"(^|\.)layers\.\d+\.attention\.q_proj\.",
-            r"(^|\.)layers\.\d+\.layer_norm1\.",
-        ),
-    ),
     Foreign(
         "SAM 2",
         "its encoder is Hiera, no plain ViT",

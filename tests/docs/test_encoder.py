@@ -57,7 +57,7 @@ def test_arguments_in_words():
 
 
 def test_sizes():
-    named = set(re.findall(r"`((?:dinov2|dinov3|eva02|pe)-[\w+-]+)`", PAGE))
+    named = set(re.findall(r"`((?:dinov2|dinov3|eva02|pe)-[\w+-]+|sam3)`", PAGE))
     assert named == {size for size in SIZES if "vit-" not in size}
 
 

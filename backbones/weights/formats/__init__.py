@@ -6,6 +6,7 @@ from . import (  # noqa: F401
     hierarchical,
     mmdetection,
     rotary,
+    sam3,
     segment_anything,
     simple_vit,
     timm,

@@ -16,10 +16,10 @@ from ..contents import FORMATS, Contents, Format, State, WeightsError, square_gr
 from .clip import OpenClip
 from .detectron2 import Detectron2
 from .shared import fold_layer_scale, gated, is_dinov3, is_eva02, is_pe, unbiased_stem
-from .transformers import HuggingFace
+from .transformers import HuggingFace, rotary_base
 
-_TABLES = "tables of rotary positions: computed for each size"
-_TAIL = "norm behind the last block"
+TABLES = "tables of rotary positions: computed for each size"
+TAIL = "norm behind the last block"
 _NET = "backbone.net."  # in front of an encoder in a detector
 
 
@@ -32,9 +32,9 @@ class Dinov3(Format):
         r"^cls_token$": "cls token",
         r"^(reg_token|storage_tokens)$": "registers",
         r"^mask_token$": "mask token",
-        r"^rope_embed\.periods$": _TABLES,
+        r"^rope_embed\.periods$": TABLES,
         r"\.attn\.qkv\.bias_mask$": "mask of k's bias: it has none here",
-        r"^(norm|cls_norm|local_cls_norm|fc_norm)\.": _TAIL,
+        r"^(norm|cls_norm|local_cls_norm|fc_norm)\.": TAIL,
         r"^(dino_head|ibot_head)\.": "head of self-distillation",
         r"^head\.": "classifier's head",
     }
@@ -88,7 +88,7 @@ class HfDinov3(HuggingFace):
         r"\bembeddings\.cls_token$": "cls token",
         r"\bembeddings\.mask_token$": "mask token",
         r"\bembeddings\.register_tokens$": "register tokens",
-        r"^norm\.": _TAIL,
+        r"^norm\.": TAIL,
         r"^classifier\.": "classifier's head",
     }
     registers = r"\bembeddings\.register_tokens$"
@@ -106,10 +106,7 @@ class HfDinov3(HuggingFace):
         super().configure(contents, config)
         if config.get("use_gated_mlp") and config.get("hidden_act") != "silu":
             raise WeightsError("its config.json has a gated MLP of another activation than silu")
-        base = config.get("rope_theta", 100.0)
-        if not isinstance(base, int | float) or base < 1:
-            raise WeightsError(f"config.json has rope_theta={base!r}: ViT cannot say it")
-        if base != 100:
+        if (base := rotary_base(config.get("rope_theta", 100.0))) != 100:
             contents.settings["rope"] = dict(unit="side", base=base)
 
     def finish(self, contents: Contents) -> None:
@@ -135,8 +132,8 @@ class Eva02(Format):
     drop = {
         r"^cls_token$": "cls token",
         r"^mask_token$": "mask token",
-        r"(^|\.)rope\.freqs_(cos|sin)$": _TABLES,
-        r"^(norm|fc_norm)\.": _TAIL,
+        r"(^|\.)rope\.freqs_(cos|sin)$": TABLES,
+        r"^(norm|fc_norm)\.": TAIL,
         r"^(head|lm_head)\.": "classifier's head",
     }
     rename = (
@@ -153,14 +150,14 @@ class Eva02(Format):
     def convert(self, state: State) -> Contents:
         for key in ("rope.freqs_cos", "blocks.0.attn.rope.freqs_cos"):
             if key in state:
-                _check_table(state[key], Rope(16, unit="token"), "EVA-02")
+                check_table(state[key], Rope(16, unit="token"), "EVA-02")
         return super().convert(state)
 
     def finish(self, contents: Contents) -> None:
         gated(contents)
         _joined(contents)
         _without_k_bias(contents)
-        contents.prefix = _class_token(contents)
+        contents.prefix = class_token(contents)
         contents.settings["num_heads"] = max(1, _width(contents) // 64)
 
 
@@ -170,7 +167,7 @@ class Eva02Det(Eva02):
     blocks have windows is seen from the length of their tables."""
 
     title = "EVA-02-Det"
-    drop = Detectron2.drop | Eva02.drop | {r"^rope_(win|glb)\.": _TABLES}
+    drop = Detectron2.drop | Eva02.drop | {r"^rope_(win|glb)\.": TABLES}
     new = Contents.new  # a detector has all that detection adds
 
     def recognises(self, state: State) -> bool:
@@ -195,9 +192,9 @@ class PerceptionEncoder(Format):
     drop = OpenClip.drop | {
         r"^cls_token$": "cls token",
         r"^attn_pool\.": "attention pooling",
-        r"^norm\.": _TAIL,
+        r"^norm\.": TAIL,
         r"^head\.": "projection to the space shared with text",
-        r"(^|\.)rope\.(freqs|rope)": _TABLES,
+        r"(^|\.)rope\.(freqs|rope)": TABLES,
     }
     rename = (*OpenClip.rename, (r"\.gamma_([12])$", r".ls\1.gamma"))
     needs = ("pos_embed", "norm_pre.weight")
@@ -220,7 +217,7 @@ class PerceptionEncoder(Format):
             contents.encoder["pos_embed"] = contents.encoder["pos_embed"][None]
         unbiased_stem(contents)
         fold_layer_scale(contents)
-        contents.prefix = _class_token(contents)
+        contents.prefix = class_token(contents)
         dim, positions = _width(contents), contents.encoder.get("pos_embed")
         side = 1 if positions is None else math.isqrt(positions.shape[1] - contents.prefix)
         contents.settings["num_heads"] = {1536: 16}.get(dim, max(1, dim // 64))
@@ -233,7 +230,7 @@ class PerceptionEncoderDet(PerceptionEncoder):
     detectors on PE's keys. Windows are seen from tables, as EVA-02-Det's; positions are tiled."""
 
     title = "PE-Det"
-    drop = Detectron2.drop | PerceptionEncoder.drop | {r"^rope_(win|glb)\.": _TABLES}
+    drop = Detectron2.drop | PerceptionEncoder.drop | {r"^rope_(win|glb)\.": TABLES}
     new = Contents.new  # a detector has all that detection adds
 
     def recognises(self, state: State) -> bool:
@@ -249,34 +246,20 @@ class PerceptionEncoderDet(PerceptionEncoder):
 
 
 def _in_detector(contents: Contents, state: State, whose: str, counted_from: int = 0) -> None:
-    """What a detector has beside its encoder: tables of each block's rotary positions, which show
-    windows and heads, pyramid and heads.
+    """What a detector has beside its encoder: tables, see `by_tables`, pyramid and heads.
 
     Args:
         state: of the detector, by the file's keys.
-        counted_from: the place of a map's first token.
 
     Raises:
-        WeightsError: tables are missing, or of other positions.
+        WeightsError: as of `by_tables`.
     """
     tables = {
         int(m[1]): state[key]
         for key in state
         if (m := re.match(rf"{_NET}.*blocks\.(\d+)\.attn\.rope\.freqs_cos$", key))
     }
-    rope = Rope(**contents.settings["rope"])
-    for table in {len(table): table for table in tables.values()}.values():
-        _check_table(table, rope, whose, counted_from)
-    depth = len({k.split(".")[1] for k in contents.encoder if k.startswith("blocks.")})
-    if len(tables) != depth:
-        raise WeightsError(f"has {len(tables)} tables of rotary positions for {depth} blocks")
-    shortest = min(len(table) for table in tables.values())
-    contents.settings |= dict(
-        num_heads=max(1, _width(contents) // tables[0].shape[1]),
-        window_size=math.isqrt(shortest),
-        window_block_indexes=[i for i in range(depth) if len(tables[i]) == shortest],
-        rope=contents.settings["rope"] | dict(coordinates="window"),
-    )
+    by_tables(contents, tables, whose, counted_from)
     for key, tensor in state.items():
         if key.startswith(_NET):
             continue
@@ -287,12 +270,48 @@ def _in_detector(contents: Contents, state: State, whose: str, counted_from: int
             contents.detector[key] = tensor
 
 
+def by_tables(
+    contents: Contents, tables: dict[int, Tensor], whose: str, counted_from: int = 0
+) -> None:
+    """Windows and heads, which tables of each block's rotary positions show: windows have the
+    shortest ones.
+
+    Args:
+        tables: by block, see `check_table`.
+        counted_from: the place of a map's first token.
+
+    Raises:
+        WeightsError: tables are missing, or of other positions.
+    """
+    rope, depth = Rope(**contents.settings["rope"]), depth_of(contents)
+    if not tables or sorted(tables) != list(range(depth)):
+        raise WeightsError(f"has {len(tables)} tables of rotary positions for {depth} blocks")
+    checked: dict[tuple, Tensor] = {}
+    for table in tables.values():
+        kind = table.shape, table.dtype
+        if kind not in checked or not torch.equal(table, checked[kind]):
+            check_table(table, rope, whose, counted_from)
+            checked[kind] = table
+    shortest = min(len(table) for table in checked.values())
+    channels = tables[0].shape[1] * (1 + tables[0].is_complex())
+    contents.settings |= dict(
+        num_heads=max(1, _width(contents) // channels),
+        window_size=math.isqrt(shortest),
+        window_block_indexes=[i for i in range(depth) if len(tables[i]) == shortest],
+        rope=contents.settings["rope"] | dict(coordinates="window"),
+    )
+
+
+def depth_of(contents: Contents) -> int:
+    return len({k.split(".")[1] for k in contents.encoder if k.startswith("blocks.")})
+
+
 def _width(contents: Contents) -> int:
     weight = contents.encoder.get("blocks.0.attn.qkv.weight")
     return weight.shape[1] if weight is not None and weight.ndim == 2 else 0
 
 
-def _class_token(contents: Contents) -> int:
+def class_token(contents: Contents) -> int:
     """Entries of the positions that are of no patch.
 
     Raises:
@@ -342,18 +361,23 @@ def _without_k_bias(contents: Contents) -> None:
         state[f"{front}qkv.bias"] = torch.cat([q, k, v] if biased else [q, v])
 
 
-def _check_table(cos_ND: Tensor, rope: Rope, whose: str, counted_from: int = 0) -> None:
+def check_table(table: Tensor, rope: Rope, whose: str, counted_from: int = 0) -> None:
     """
+    Args:
+        table: of a square of N tokens and heads of D channels: cosines, (N, D), two neighbours
+            alike; or cosines and sines as complex numbers, (N, D / 2).
+
     Raises:
-        WeightsError: the tables of rotary positions are of others than `rope`.
+        WeightsError: it is of other rotary positions than `rope`.
     """
-    side = square_grid(cos_ND.shape[0]) if cos_ND.ndim == 2 else None
-    if side and cos_ND.shape[1] % 4 == 0 and cos_ND.is_floating_point():
-        cos, sin = rope.turn(Partition(), side, cos_ND.shape[1], cos_ND)
+    side = square_grid(table.shape[0]) if table.ndim == 2 else None
+    channels = table.shape[1] * (1 + table.is_complex()) if side else 0
+    if channels and channels % 4 == 0 and (table.is_floating_point() or table.is_complex()):
+        cos, sin = rope.turn(Partition(), side, channels, table.real)
         if counted_from:  # turned on by the angles of a token's place, 1
-            one = Rope(2, unit="token").turn(Partition(), (2, 2), cos_ND.shape[1], cos_ND)
+            one = Rope(2, unit="token").turn(Partition(), (2, 2), channels, table.real)
             cos = cos * one[0][:, 1:, 1:] - sin * one[1][:, 1:, 1:]
-        expected = cos.flatten(0, 2).repeat_interleave(2, -1)
-        if torch.allclose(cos_ND.to(expected.dtype), expected, atol=0.02):
+        expected = torch.complex(cos, sin) if table.is_complex() else cos.repeat_interleave(2, -1)
+        if torch.allclose(table.to(expected.dtype), expected.flatten(0, 2), atol=0.02):
             return
     raise WeightsError(f"its tables of rotary positions are others than {whose}'s")

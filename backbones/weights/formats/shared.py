@@ -9,11 +9,11 @@ from ..contents import Contents, State, WeightsError
 
 
 def unbiased_stem(contents: Contents) -> None:
-    """Zeros for the bias of the patch embedding, which CLIP's has not."""
+    """Zeros for the bias of the patch embedding, which CLIP's, PE's and SAM 3's have not."""
     kernel = contents.encoder.get("patch_embed.proj.weight")
     if kernel is not None and "patch_embed.proj.bias" not in contents.encoder:
         contents.encoder["patch_embed.proj.bias"] = kernel.new_zeros(kernel.shape[:1])
-        contents.notes.append("the bias of the patch embedding is zero: CLIP has none")
+        contents.notes.append("the bias of the patch embedding is zero: the file has none")
 
 
 def join_biases(contents: Contents) -> None:

@@ -197,7 +197,7 @@ class Timm(_Timm):
 
     title = "timm vit_*, deit* and eva_giant_*; MAE, DeiT, DINO, iBOT, DINOv2, I-JEPA, EVA-01"
     mark = r"^blocks\.(\d+\.)+attn\.qkv\.weight$"
-    without = r"^decoder_|^neck\.|\.attn\.pool_"
+    without = r"^decoder_|^neck\.|\.attn\.pool_|^ln_pre\."
 
     def recognises(self, state: State) -> bool:
         if is_dinov3(state) or is_eva02(state) or is_pe(state) or all(map(VIT_KEYS.match, state)):

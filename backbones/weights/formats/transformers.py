@@ -23,7 +23,7 @@ CLIP_TOWER = (
     (r"\.self_attn\.out_proj\.", ".attn.proj."),
     (r"\.self_attn\.", ".attn."),
 )
-_CLASSIFIER_BLOCKS = (
+CLASSIFIER_BLOCKS = (
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
@@ -53,9 +53,7 @@ class HuggingFace(Format):
     models: tuple[str, ...] = ()
 
     def configure(self, contents: Contents, config: dict) -> None:
-        for part in ("vision_config", "backbone_config"):
-            if isinstance(config.get(part), dict):
-                config = config[part]
+        config = encoder_config(config)
         if (model := config.get("model_type", self.models[0])) not in self.models:
             raise WeightsError(
                 f"config.json has model_type={str(model)[:80]!a}: another model than "
@@ -65,7 +63,7 @@ class HuggingFace(Format):
             ("norm_eps", "layer_norm_eps", lambda v: isinstance(v, float) and 0 < v < 1),
             ("num_heads", "num_attention_heads", _is_count),
             ("window_size", "window_size", lambda v: v == 0 or _is_count(v)),
-            ("window_block_indexes", "window_block_indices", _is_indexes),
+            ("window_block_indexes", "window_block_indices", is_indexes),
             ("act_layer", "hidden_act", lambda v: isinstance(v, str) and v in ACTIVATIONS),
         ):
             if key in config:
@@ -77,6 +75,25 @@ class HuggingFace(Format):
         if contents.settings.get("window_size") == 0:  # VitDet's word for no windows
             contents.settings |= dict(window_size=14, window_block_indexes=[])
         contents.grid = _grid(contents, config)
+
+
+def encoder_config(config: dict) -> dict:
+    """The part of a config.json that is the image encoder's."""
+    for part in ("detector_config", "vision_config", "backbone_config"):
+        if isinstance(config.get(part), dict):
+            config = config[part]
+    return config
+
+
+def rotary_base(base) -> float:
+    """A config's `rope_theta`, as `Rope` takes it.
+
+    Raises:
+        WeightsError: it does not.
+    """
+    if not isinstance(base, int | float) or not 1 <= base < math.inf:
+        raise WeightsError(f"config.json has rope_theta={base!r}: ViT cannot say it")
+    return base
 
 
 def _grid(contents: Contents, config: dict) -> tuple[int, int] | None:
@@ -100,7 +117,7 @@ def _is_count(value) -> bool:
     return isinstance(value, int) and value > 0
 
 
-def _is_indexes(value) -> bool:
+def is_indexes(value) -> bool:
     return isinstance(value, list) and all(isinstance(i, int) and i >= 0 for i in value)
 
 
@@ -124,7 +141,7 @@ class HfViT(HuggingFace):
     }
     rename = (
         (r"^(vit|deit|ijepa)\.", ""),
-        *_CLASSIFIER_BLOCKS,
+        *CLASSIFIER_BLOCKS,
         (r"\.layernorm_before\.", ".norm1."),
         (r"\.layernorm_after\.", ".norm2."),
         (r"\.intermediate\.dense\.", ".mlp.fc1."),
@@ -164,7 +181,7 @@ class HfDinov2(HuggingFace):
     registers = r"\bembeddings\.register_tokens$"
     rename = (
         (r"^dinov2(_with_registers)?\.", ""),
-        *_CLASSIFIER_BLOCKS,
+        *CLASSIFIER_BLOCKS,
         (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
         (r"\.mlp\.weights_in\.", ".mlp.fc1."),  # the giant's SwiGLU
         (r"\.mlp\.(weights_out|down_proj)\.", ".mlp.w3."),
@@ -263,7 +280,7 @@ class HfSam(HuggingFace):
         config = config.get("vision_config", config)
         if isinstance(config, dict) and "global_attn_indexes" in config:
             whole = config["global_attn_indexes"]
-            if not _is_indexes(whole):
+            if not is_indexes(whole):
                 raise WeightsError(
                     f"config.json has global_attn_indexes={whole!r}: ViT cannot say it"
                 )

@@ -61,7 +61,7 @@ def test_open_clip(model, more, part, tmp_path):
     assert_whole(account, encoder, DROPPED | more | (AROUND if part == "model" else set()))
     act = "QuickGELU" if model.get("quick_gelu") else "GELU"
     assert account.notes == [
-        "the bias of the patch embedding is zero: CLIP has none",
+        "the bias of the patch embedding is zero: the file has none",
         f"not in the file: act_layer, {act} here",
         "not in the file: num_heads, 4 here",
     ]

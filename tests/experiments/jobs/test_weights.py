@@ -134,9 +134,9 @@ def test_detectors_of_others_are_refused_by_name(keys, told, tmp_path):
 
 
 def test_another_model_is_told_before_anything_trains(small_set, tmp_path):
-    path = tmp_path / "sam3.pth"
-    torch.save({"detector.backbone.vision_backbone.trunk.blocks.0.b": torch.ones(1)}, path)
-    told = "it is of SAM 3: rotary positions"
+    path = tmp_path / "sam2.pth"
+    torch.save({"image_encoder.trunk.blocks.0.b": torch.ones(1)}, path)
+    told = "it is of SAM 2: its encoder is Hiera, no plain ViT"
     assert_told(experiments("weights", path), f"cannot read {path}: {told}")
     words = ["run", "global-vs-conv", "--variants", "none", "--runs", tmp_path / "runs"]
     done = experiments(*words, *own(small_set), "--overrides", f"train.init_weights={path}")
