@@ -272,7 +272,7 @@ def caption(results: Results) -> str:
         f" whole detector on one image, attention counted; time is of training by the clock, {base}"
         " is 1, with whatever else ran on the machine."
     )
-    if any(initial_weights(results)):
+    if initial_weights(results):
         text += (
             " Rows start from weights that were trained before: what another such training would"
             " change is not in the intervals."
@@ -290,9 +290,10 @@ def caption(results: Results) -> str:
 
 
 def initial_weights(results: Results) -> set[str]:
-    """What the study's own runs start from; "": random weights."""
+    """What the study's own runs start from, but for random weights."""
     configs = results.records.get("config", ())
-    return {str(c["train"].get("init_weights", "")) for c in configs if "train" in c}
+    found = {str(c["train"].get("init_weights", "")) for c in configs if "train" in c}
+    return found - {"", "none"}
 
 
 def title(results: Results) -> str:

@@ -111,6 +111,14 @@ def test_the_caption_names_the_papers_data(study):
     assert "arXiv" not in tables.markdown(replace(found, table=found.table.drop(columns=papers)))
 
 
+@pytest.mark.parametrize(("word", "trained"), [("none", False), ("", False), ("mae_in1k", True)])
+def test_the_caption_names_weights_that_were_trained(study, word, trained):
+    found = results.load(study)
+    records = found.records.assign(config=[{"train": {"init_weights": word}}] * len(found.records))
+    text = tables.caption(replace(found, records=records))
+    assert ("weights that were trained before" in text) == trained
+
+
 def test_the_formats(study):
     found = results.load(study)
     texts = {form: tables.whole(found, form) for form in tables.FORMATS if form != "csv"}
