@@ -23,8 +23,8 @@ No paper has these rows on this detector with fixed heads, so there are no publi
 them; of layer-wise decay arXiv:2203.16527 (appendix A.2) says that it gains up to 0.3 AP, and
 nothing with supervised pre-training.
 
-At mini scale the encoder was trained with windows only (docs/mini.md); reach says whether its blocks
-carry information across windows, which frozen ones do, too (docs/tuning.md).
+At mini scale the encoder was trained with windows only (docs/mini.md); reach says whether its
+blocks carry information across windows, which frozen ones do, too (docs/tuning.md).
 
 Hardware of the paper: 64 GPUs, one image each. `make plan STUDY=tuning SCALE=coco` counts the hours
 of each row.
