@@ -87,6 +87,15 @@ def test_a_larger_pass_is_the_same_step(row, tuning, checkpointing, dicts):
     assert wrong < 1e-3 * moved
 
 
+def test_several_passes_of_several_groups(dicts):
+    """A group's random numbers are those of its place in the step, in whichever pass it is."""
+    cfg = resolved("vit")
+    losses = trained(cfg, dicts, 1)[1]
+    _, own_losses, groups = trained(cfg, dicts, 2)
+    assert groups == 2
+    assert own_losses == pytest.approx(losses, rel=1e-4)
+
+
 def test_groups_of_two(dicts):
     cfg = resolved("vit")
     _, losses, _ = trained(cfg, dicts, 2, group=2)
