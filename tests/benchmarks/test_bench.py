@@ -110,6 +110,7 @@ def measured(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_suite_from_start_to_files(measured):
     found = pd.read_csv(measured / "encoder.csv")
     ran = found[found.seconds.notna()]

@@ -23,6 +23,7 @@ def test_generated_images_are_as_large_as_cocos(made):
         assert len(entry["annotations"]) == 7
 
 
+@pytest.mark.slow
 def test_rows_agree_and_are_measured(made):
     table = input_pipeline.measure(made[1], rounds=2).set_index("row")
     assert list(table.index) == list(input_pipeline.ROWS)

@@ -1,5 +1,7 @@
 """The benchmark of frozen probes: what is computed once is told from what each run takes."""
 
+import pytest
+
 from benchmarks import probe
 
 TINY = {
@@ -11,6 +13,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_measured():
     table = probe.measure((10, 3), TINY)
     assert tuple(table.row) == probe.ROWS

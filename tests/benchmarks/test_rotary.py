@@ -40,6 +40,7 @@ def test_only_the_positions_of_a_row_differ():
         build(replace(EVA, blocks="4 global"), "timm")
 
 
+@pytest.mark.slow
 def test_a_page_of_small_cases(tmp_path):
     cases = (VIT, replace(TRAINED, implementations=("fused", "rope", "lost")), EVA)
     rotary.bench(tmp_path, dict(device="a box"), Console(quiet=True), cases)

@@ -61,6 +61,7 @@ def test_a_word_sets_the_size_and_a_partition_knows_its_block(grid_file):
     assert encoder(torch.randn(1, 3, 120, 136))["last_feat"].shape == (1, 64, 15, 17)
 
 
+@pytest.mark.slow
 def test_the_commands_make_the_table(grid_file, small_set, tmp_path):
     run = python(
         "-m", "experiments", "run", grid_file, "--seeds", 1, "--runs", tmp_path,

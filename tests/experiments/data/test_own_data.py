@@ -24,6 +24,7 @@ from experiments.data.stream import Stream, training_loader
 from experiments.evaluation.evaluate import evaluate, set_num_classes
 from experiments.jobs import runs
 from experiments.recipe import config, identity, own_data
+from experiments.records import progress
 from tests.conftest import ROOT
 from tests.faults.faulty import call_here
 
@@ -179,6 +180,7 @@ def call(command, *words) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_boxes_only_from_command_to_report(tmp_path):
     sets = [write(tmp_path, name, masks=False) for name in ("train", "val")]
     options = ["--dataset", sets[0], "--val", sets[1]]
@@ -252,7 +254,7 @@ def test_each_set_has_a_folder_of_its_own(tmp_path):
     assert "people-" in titles[1]
     written = report.write(folders, tmp_path / "report")
     assert written[1].read_text().count("## count, mini scale") == 2
-    assert "mini@cells-" in main._state(tmp_path / "runs", "count")
+    assert "mini@cells-" in progress.of_study(tmp_path / "runs", "count")
 
 
 def test_the_embedded_set_keeps_its_folder_and_its_runs_identity(tmp_path):

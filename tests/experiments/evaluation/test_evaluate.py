@@ -469,6 +469,7 @@ SMALL_EVA02 = (
 )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_eva02_det(splits, tmp_path):
     """In the exact layout of a released one, by the suite's config: what `make eval-coco` does,
     and what is published for a file of that name."""

@@ -305,6 +305,7 @@ def test_effective_rank(rank):
     assert effective_rank(x_MC.T @ x_MC) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_study_pre_trains_once_and_starts_from_it(folder, small_set, tmp_path):
     own_words = " ".join(f"pretraining.{key}={value}" for key, value in SMALL.items())
     overrides = f"train.max_iter=1 train.amp=false {own_words}"
@@ -328,6 +329,7 @@ def test_a_study_pre_trains_once_and_starts_from_it(folder, small_set, tmp_path)
     }
 
 
+@pytest.mark.slow
 def test_torchrun_pre_trains_and_trains_in_its_processes(folder, small_set, tmp_path):
     own_words = " ".join(f"pretraining.{key}={value}" for key, value in SMALL.items())
     halves = "dataloader.train.micro_batch_size=4"

@@ -176,6 +176,7 @@ def test_weights_that_do_not_fit_are_told_before_anything_trains(sam, small_set,
     assert not list((tmp_path / "runs").rglob("log.txt"))
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_detectors_encoder(small_set, tmp_path):
     """Of the run's own shape: its log has the account."""
     cfg = load(base_path("mini", "vit-mini")).model

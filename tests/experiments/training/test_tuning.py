@@ -72,6 +72,7 @@ def test_it_goes_on_where_it_stopped_and_the_rest_never_changes(small_set, tmp_p
     assert bool(trains) is (tuning != "frozen")
 
 
+@pytest.mark.slow
 def test_several_processes(small_set, tmp_path):
     """Gradients that never come are not waited for, whatever holds the weights."""
     words = STEPS | {"dataloader.train.micro_batch_size": 4, "train.tuning": "last:2"}
