@@ -29,7 +29,7 @@ CASES = (
         blocks="all global",
         rel_pos=False,
         implementations=("timm", "rope of tokens"),
-        rounds=3,
+        rounds=7,
     ),
 )
 ROWS = [f"{case}: {', '.join(case.implementations)}" for case in CASES]
