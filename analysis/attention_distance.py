@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from backbones import ViT
+from backbones import Encoder
 from backbones.attention import Attention
 from backbones.positions import relative_position_bias
 from backbones.sequence import TokenSequence
@@ -36,7 +36,7 @@ class AttentionDistance:
 
     pixels: np.ndarray  # (L, M)
     uniform: np.ndarray  # (L,) what equal weights on all tokens that a token may see would give
-    plan: np.ndarray  # (L,) what each block does, see `ViT.plan`
+    plan: np.ndarray  # (L,) what each block does, see `Encoder.plan`
 
 
 def of_run(folder: str | Path, images: int = IMAGES) -> AttentionDistance:
@@ -63,7 +63,7 @@ def compute(encoder: nn.Module, images_BCHW: Tensor) -> AttentionDistance:
         encoder: any; of a plain ViT there is something to find.
         images_BCHW: as the encoder gets them.
     """
-    if not isinstance(encoder, ViT):
+    if not isinstance(encoder, Encoder):
         return AttentionDistance(np.zeros((0, 0)), np.zeros(0), np.zeros(0, "U1"))
     found: list[tuple[Tensor, Tensor]] = []
     hooks = [

@@ -97,7 +97,11 @@ def figure5(ours: pd.DataFrame, path: Path) -> list[Path]:
 
 
 def write(ours: pd.DataFrame, folder: Path) -> list[Path]:
-    """All three, as figure-3, ...; as `figure3`."""
+    """Figures 3, 4 and 5 as `folder`/figure-3.png, .svg and .csv, ...; the files written.
+
+    Args:
+        ours: as of `figure3`.
+    """
     written = []
     for number, draw in ((3, figure3), (4, figure4), (5, figure5)):
         written += draw(ours, folder / f"figure-{number}")

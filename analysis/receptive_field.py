@@ -24,7 +24,7 @@ import torch
 from matplotlib.colors import LogNorm
 from torch import Tensor, nn
 
-from backbones import ViT
+from backbones import Encoder
 from experiments.evaluation.kept import kept
 
 from . import style
@@ -106,7 +106,7 @@ def compute(encoder: nn.Module, images_BCHW: Tensor) -> ReceptiveField:
     with torch.no_grad():
         rows, columns = last_map(images_BCHW[:1]).shape[1:]
     stride = list(encoder.output_shape().values())[-1].stride
-    size = encoder.spec.window_size if isinstance(encoder, ViT) else -(-rows // 4)
+    size = encoder.spec.window_size if isinstance(encoder, Encoder) else -(-rows // 4)
     top, left = rows // 2 // size * size, columns // 2 // size * size
     high, wide = min(size, rows - top), min(size, columns - left)
 
@@ -125,7 +125,7 @@ def compute(encoder: nn.Module, images_BCHW: Tensor) -> ReceptiveField:
         by_distance += np.bincount(apart.astype(int).ravel(), field.ravel(), len(by_distance))
 
     window, window_side = np.full(4, math.nan), math.nan
-    if isinstance(encoder, ViT):
+    if isinstance(encoder, Encoder):
         own = (0, slice(top, top + size), slice(left, left + size))
         seen = sum(
             gradient(image_CHW[None], lambda x: encoder.patch_embed(x)[own])

@@ -4,6 +4,7 @@ from . import conv_blocks as _conv_blocks  # noqa: F401  (registers its entries)
 from .activations import QuickGELU, TanhGELU
 from .build import SIZES, build_backbone, build_encoder
 from .convnext import ConvNeXt
+from .encoder import Encoder
 from .norms import LayerNorm2d, TokenBatchNorm
 from .partition import Partition, ShiftedWindows, Windows
 from .propagation import PLACEMENTS, EncoderSpec, Propagation
@@ -44,6 +45,7 @@ __all__ = [
     "AvgPoolPyramid",
     "ConvNeXt",
     "ConvStem",
+    "Encoder",
     "EncoderSpec",
     "FeaturePyramid",
     "LastMapFPN",

@@ -33,6 +33,9 @@ class Encoder(Backbone):
         norm_pre: a norm in front of the first block.
         neck: on (B, dim, h, w), behind the last block; its channels are `out_chans`.
         stages, out_feature, mask_ratio, registers, use_act_checkpoint: as of `ViT`.
+
+    Raises:
+        ValueError: other blocks than `spec` counts, or a neck and `out_chans` without each other.
     """
 
     def __init__(
@@ -54,6 +57,10 @@ class Encoder(Backbone):
         use_act_checkpoint: bool = False,
     ):
         super().__init__()
+        if len(blocks) != spec.depth:
+            raise ValueError(f"{len(blocks)} blocks do not fit: spec.depth={spec.depth} of them do")
+        if (neck is None) != (out_chans is None):
+            raise ValueError(f"out_chans={out_chans} does not fit: it goes with a neck")
         self.spec, self.img_size = spec, img_size
         self.patch_embed, self.pos_embed = stem, pos_embed
         self.pretrain_use_cls_token = pretrain_use_cls_token

@@ -15,7 +15,7 @@ from .relative import onehot_keys
 _CHUNK_BYTES = 4 * 2**20
 _ALL_CHUNKS_BYTES = 64 * 2**20  # on many cores
 # Tokens of a float32 map without relative positions from which torch's kernel is faster forward
-# (`make bench SUITE=rotary`, EVA-02); in bfloat16 it is slower.
+# (`make bench SUITE=rotary`, EVA-02).
 _TORCHS_TOKENS = 1024
 
 
@@ -33,7 +33,8 @@ def chunked_attention(
 
     The scores of a chunk are made, biased, soft-maxed and used while they are in the cache, in one
     buffer. Grouping is part of the reading: no copy of the map in group order is made. The backward
-    pass makes the scores again.
+    pass makes the scores again. Forward, large plain maps are torch's kernel's, see
+    `_TORCHS_TOKENS`.
 
     Args:
         qkv_BTE: (B, T, 3 * M * D), q, k and v of every token, unscaled.

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..activations import TanhGELU
+from ..encoder import Encoder
 from ..rope import Rope
 from ..unseen import KEY as UNSEEN
-from ..vit import ViT
 from . import resize
 from .account import Account, group, sizes
 from .contents import Contents, State, WeightsError, is_finite
@@ -68,7 +68,7 @@ def fit_detector(model: nn.Module, contents: Contents, strict: bool) -> tuple[St
             "starts from it as train.init_weights"
         )
     name, encoder = encoder_of(model)
-    if isinstance(encoder, ViT) and (windows := _other_windows(encoder, contents)):
+    if isinstance(encoder, Encoder) and (windows := _other_windows(encoder, contents)):
         raise WeightsError(
             f"{_title(contents)} does not fit: {windows} (the encoder's window_size, count and "
             "placement decide)"
@@ -198,7 +198,7 @@ def _check_turn(encoder: nn.Module, contents: Contents) -> None:
     if theirs is None:
         return
     wanted = Rope(**dict(length=1) | theirs)
-    own = encoder.blocks[0].attn.rope if isinstance(encoder, ViT) else None
+    own = encoder.blocks[0].attn.rope if isinstance(encoder, Encoder) else None
     kinds = [(r.unit, r.base, r.axes, r.pairs) for r in (own, wanted) if r is not None]
     elsewhere = "coordinates" in theirs and own and own.coordinates != wanted.coordinates
     if own is None or kinds[0] != kinds[1] or elsewhere:
@@ -215,7 +215,7 @@ def _check_turn(encoder: nn.Module, contents: Contents) -> None:
         )
 
 
-def _other_windows(encoder: ViT, contents: Contents) -> str:
+def _other_windows(encoder: Encoder, contents: Contents) -> str:
     """Which blocks of the file's model have windows, where that is known and others have here: no
     tensor shows it, unless there are relative positions."""
     theirs = contents.settings.get("window_block_indexes")
@@ -281,7 +281,7 @@ def _decided_by(encoder: nn.Module, account: Account) -> str:
     there = {group(key) for key in (*account.loaded, *account.resized)}
     apart = dict.fromkeys(group(key) for key in (*account.missing, *account.unexpected))
     words = [_DECIDED_BY[name] for name in apart if name in _DECIDED_BY and name not in there]
-    if not words or not isinstance(encoder, ViT):
+    if not words or not isinstance(encoder, Encoder):
         return ""
     return f" (the encoder's {', '.join(words)} decides)"
 
@@ -329,7 +329,7 @@ def _activation(module: nn.Module) -> type:
 
 def _differences(encoder: nn.Module, contents: Contents) -> list[str]:
     """What the file's model computes otherwise though every tensor fits, and what is not known."""
-    if not isinstance(encoder, ViT) or not encoder_words(contents):
+    if not isinstance(encoder, Encoder) or not encoder_words(contents):
         return []
     block = encoder.blocks[0]
     own = dict(

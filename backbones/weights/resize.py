@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..encoder import Encoder
 from ..positions import resized_positions, resized_table
-from ..vit import ViT
 from .contents import Contents, WeightsError, square_grid
 
 
@@ -24,7 +24,7 @@ def to_shape(
 ) -> tuple[Tensor | None, str]:
     """A tensor for another number of positions or pixels and what was done; None if it is no such
     tensor."""
-    if not isinstance(encoder, ViT) or tensor.ndim != len(wanted) or not tensor.numel():
+    if not isinstance(encoder, Encoder) or tensor.ndim != len(wanted) or not tensor.numel():
         return None, ""
     if key.endswith("pos_embed") and tensor.shape[2] == wanted[2]:
         return _positions(tensor, encoder, contents)
@@ -42,7 +42,7 @@ def is_other_grid(contents: Contents) -> bool:
     return contents.grid is not None and contents.grid[0] != contents.grid[1]
 
 
-def _positions(pos_1PC: Tensor, encoder: ViT, contents: Contents) -> tuple[Tensor, str]:
+def _positions(pos_1PC: Tensor, encoder: Encoder, contents: Contents) -> tuple[Tensor, str]:
     patches_1PC = pos_1PC[:, contents.prefix :]
     grid = contents.grid or square_grid(patches_1PC.shape[1])
     if not grid or math.prod(grid) != patches_1PC.shape[1]:

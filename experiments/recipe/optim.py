@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from detectron2.modeling.backbone.swin import WindowAttention
 from torch import nn
 
-from backbones import ViT
+from backbones import Encoder
 from backbones.block import LayerScale
 
 NO_DECAY_KINDS = ("norm", "pos_embed", "relative_position_bias")
@@ -23,7 +23,7 @@ _NORMS = (
 )
 
 
-def layers(encoder: ViT) -> list[list[nn.Module | nn.Parameter]]:
+def layers(encoder: Encoder) -> list[list[nn.Module | nn.Parameter]]:
     """Parts of each layer, from the image on: patch embedding, positions, registers and CLIP's norm
     behind them are layer 0, block i is layer i + 1. What comes behind the blocks is in none."""
     below = (encoder.patch_embed, encoder.pos_embed, encoder.registers)
@@ -31,7 +31,7 @@ def layers(encoder: ViT) -> list[list[nn.Module | nn.Parameter]]:
     return [first, *([block] for block in encoder.blocks)]
 
 
-def lr_factors(encoder: ViT, layer_decay: float) -> dict[nn.Parameter, float]:
+def lr_factors(encoder: Encoder, layer_decay: float) -> dict[nn.Parameter, float]:
     """Learning-rate factor of each encoder parameter (BEiT, arXiv:2106.08254).
 
     A factor of `layer_decay` per layer below the head, see `layers`. Residual conv blocks are new,
@@ -65,21 +65,21 @@ def param_groups(
             "relative_position_bias" is Swin's table.
 
     Raises:
-        ValueError: an unknown kind, or `layer_decay` for a model that has no `ViT`.
+        ValueError: an unknown kind, or `layer_decay` for a model that has no `Encoder`.
     """
     unknown = set(no_weight_decay) - set(NO_DECAY_KINDS)
     if unknown:
         raise ValueError(
             f"no_weight_decay={sorted(unknown)} is unknown: allowed are {', '.join(NO_DECAY_KINDS)}"
         )
-    if layer_decay != 1.0 and not any(isinstance(m, ViT) for m in model.modules()):
+    if layer_decay != 1.0 and not any(isinstance(m, Encoder) for m in model.modules()):
         raise ValueError(
             f"layer_decay={layer_decay} has no effect: the model has no ViT, 1.0 is for others"
         )
     factors: dict[nn.Parameter, float] = {}
     without_decay: set[nn.Parameter] = set()
     for module in model.modules():
-        if isinstance(module, ViT):
+        if isinstance(module, Encoder):
             factors |= lr_factors(module, layer_decay)
             if "pos_embed" in no_weight_decay and module.pos_embed is not None:
                 without_decay.add(module.pos_embed)

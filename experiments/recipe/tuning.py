@@ -4,7 +4,7 @@ from types import MethodType
 
 from torch import nn
 
-from backbones import ViT
+from backbones import Encoder
 
 from ..errors import UserError, unknown
 from .optim import layers
@@ -46,7 +46,7 @@ def _frozen(encoder: nn.Module, tuning: str) -> list[nn.Module | nn.Parameter]:
     word, _, count = tuning.partition(":")
     if word != "last":
         raise unknown("train.tuning", tuning, (FULL, "last:<n>", FROZEN))
-    if not isinstance(encoder, ViT):
+    if not isinstance(encoder, Encoder):
         raise UserError(
             f"train.tuning={tuning} is for a plain ViT, not for {type(encoder).__name__}: "
             f"{FULL} and {FROZEN} are for others"

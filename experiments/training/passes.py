@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
 
-from backbones import ViT
+from backbones import Encoder
 from backbones.drop_path import DropPath
 
 _LOGGER = logging.getLogger("detectron2")  # whose lines are kept in a run's log
@@ -44,7 +44,7 @@ def groups(model: nn.Module, images: int, group: int) -> int:
 def _inseparable(model: nn.Module) -> str:
     """Why what one group computes would depend on the others; "" if it does not."""
     encoder = getattr(getattr(model, "backbone", None), "net", None)
-    if not isinstance(model, GeneralizedRCNN | RetinaNet) or not isinstance(encoder, ViT):
+    if not isinstance(model, GeneralizedRCNN | RetinaNet) or not isinstance(encoder, Encoder):
         return "only detectors with a plain ViT run several groups at once"
     if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         return "batch norm is over a group"

@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from backbones import ViT
+from backbones import Encoder
 
 from ..costs.devices import autocast
 from . import distributed
@@ -75,7 +75,7 @@ def parallel(model: nn.Module, how: str) -> nn.Module:
         _settle_buckets(model)
         return model
     for module in model.modules():
-        if isinstance(module, ViT):
+        if isinstance(module, Encoder):
             for block in module.blocks:
                 fully_shard(block)
     return fully_shard(model)

@@ -5,7 +5,20 @@ import re
 import pytest
 import torch
 
-from backbones import CONV_BLOCKS, SIZES, ViT, build_backbone, build_encoder
+from backbones import (
+    CONV_BLOCKS,
+    SIZES,
+    Encoder,
+    EncoderSpec,
+    Partition,
+    PatchEmbed,
+    ViT,
+    Windows,
+    build_backbone,
+    build_encoder,
+)
+from backbones.block import BlockParts, Mlp
+from backbones.weights import load_encoder
 
 
 def encoder(**words) -> ViT:
@@ -171,3 +184,37 @@ def test_necks_that_do_not_fit():
             build_backbone(scale_factors=(4.0, 1.0))
         with pytest.raises(ValueError, match=r"scale_factors: 8\.0 is unknown"):
             build_backbone(scale_factors=(8.0, 4.0))
+
+
+class TestOfParts:
+    """An encoder of parts that somebody built."""
+
+    def parts(self, depth=2):
+        spec = EncoderSpec(dim=16, depth=2, num_heads=2, window_size=2)
+        partitions = [Windows(2), Partition()]
+        build = BlockParts(
+            dim=16, num_heads=2, grid=(4, 4), norm_layer=torch.nn.LayerNorm,
+            mlp=lambda dim: Mlp(dim, 64, torch.nn.GELU),
+        )  # fmt: skip
+        stem = PatchEmbed(4, 3, 16)
+        return spec, 16, stem, [build.block(p) for p in partitions[:depth]]
+
+    def test_computes_and_loads_what_the_words_do(self, tmp_path):
+        words = ViT(
+            img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, window_size=2,
+            pretrain_img_size=16, pretrain_use_cls_token=False, window_block_indexes=[0],
+        )  # fmt: skip
+        torch.save(words.state_dict(), tmp_path / "own.pth")
+        encoder = Encoder(*self.parts(), pos_embed=torch.nn.Parameter(torch.zeros(1, 16, 16)))
+        assert list(encoder.state_dict()) == list(words.state_dict())
+        load_encoder(encoder, tmp_path / "own.pth", show=lambda _: None)
+        image = torch.randn(2, 3, 16, 24)
+        assert torch.equal(encoder(image)["last_feat"], words(image)["last_feat"])
+        assert encoder.plan == words.plan == ("window", "global")
+        assert encoder.output_shape() == words.output_shape()
+
+    def test_parts_that_do_not_fit(self):
+        with pytest.raises(ValueError, match=re.escape("1 blocks do not fit: spec.depth=2")):
+            Encoder(*self.parts(depth=1))
+        with pytest.raises(ValueError, match="out_chans=8 does not fit: it goes with a neck"):
+            Encoder(*self.parts(), out_chans=8)
